@@ -1,0 +1,10 @@
+"""Discrete Stochastic Localization in JAX (arXiv 2605.12836).
+
+Shape suffixes used everywhere, one capital per axis:
+  B batch, L length, V vocabulary, D sphere dimension, M network width,
+  T path intervals, H heads, K features of a head or query, N tokens (B * L),
+  C chunks or channels, R rows of a chunk.
+Information is in nats; the signal-to-noise ratio (SNR, t) is linear.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Pure mathematics: sphere, channel, paths, laws, vocabulary contractions."""

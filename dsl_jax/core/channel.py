@@ -1,0 +1,108 @@
+"""The localization channel z = t x + sqrt(t) eps and its moves.
+
+Every token has its own signal-to-noise ratio t >= 0 (linear). t = 0 is the
+mask: z is exactly zero. t = inf is a committed token, stored free of noise as
+clean_snr * x. The three moves compose exactly: the law of z at the new SNR is
+the law `observe` gives there (arXiv 2605.12836; the way down is the Brownian
+bridge of the process dz = x dt + dW).
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def observe(
+  key: jax.Array, x_BLD: jax.Array, snr_BL: jax.Array, *, clean_snr: float
+) -> jax.Array:
+  """Draws z = t x + sqrt(t) eps.
+
+  Args:
+    key: typed random key.
+    x_BLD: clean unit points, f32.
+    snr_BL: SNR per token, broadcastable to x's leading axes; 0 gives exactly
+      0, inf gives clean_snr * x.
+    clean_snr: the scale that stands for a committed token.
+
+  Returns:
+    z_BLD, f32.
+  """
+  snr, inf = _split(snr_BL, x_BLD)
+  z = snr * x_BLD + jnp.sqrt(snr) * _noise(key, x_BLD)
+  return jnp.where(inf, clean_snr * x_BLD, z)
+
+
+def advance(
+  key: jax.Array,
+  z_BLD: jax.Array,
+  x_BLD: jax.Array,
+  snr_BL: jax.Array,
+  next_BL: jax.Array,
+  *,
+  clean_snr: float,
+) -> jax.Array:
+  """Moves up, z(t + d) = z(t) + d x + sqrt(d) eps; to inf, clean_snr * x.
+
+  Args:
+    key: typed random key.
+    z_BLD: state at snr_BL.
+    x_BLD: clean points, or a mean or sampled estimate of them.
+    snr_BL: current SNR per token, broadcastable.
+    next_BL: next SNR, at least snr_BL; where equal, z comes back unchanged.
+    clean_snr: see `observe`.
+
+  Returns:
+    z_BLD at next_BL, f32.
+  """
+  chex.assert_equal_shape([z_BLD, x_BLD])
+  snr, was_inf = _split(snr_BL, z_BLD)
+  nxt, is_inf = _split(next_BL, z_BLD)
+  d = jnp.where(was_inf | is_inf, 0.0, jnp.maximum(nxt - snr, 0.0))
+  moved = z_BLD + d * x_BLD + jnp.sqrt(d) * _noise(key, z_BLD)
+  z = jnp.where(d > 0, moved, z_BLD)
+  return jnp.where(is_inf & ~was_inf, clean_snr * x_BLD, z)
+
+
+def backtrack(
+  key: jax.Array,
+  z_BLD: jax.Array,
+  snr_BL: jax.Array,
+  next_BL: jax.Array,
+  *,
+  clean_snr: float,
+) -> jax.Array:
+  """Moves down without knowing x, by the Brownian bridge.
+
+  z(t') = (t'/t) z(t) + sqrt(t' (t - t') / t) eps, and from inf
+  z(t') = t' x + sqrt(t') eps. t' = 0 is a hard remask, 0 < t' < t a soft one.
+
+  Args:
+    key: typed random key.
+    z_BLD: state at snr_BL.
+    snr_BL: current SNR per token, broadcastable.
+    next_BL: next SNR, at most snr_BL; where equal, z comes back unchanged.
+    clean_snr: see `observe`.
+
+  Returns:
+    z_BLD at next_BL, f32.
+  """
+  snr, was_inf = _split(snr_BL, z_BLD)
+  nxt, is_inf = _split(next_BL, z_BLD)
+  # A committed token is clean_snr * x, so it shrinks by t'/clean_snr.
+  ratio = nxt / jnp.where(was_inf, clean_snr, jnp.where(snr > 0, snr, 1.0))
+  left = jnp.where(was_inf, 1.0, jnp.maximum(1.0 - ratio, 0.0))
+  z = ratio * z_BLD + jnp.sqrt(nxt * left) * _noise(key, z_BLD)
+  stays = is_inf | (~was_inf & (nxt >= snr))
+  return jnp.where(stays, z_BLD, z)
+
+
+def _split(snr_BL, like_BLD):
+  """SNR as [..., 1] with inf replaced by 0, and where it was inf."""
+  snr = jnp.asarray(snr_BL, jnp.float32)
+  snr = jnp.broadcast_to(snr, like_BLD.shape[:-1])[..., None]
+  inf = jnp.isinf(snr)
+  return jnp.where(inf, 0.0, snr), inf
+
+
+def _noise(key, like_BLD):
+  return jax.random.normal(key, like_BLD.shape, jnp.float32)

@@ -1,0 +1,120 @@
+"""Training laws: how the SNR of every token is drawn.
+
+A law is a function `law(key, (B, L)) -> snr_BL`. One law serves every sampler
+whose states it covers; together the laws of a mixture should cover
+(0, clean_snr] (arXiv 2605.12836).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Law = Callable[[jax.Array, tuple[int, int]], jax.Array]
+
+
+def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
+  """log t ~ N(mu, sigma^2), one t for a sequence or one for every token.
+
+  Args:
+    mu: mean of the natural logarithm of the SNR.
+    sigma: its standard deviation, >= 0.
+    per_token: draw independently for every token.
+
+  Returns:
+    The law.
+  """
+  if sigma < 0:
+    raise ValueError(f"sigma is {sigma}; a standard deviation is at least 0.")
+
+  def law(key, shape):
+    B, L = shape
+    normal = jax.random.normal(key, (B, L if per_token else 1))
+    return jnp.broadcast_to(jnp.exp(mu + sigma * normal), (B, L))
+
+  return law
+
+
+def endpoint(clean_snr: float, *, smooth: bool = True) -> Law:
+  """Random-order autoregression: some tokens clean, the others masked.
+
+  k ~ U{0..L-1} tokens at a uniformly random subset are visible.
+
+  Args:
+    clean_snr: SNR of a visible token.
+    smooth: hidden SNRs from U[0, 1), visible ones from U[0.8, 1] * clean_snr,
+      instead of exactly 0 and clean_snr.
+
+  Returns:
+    The law.
+  """
+  if not clean_snr > 0:
+    raise ValueError(f"clean_snr is {clean_snr}; it must be positive.")
+
+  def law(key, shape):
+    order_key, hidden_key, clean_key = jax.random.split(key, 3)
+    visible = visible_subset(order_key, shape)
+    if not smooth:
+      return jnp.where(visible, jnp.float32(clean_snr), 0.0)
+    low = jax.random.uniform(hidden_key, shape)
+    high = jax.random.uniform(clean_key, shape, minval=0.8, maxval=1.0)
+    return jnp.where(visible, clean_snr * high, low)
+
+  return law
+
+
+def mixture(*parts: tuple[Law, float]) -> Law:
+  """Chooses one law for each sequence.
+
+  Args:
+    *parts: (law, share) pairs; shares are normalised to sum to 1.
+
+  Returns:
+    The law.
+  """
+  shares = [share for _, share in parts]
+  if not parts or min(shares) < 0 or sum(shares) <= 0:
+    raise ValueError(
+      f"shares are {shares}; give non-negative shares with a positive sum."
+    )
+
+  def law(key, shape):
+    pick_key, *keys = jax.random.split(key, len(parts) + 1)
+    logits = jnp.log(jnp.asarray(shares, jnp.float32))
+    pick_B1 = jax.random.categorical(pick_key, logits, shape=(shape[0], 1))
+    snr = jnp.zeros(shape)
+    for i, ((part, _), part_key) in enumerate(zip(parts, keys)):
+      snr = jnp.where(pick_B1 == i, part(part_key, shape), snr)
+    return snr
+
+  return law
+
+
+def visible_subset(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Draws k ~ U{0..L-1} visible tokens at a uniformly random subset.
+
+  Args:
+    key: typed random key.
+    shape: (B, L).
+
+  Returns:
+    visible_BL, bool; at least one token of every sequence is hidden.
+  """
+  B, L = shape
+  count_key, order_key = jax.random.split(key)
+  count_B1 = jax.random.randint(count_key, (B, 1), 0, L)
+  return ranks(order_key, shape) < count_B1
+
+
+def ranks(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Draws a uniformly random order: the turn, 0..L-1, of every position.
+
+  Args:
+    key: typed random key.
+    shape: (B, L).
+
+  Returns:
+    ranks_BL, int32, a permutation in every row.
+  """
+  turn = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+  return jax.random.permutation(key, turn, axis=1, independent=True)

@@ -1,0 +1,43 @@
+"""Sampling schedules as arrays of per-token SNRs.
+
+A path has T + 1 rows, [T+1, L] or [T+1, B, L]. Row 0 is 0 (mask) or inf
+(prompt), the last row is inf. One network call leads from a row to the next;
+tokens may rise, fall, stay or commit, each on its own. Deterministic paths
+and the functions that reshape paths work on the host and return NumPy arrays;
+random paths take a key first and may be traced.
+"""
+
+from dsl_jax.core.paths.algebra import (
+  blocks,
+  check,
+  compact,
+  concat,
+  hold,
+  pad,
+)
+from dsl_jax.core.paths.grids import (
+  geometric,
+  information_uniform,
+  linear,
+  lognormal_quantiles,
+)
+from dsl_jax.core.paths.jumps import left_to_right, masked, random_order
+from dsl_jax.core.paths.remdm import budget_eta, remask
+
+__all__ = [
+  "blocks",
+  "budget_eta",
+  "check",
+  "compact",
+  "concat",
+  "geometric",
+  "hold",
+  "information_uniform",
+  "left_to_right",
+  "linear",
+  "lognormal_quantiles",
+  "masked",
+  "pad",
+  "random_order",
+  "remask",
+]

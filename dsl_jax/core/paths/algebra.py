@@ -1,0 +1,176 @@
+"""Joining, restricting and checking paths. Host code on concrete arrays."""
+
+import jax
+import numpy as np
+
+
+def concat(*paths: jax.Array) -> np.ndarray:
+  """Runs one path after another.
+
+  Where a path begins with the row on which the one before ends, the row is
+  kept once. Otherwise the step between the two rows is a move of its own.
+
+  Args:
+    *paths: [T+1, L] or [T+1, B, L].
+
+  Returns:
+    path, with the batch axis if any part has it.
+  """
+  if not paths:
+    raise ValueError("paths is empty; give at least one path.")
+  parts = [np.asarray(p, np.float32) for p in paths]
+  if any(p.ndim == 3 for p in parts):
+    batch = max(p.shape[1] for p in parts if p.ndim == 3)
+    parts = [_batched(p, batch) for p in parts]
+  joined = parts[0]
+  for p in parts[1:]:
+    if p.shape[1:] != joined.shape[1:]:
+      raise ValueError(
+        f"paths have rows of shape {joined.shape[1:]} and {p.shape[1:]}; "
+        "they must agree."
+      )
+    same = len(joined) and len(p) and np.array_equal(joined[-1], p[0])
+    joined = np.concatenate([joined, p[1:] if same else p])
+  return joined
+
+
+def blocks(length: int, *, block: int, inner: jax.Array) -> np.ndarray:
+  """Fills the sequence block by block, each block along an inner path.
+
+  Args:
+    length: L.
+    block: positions of a block; the last block may be shorter.
+    inner: path of T rows on `block` positions, used for every block, or on
+      `length` positions, of which every block uses its own.
+
+  Returns:
+    path, ceil(L / block) T + 1 rows.
+  """
+  inner = np.asarray(inner, np.float32)
+  if not 1 <= block <= length:
+    raise ValueError(f"block is {block}; use 1 to {length}, the length.")
+  if inner.shape[-1] not in (block, length):
+    raise ValueError(
+      f"inner covers {inner.shape[-1]} positions; use {block}, the block, or "
+      f"{length}, the length."
+    )
+  shared = inner.shape[-1] == block
+  parts = []
+  for start in range(0, length, block):
+    stop = min(start + block, length)
+    path = np.zeros((*inner.shape[:-1], length), np.float32)
+    path[..., :start] = np.inf
+    columns = slice(0, stop - start) if shared else slice(start, stop)
+    path[..., start:stop] = inner[..., columns]
+    parts.append(path)
+  return concat(*parts)
+
+
+def hold(path: jax.Array, known_BL: jax.Array) -> np.ndarray:
+  """Keeps known positions committed in every row: prompts and infilling.
+
+  Args:
+    path: [T+1, L] or [T+1, B, L].
+    known_BL: bool, [B, L] or [L], true where the token is given.
+
+  Returns:
+    path, with a batch axis if either argument has one.
+  """
+  path, known = np.asarray(path, np.float32), np.asarray(known_BL, bool)
+  if path.shape[-1] != known.shape[-1]:
+    raise ValueError(
+      f"known_BL has length {known.shape[-1]}, the path {path.shape[-1]}; "
+      "they must agree."
+    )
+  if known.ndim == 2:
+    path = _batched(path, len(known))
+  return np.where(known, np.float32(np.inf), path)
+
+
+def compact(path: jax.Array) -> np.ndarray:
+  """Drops rows that move nothing, for every sequence on its own.
+
+  Sequences that need fewer rows repeat their last one, so that the number of
+  network calls is that of the busiest sequence.
+
+  Args:
+    path: [T+1, L] or [T+1, B, L].
+
+  Returns:
+    path with at most as many rows, of the same rank.
+  """
+  path = np.asarray(path, np.float32)
+  moves = np.any(path[1:] != path[:-1], axis=-1)  # [T] or [T, B]
+  if path.ndim == 2:
+    return np.concatenate([path[:1], path[1:][moves]])
+  count_B = moves.sum(axis=0)
+  order = np.argsort(~moves, axis=0, kind="stable")[: count_B.max(initial=0)]
+  rows = np.take_along_axis(path[1:], order[..., None], axis=0)
+  done = np.arange(len(order))[:, None] >= count_B
+  rows = np.where(done[..., None], path[-1:], rows)
+  return np.concatenate([path[:1], rows])
+
+
+def pad(path: jax.Array, rows: int) -> np.ndarray:
+  """Repeats the last row, where `generate` stops: one program for many paths.
+
+  Args:
+    path: [T+1, L] or [T+1, B, L].
+    rows: rows of the result, at least those of the path.
+
+  Returns:
+    path of `rows` rows.
+  """
+  path = np.asarray(path, np.float32)
+  if rows < len(path):
+    raise ValueError(
+      f"rows is {rows}, but the path has {len(path)}; pad to at least that."
+    )
+  return np.concatenate([path, np.repeat(path[-1:], rows - len(path), axis=0)])
+
+
+def check(path: jax.Array, *, rising: bool = False) -> None:
+  """Refuses an array that is not a path, naming the row and the column.
+
+  Args:
+    path: [T+1, L] or [T+1, B, L].
+    rising: refuse moves down as well.
+
+  Raises:
+    ValueError: for a wrong rank, NaN, negative entries, a first row other
+      than 0 or inf, a last row other than inf, or, if asked, a move down.
+  """
+  path = np.asarray(path)
+  if path.ndim not in (2, 3) or not path.size:
+    raise ValueError(
+      f"path has shape {path.shape}; use [T+1, L] or [T+1, B, L], not empty."
+    )
+  _refuse(path, ~(path >= 0), "an SNR is at least 0, possibly inf")
+  first = np.zeros(path.shape, bool)
+  first[0] = (path[0] > 0) & np.isfinite(path[0])
+  _refuse(path, first, "the first row is 0, or inf where a prompt is")
+  last = np.zeros(path.shape, bool)
+  last[-1] = np.isfinite(path[-1])
+  _refuse(path, last, "the last row is inf everywhere")
+  if rising:
+    falls = np.zeros(path.shape, bool)
+    falls[1:] = path[1:] < path[:-1]
+    _refuse(path, falls, "here a path may not fall")
+
+
+def _refuse(path, bad, rule):
+  if bad.any():
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    axes = ("row", "column") if path.ndim == 2 else ("row", "batch", "column")
+    where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, at))
+    raise ValueError(f"path is {path[at]} at {where}; {rule}.")
+
+
+def _batched(path, batch):
+  path = path[:, None] if path.ndim == 2 else path
+  if path.shape[1] not in (1, batch):
+    raise ValueError(
+      f"the path has batch {path.shape[1]}, another argument {batch}; they "
+      "must agree."
+    )
+  return np.broadcast_to(path, (len(path), batch, path.shape[-1]))

@@ -1,0 +1,125 @@
+"""Continuous paths: all tokens share one rising grid of SNRs."""
+
+import jax
+import numpy as np
+
+
+def geometric(
+  num_steps: int, length: int, *, snr_min: float, snr_max: float
+) -> np.ndarray:
+  """All tokens share a geometric grid from snr_min to snr_max.
+
+  Args:
+    num_steps: T, network calls; T - 1 rows are finite and positive.
+    length: L.
+    snr_min: SNR of row 1.
+    snr_max: SNR of row T - 1.
+
+  Returns:
+    path, f32 [T+1, L].
+  """
+  _range(snr_min, snr_max)
+  return _shared(
+    np.geomspace(snr_max, snr_min, steps(num_steps) - 1)[::-1], length
+  )
+
+
+def linear(
+  num_steps: int, length: int, *, snr_max: float, snr_min: float | None = None
+) -> np.ndarray:
+  """All tokens share a linear grid.
+
+  Args:
+    num_steps: T, network calls.
+    length: L.
+    snr_max: SNR of row T - 1.
+    snr_min: SNR of row 1; None spaces rows 0 to T - 1 evenly.
+
+  Returns:
+    path, f32 [T+1, L].
+  """
+  n = steps(num_steps) - 1
+  snr_min = snr_max / max(n, 1) if snr_min is None else snr_min
+  _range(snr_min, snr_max)
+  return _shared(np.linspace(snr_max, snr_min, n)[::-1], length)
+
+
+def lognormal_quantiles(
+  num_steps: int, length: int, *, mu: float, sigma: float
+) -> np.ndarray:
+  """All tokens share the k/T quantiles of log t ~ N(mu, sigma^2).
+
+  Args:
+    num_steps: T, network calls.
+    length: L.
+    mu: mean of the natural logarithm of the SNR.
+    sigma: its standard deviation, > 0.
+
+  Returns:
+    path, f32 [T+1, L].
+  """
+  if not sigma > 0:
+    raise ValueError(f"sigma is {sigma}; it must be positive.")
+  k = np.arange(1, steps(num_steps)) / num_steps
+  return _shared(
+    np.exp(mu + sigma * np.asarray(jax.scipy.special.ndtri(k))), length
+  )
+
+
+def information_uniform(
+  num_steps: int, length: int, *, snr_grid: jax.Array, mmse_curve: jax.Array
+) -> np.ndarray:
+  """All tokens share rows at equal steps of information.
+
+  I(t) = 1/2 int_0^t mmse is the information the channel has given up to t.
+  Row k sits at I = k/(T-1) of what the grid holds (the principle is
+  LangFlow's, arXiv 2604.11748).
+
+  Args:
+    num_steps: T, network calls.
+    length: L.
+    snr_grid: increasing SNRs where the curve was measured; the last one is
+      row T - 1.
+    mmse_curve: E|x - xhat|^2 there, from `likelihood.mmse_curve`.
+
+  Returns:
+    path, f32 [T+1, L].
+  """
+  snr = np.asarray(snr_grid, np.float64)
+  mmse = np.asarray(mmse_curve, np.float64)
+  if snr.ndim != 1 or snr.shape != mmse.shape or len(snr) < 2:
+    raise ValueError(
+      f"snr_grid {snr.shape} and mmse_curve {mmse.shape} must be two vectors "
+      "of one length, at least 2."
+    )
+  if not (snr[0] >= 0 and np.all(np.diff(snr) > 0) and np.isfinite(snr[-1])):
+    raise ValueError("snr_grid must be finite, non-negative and increasing.")
+  if not (np.all(mmse >= 0) and np.isfinite(mmse).all() and mmse.any()):
+    raise ValueError("mmse_curve must be finite, non-negative, not all zero.")
+  if snr[0] > 0:
+    snr, mmse = np.append(0.0, snr), np.append(mmse[0], mmse)
+  information = np.append(0, np.cumsum(np.diff(snr) * (mmse[1:] + mmse[:-1])))
+  share = np.linspace(1, 0, steps(num_steps))[:-1][::-1]
+  rows = np.interp(share * information[-1], information, snr)
+  return _shared(rows, length)
+
+
+def _shared(rows, length):
+  if length < 1:
+    raise ValueError(f"length is {length}; it must be at least 1.")
+  rows = np.concatenate([[0.0], rows, [np.inf]]).astype(np.float32)
+  return np.repeat(rows[:, None], length, axis=1)
+
+
+def steps(num_steps):
+  if num_steps < 1:
+    raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
+  return num_steps
+
+
+def _range(snr_min, snr_max):
+  if not 0 < snr_min <= snr_max < np.inf:
+    raise ValueError(
+      f"snr_min is {snr_min} and snr_max {snr_max}; they must be finite with "
+      "0 < snr_min <= snr_max."
+    )

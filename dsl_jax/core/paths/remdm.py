@@ -1,0 +1,130 @@
+"""ReMDM's remasking schedules (Wang et al., arXiv 2503.00307) as paths.
+
+Whether a token is visible is a two-state Markov chain that never looks at
+token values, so the whole chain can be drawn before the first network call.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsl_jax.core.paths import grids
+
+KINDS = ("cap", "rescale", "loop", "forward_backward")
+
+
+def remask(
+  key: jax.Array,
+  num_steps: int,
+  batch: int,
+  length: int,
+  *,
+  kind: str,
+  eta: float = 0.0,
+  t_on: float = 0.55,
+  t_off: float = 0.05,
+  alpha_on: float = 0.9,
+) -> jax.Array:
+  """Draws ReMDM's chain between the mask (0) and the commitment (inf).
+
+  With alpha_t = 1 - t on a grid from 1 to 1e-5, s the next time, a visible
+  token is remasked with probability sigma and a masked one revealed with
+  (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). sigma is
+    cap: min(eta, sigma_max), sigma_max = min(1, (1 - alpha_s) / alpha_t);
+    rescale: eta sigma_max;
+    forward_backward: min((alpha_s - alpha_t) / alpha_t, sigma_max);
+    loop: 0 while unmasking to alpha_on by time t_on, eta at constant alpha_on
+      until t_off, 0 again for the rest.
+  Tokens still masked at the end are revealed by the last row.
+
+  Args:
+    key: typed random key.
+    num_steps: T, network calls.
+    batch: B.
+    length: L.
+    kind: cap, rescale, loop or forward_backward.
+    eta: strength of remasking, in [0, 1].
+    t_on: loop only, time at which the loop begins.
+    t_off: loop only, time at which it ends, below t_on.
+    alpha_on: loop only, share of visible tokens during the loop.
+
+  Returns:
+    path, f32 [T+1, B, L].
+  """
+  if kind not in KINDS:
+    raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
+  if not 0 <= eta <= 1:
+    raise ValueError(f"eta is {eta}; a probability lies in [0, 1].")
+  if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
+    raise ValueError(
+      f"t_off {t_off}, t_on {t_on}, alpha_on {alpha_on} must satisfy "
+      "0 < t_off < t_on < 1 and 0 < alpha_on < 1."
+    )
+  hide, reveal = _rates(num_steps, kind, eta, t_on, t_off, alpha_on)
+
+  def step(visible, inputs):
+    key, hide, reveal = inputs
+    u = jax.random.uniform(key, (batch, length))
+    visible = jnp.where(visible, u >= hide, u < reveal)
+    return visible, visible
+
+  start = jnp.zeros((batch, length), bool)
+  keys = jax.random.split(key, num_steps)
+  _, rows = jax.lax.scan(step, start, (keys, hide, reveal))
+  rows = jnp.concatenate([start[None], rows[:-1], ~start[None]])
+  return jnp.where(rows, jnp.inf, jnp.float32(0))
+
+
+def budget_eta(
+  num_steps: int,
+  remasks: float,
+  *,
+  kind: str,
+  t_on: float = 0.55,
+  t_off: float = 0.05,
+  alpha_on: float = 0.9,
+) -> float:
+  """Strength that keeps the expected remasks per token at any budget.
+
+  Args:
+    num_steps: T, network calls.
+    remasks: expected number of remasks per token.
+    kind: cap (2 R / T) or loop (R / (T (t_on - t_off) alpha_on)).
+    t_on: see `remask`.
+    t_off: see `remask`.
+    alpha_on: see `remask`.
+
+  Returns:
+    eta, at most 1.
+  """
+  visible = {"cap": 0.5, "loop": (t_on - t_off) * alpha_on}
+  if kind not in visible:
+    raise ValueError(f"kind is {kind!r}; a budget is defined for cap, loop.")
+  if remasks < 0:
+    raise ValueError(f"remasks is {remasks}; it must be at least 0.")
+  return min(1.0, remasks / (visible[kind] * grids.steps(num_steps)))
+
+
+def _rates(num_steps, kind, eta, t_on, t_off, alpha_on):
+  """Probabilities of hiding and revealing in each of the T steps."""
+  time = np.linspace(1, 1e-5, grids.steps(num_steps) + 1)
+  t, s = time[:-1], time[1:]
+  if kind == "loop":
+    rise = lambda t: (1 - t) * alpha_on / (1 - t_on)
+    finish = lambda t: 1 - t * (1 - alpha_on) / t_off
+    phase = [t > t_on, t <= t_off]
+    alpha_t = np.select(phase, [rise(t), finish(t)], alpha_on)
+    alpha_s = np.select(phase, [rise(s), finish(s)], alpha_on)
+    sigma = np.select(phase, [0.0, 0.0], eta)
+  else:
+    alpha_t, alpha_s = 1 - t, 1 - s
+    below = np.maximum(alpha_t, 1e-12)
+    most = np.minimum(1, (1 - alpha_s) / below)
+    sigma = {
+      "cap": np.minimum(eta, most),
+      "rescale": eta * most,
+      "forward_backward": np.minimum((alpha_s - alpha_t) / below, most),
+    }[kind]
+  reveal = (alpha_s - (1 - sigma) * alpha_t) / np.maximum(1 - alpha_t, 1e-12)
+  clipped = (np.clip(p, 0, 1).astype(np.float32) for p in (sigma, reveal))
+  return tuple(jnp.asarray(p) for p in clipped)

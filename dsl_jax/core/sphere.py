@@ -1,0 +1,54 @@
+"""Token tables on the unit sphere.
+
+A clean token is a unit vector, which is what makes the posterior of the
+localization channel independent of the signal-to-noise ratio
+(arXiv 2605.12836).
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dsl_jax.core import vocab
+
+
+def unit_rows(weight_VD: jax.Array) -> jax.Array:
+  """Scales every row to norm one.
+
+  Args:
+    weight_VD: directions, any non-zero norms.
+
+  Returns:
+    table_VD, f32; a row of zeros stays zero.
+  """
+  chex.assert_rank(weight_VD, 2)
+  w = weight_VD.astype(jnp.float32)
+  square = jnp.sum(w * w, axis=-1, keepdims=True)
+  return w * jax.lax.rsqrt(jnp.maximum(square, 1e-30))
+
+
+def embed(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+  """Looks clean points up, x_i = e(s_i).
+
+  Args:
+    table_VD: unit rows.
+    tokens_BL: ids in [0, V); an id outside gives NaN, never another token.
+
+  Returns:
+    x_BLD, same dtype as the table.
+  """
+  return table_VD.at[tokens_BL].get(mode="fill", fill_value=jnp.nan)
+
+
+def nearest(table_VD: jax.Array, z_BLD: jax.Array) -> jax.Array:
+  """Reads the closest token off, argmax_v <z, e(v)>.
+
+  Args:
+    table_VD: unit rows.
+    z_BLD: points, any scale (rows of equal norm: the largest inner product
+      is the smallest distance).
+
+  Returns:
+    tokens_BL, int32; the lowest id where several tie.
+  """
+  return vocab.argmax(z_BLD, table_VD)

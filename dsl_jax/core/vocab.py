@@ -1,0 +1,168 @@
+"""Contractions over the vocabulary, streamed so that [B, L, V] never exists.
+
+All of them are softmax attention over V keys: the converter and the posterior
+mean return the expectation of values, the loss the log-normaliser.
+
+Statistics are f32. Scores multiply operands in the dtype of the queries,
+expectations in the dtype of the values, both accumulate in f32.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dsl_jax.core import streamed, truncate
+
+SLAB = 1 << 23  # elements of one slab per device, 32 MiB in f32
+
+
+def auto_chunks(tokens: int, rows: int) -> int:
+  """Number of slabs so that one holds about SLAB elements on a device."""
+  devices = max(1, jax.sharding.get_abstract_mesh().size)
+  wanted = -(-tokens * rows // (SLAB * devices))
+  return max(1, min(wanted, rows // 128))
+
+
+def nll(
+  h_BLM: jax.Array,
+  head_VM: jax.Array,
+  tokens_BL: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  chunks: int | None = None,
+) -> jax.Array:
+  """Negative log-likelihood, logsumexp_v(<h, w_v> + b_v) - <h, w_s> - b_s.
+
+  Args:
+    h_BLM: hidden states.
+    head_VM: output rows, cast to h's dtype.
+    tokens_BL: target ids in [0, V).
+    bias_V: output bias, zero if None.
+    chunks: slabs the [B, L, V] logits are cut into; None chooses.
+
+  Returns:
+    nll_BL, f32, nats.
+  """
+  chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
+  h = h_BLM.reshape(-1, h_BLM.shape[-1])
+  chunks = chunks or auto_chunks(len(h), len(head_VM))
+  head, bias = streamed.slabs(head_VM.astype(h.dtype), bias_V, chunks)
+  nll = streamed.nll(h, head, bias, tokens_BL.reshape(-1))
+  return nll.reshape(tokens_BL.shape)
+
+
+def expectation(
+  q_BLK: jax.Array,
+  keys_VK: jax.Array,
+  values_VC: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  chunks: int | None = None,
+) -> jax.Array:
+  """Mean of values under a softmax, softmax(q k^T + b) values.
+
+  The converter (queries z, keys the token table) and the posterior mean
+  (queries hidden states, keys the head, values the table) are this function.
+
+  Args:
+    q_BLK: queries.
+    keys_VK: keys, cast to q's dtype.
+    values_VC: values; probabilities are cast to their dtype.
+    bias_V: bias of the scores, zero if None.
+    chunks: slabs the [B, L, V] scores are cut into; None chooses.
+
+  Returns:
+    mean_BLC, f32.
+  """
+  chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
+  q = q_BLK.reshape(-1, q_BLK.shape[-1])
+  chunks = chunks or auto_chunks(len(q), len(keys_VK))
+  keys, bias = streamed.slabs(keys_VK.astype(q.dtype), bias_V, chunks)
+  values, _ = streamed.slabs(values_VC, None, chunks)
+  mean = streamed.expectation(q, keys, bias, values)
+  return mean.reshape(*q_BLK.shape[:-1], values_VC.shape[-1])
+
+
+def draw(
+  key: jax.Array,
+  h_BLM: jax.Array,
+  head_VM: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  temperature: jax.Array | float = 1.0,
+  top_p: jax.Array | float = 1.0,
+  strict: bool = False,
+  chunks: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws tokens from softmax(<h, w_v> + b_v), exactly, rare tokens included.
+
+  Needs whole rows of the vocabulary, so it streams along L.
+
+  Args:
+    key: typed random key.
+    h_BLM: hidden states.
+    head_VM: output rows, cast to h's dtype.
+    bias_V: output bias, zero if None.
+    temperature: divides the logits; 0 takes the arg-max.
+    top_p: nucleus mass in (0, 1], applied after the temperature.
+    strict: the nucleus rule of `truncate.nucleus`.
+    chunks: pieces L is cut into; None chooses.
+
+  Returns:
+    tokens_BL, int32, and logp_BL, f32: the log-probability in nats that the
+    model itself gives the token, before temperature and truncation.
+  """
+  head_VM = head_VM.astype(h_BLM.dtype)
+  # Python numbers decide here, so that plain sampling costs no bisection.
+  plain = isinstance(top_p, (int, float)) and top_p >= 1
+
+  def one(key, h):
+    logits = streamed.scores(h.reshape(-1, h.shape[-1]), head_VM, bias_V)
+    shaped = truncate.temper(logits, temperature)
+    if not plain:
+      shaped = truncate.nucleus(shaped, top_p, strict=strict)
+    # The default mode draws its noise from 23 bits and loses tails of 1e-7.
+    tokens = jax.random.categorical(key, shaped, mode="high")
+    logp = _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
+    return (a.reshape(h.shape[:-1]) for a in (tokens.astype(jnp.int32), logp))
+
+  return _along_length(one, key, h_BLM, len(head_VM), chunks)
+
+
+def argmax(
+  q_BLK: jax.Array, keys_VK: jax.Array, *, chunks: int | None = None
+) -> jax.Array:
+  """Row of the largest inner product, the lowest where several tie.
+
+  Args:
+    q_BLK: queries.
+    keys_VK: keys.
+    chunks: pieces L is cut into; None chooses.
+
+  Returns:
+    tokens_BL, int32.
+  """
+
+  def one(_, q):
+    scores = streamed.scores(q.reshape(-1, q.shape[-1]), keys_VK, None)
+    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return (tokens.reshape(q.shape[:-1]),)
+
+  key = jax.random.key(0)  # unused by `one`
+  return _along_length(one, key, q_BLK, len(keys_VK), chunks)[0]
+
+
+def _along_length(fn, key, h_BLM, rows, chunks):
+  """Maps fn(key, h[B, L/chunks, M]) over pieces of L, padding the last."""
+  B, L, M = h_BLM.shape
+  chunks = min(L, chunks or auto_chunks(B * L, rows))
+  if chunks == 1:
+    return tuple(fn(key, h_BLM))
+  h = jnp.pad(h_BLM, ((0, 0), (0, -L % chunks), (0, 0)))
+  h = jnp.moveaxis(h.reshape(B, chunks, -1, M), 1, 0)
+  out = jax.lax.map(lambda a: tuple(fn(*a)), (jax.random.split(key, chunks), h))
+  return tuple(jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :L] for a in out)
+
+
+def _pick(x_NR, index_N):
+  return jnp.take_along_axis(x_NR, index_N[:, None], axis=-1)[:, 0]
