@@ -7,4 +7,23 @@ Shape suffixes used everywhere, one capital per axis:
 Information is in nats; the signal-to-noise ratio (SNR, t) is linear.
 """
 
+from dsl_jax import convert, likelihood, objective, samplers
+from dsl_jax.core import channel, laws, paths, sphere, vocab
+from dsl_jax.nets.denoiser import Denoiser, NetConfig, make_denoiser
+
 __version__ = "0.1.0"
+
+__all__ = [
+  "Denoiser",
+  "NetConfig",
+  "channel",
+  "convert",
+  "laws",
+  "likelihood",
+  "make_denoiser",
+  "objective",
+  "paths",
+  "samplers",
+  "sphere",
+  "vocab",
+]

@@ -40,8 +40,15 @@ def advance(
   next_BL: jax.Array,
   *,
   clean_snr: float,
+  noise: float = 1.0,
 ) -> jax.Array:
   """Moves up, z(t + d) = z(t) + d x + sqrt(d) eps; to inf, clean_snr * x.
+
+  With noise < 1 it follows dz = [a x + (1 - a) z / t] dt + noise dW,
+  a = (1 + noise^2) / 2, which has the same marginal laws and tends to the
+  probability flow as noise goes to 0. With x fixed over the step this is
+  solved exactly: with r = t / t',
+    z(t') = r^(a-1) z(t) + (t' - t r^(a-1)) x + sqrt(t' - t r^(2a-2)) eps.
 
   Args:
     key: typed random key.
@@ -50,6 +57,8 @@ def advance(
     snr_BL: current SNR per token, broadcastable.
     next_BL: next SNR, at least snr_BL; where equal, z comes back unchanged.
     clean_snr: see `observe`.
+    noise: share of the Brownian motion, in [0, 1]; from the mask, which has no
+      direction of its own, the step is always the noisy one.
 
   Returns:
     z_BLD at next_BL, f32.
@@ -58,7 +67,15 @@ def advance(
   snr, was_inf = _split(snr_BL, z_BLD)
   nxt, is_inf = _split(next_BL, z_BLD)
   d = jnp.where(was_inf | is_inf, 0.0, jnp.maximum(nxt - snr, 0.0))
-  moved = z_BLD + d * x_BLD + jnp.sqrt(d) * _noise(key, z_BLD)
+  eps = _noise(key, z_BLD)
+  moved = z_BLD + d * x_BLD + jnp.sqrt(d) * eps
+  if noise != 1:
+    power = 0.5 * (noise**2 - 1)  # a - 1
+    ratio = jnp.where((d > 0) & (snr > 0), snr / jnp.where(d > 0, nxt, 1), 1)
+    grow = ratio**power
+    spread = jnp.maximum(nxt - snr * grow**2, 0.0)
+    flow = grow * z_BLD + (nxt - snr * grow) * x_BLD + jnp.sqrt(spread) * eps
+    moved = jnp.where(snr > 0, flow, moved)
   z = jnp.where(d > 0, moved, z_BLD)
   return jnp.where(is_inf & ~was_inf, clean_snr * x_BLD, z)
 

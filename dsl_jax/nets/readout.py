@@ -1,0 +1,26 @@
+"""What floor 3 asks of a denoiser: hidden states and what the head reads."""
+
+import jax
+
+from dsl_jax.core import vocab
+from dsl_jax.nets.denoiser import Denoiser
+
+
+def see(denoiser: Denoiser, params, z_BLD, snr_BL, *, key=None) -> jax.Array:
+  """Calls `hidden`, with the SNR if the denoiser is a control that sees it."""
+  if getattr(denoiser, "sees_snr", False):
+    return denoiser.hidden(params, z_BLD, key=key, snr_BL=snr_BL)
+  return denoiser.hidden(params, z_BLD, key=key)
+
+
+def nll(denoiser: Denoiser, params, h_BLM, tokens_BL) -> jax.Array:
+  """-log p(s_i | z), [B, L], nats."""
+  head_VM, bias_V = denoiser.head(params)
+  return vocab.nll(h_BLM, head_VM, tokens_BL, bias_V=bias_V)
+
+
+def mean(denoiser: Denoiser, params, h_BLM) -> jax.Array:
+  """The posterior mean xhat_i = sum_v p(v|z) e(v), [B, L, D], f32."""
+  head_VM, bias_V = denoiser.head(params)
+  table_VD = denoiser.table(params)
+  return vocab.expectation(h_BLM, head_VM, table_VD, bias_V=bias_V)

@@ -1,0 +1,119 @@
+"""MDLM's diffusion transformer with the converter in front."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dsl_jax.nets import attention, config, converter, layers
+
+
+class Network(nn.Module):
+  """Converter, blocks, final norm; the head's rows are used outside."""
+
+  cfg: config.NetConfig
+
+  def setup(self):
+    c = self.cfg
+    uniform, zeros = layers.torch_uniform(c.width), nn.initializers.zeros
+    shape = (c.vocab_size + 1, c.width)
+    self.embed = layers.Rows(shape, "embedding", uniform)
+    self.converter = converter.Converter(
+      c.vocab_size, c.sphere_dim, c.beta_init, c.mask_prior
+    )
+    self.cond = layers.Condition(c.cond_dim)
+    self.blocks = _stack(c)(c)
+    self.final = _Final(c)
+    shape = (c.vocab_size, c.width)
+    self.head = layers.Rows(shape, "kernel", zeros, use_bias=True)
+
+  def __call__(self, z_BLD, snr_BL, *, deterministic):
+    if self.is_initializing():
+      self.head()
+    rows = self.convert(z_BLD)
+    return self.trunk(rows, z_BLD, snr_BL, deterministic=deterministic)
+
+  def tokens(self, tokens_BL, *, deterministic):
+    """The masked model inside: embedding rows straight into the blocks."""
+    rows = self.embed()[tokens_BL]
+    z = jnp.zeros((*tokens_BL.shape, self.cfg.sphere_dim))
+    return self.trunk(rows, z, deterministic=deterministic)
+
+  def convert(self, z_BLD):
+    """Input embeddings of the blocks, each position on its own."""
+    return self.converter(z_BLD, self.embed().astype(self.cfg.dtype))
+
+  def trunk(self, rows_BLM, z_BLD, snr_BL=None, *, deterministic):
+    """Blocks and final norm."""
+    c = self.cfg
+    s = jnp.zeros((1, 1))
+    if c.snr_condition and snr_BL is not None:
+      # 0 and inf become the ends of the range that training visits.
+      s = jnp.log(jnp.clip(snr_BL, 1e-3, 1e4))
+    cond = self.cond(s)
+    angles = layers.rotary_angles(rows_BLM.shape[1], c.width // c.heads)
+    x = rows_BLM.astype(c.dtype)
+    x, _ = self.blocks(x, cond, angles, deterministic)
+    h = self.final(x, cond)
+    if c.evidence_skip:
+      h = jnp.concatenate([h, z_BLD.astype(h.dtype)], axis=-1)
+    return h
+
+
+class _Block(nn.Module):
+  """Attention and MLP, each shifted, scaled and gated by the condition."""
+
+  cfg: config.NetConfig
+
+  @nn.compact
+  def __call__(self, x, cond, angles, deterministic):
+    c, dtype = self.cfg, self.cfg.dtype
+    drop = nn.Dropout(c.dropout, deterministic=deterministic)
+    moves = layers.Dense(6 * c.width, "float32", zero=True, name="adaln")(cond)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(moves, 6, -1)
+
+    y = layers.modulate(layers.LayerNorm(name="norm1")(x), shift_a, scale_a)
+    qkv = layers.Dense(3 * c.width, dtype, use_bias=False, name="qkv")(y)
+    qkv = qkv.reshape(*x.shape[:2], 3, c.heads, c.width // c.heads)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
+    y = attention.attend(q, k, v, c.attention).reshape(x.shape)
+    y = layers.Dense(c.width, dtype, use_bias=False, name="attn_out")(y)
+    x = x + gate_a.astype(dtype) * drop(y)
+
+    y = layers.modulate(layers.LayerNorm(name="norm2")(x), shift_m, scale_m)
+    y = layers.Dense(c.mlp_ratio * c.width, dtype, name="mlp_in")(y)
+    y = jax.nn.gelu(y, approximate=True)
+    y = layers.Dense(c.width, dtype, name="mlp_out")(y)
+    return x + gate_m.astype(dtype) * drop(y), None
+
+
+class _Final(nn.Module):
+  """The last norm, modulated like a block's."""
+
+  cfg: config.NetConfig
+
+  @nn.compact
+  def __call__(self, x, cond):
+    width = self.cfg.width
+    moves = layers.Dense(2 * width, "float32", zero=True, name="adaln")(cond)
+    y = layers.LayerNorm(name="norm")(x)
+    return layers.modulate(y, *jnp.split(moves, 2, -1)).astype(self.cfg.dtype)
+
+
+def _stack(cfg):
+  """All blocks as one scanned module with stacked parameters."""
+  block = _Block
+  if cfg.remat != "none":
+    keep = {
+      "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      "full": None,
+    }[cfg.remat]
+    block = nn.remat(block, policy=keep, prevent_cse=False, static_argnums=(4,))
+  return nn.scan(
+    block,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+    length=cfg.depth,
+    unroll=cfg.unroll or cfg.depth,
+  )

@@ -1,0 +1,59 @@
+"""The training objective: cross-entropy to the clean token."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dsl_jax.core import channel, sphere
+from dsl_jax.core.laws import Law
+from dsl_jax.nets import readout
+from dsl_jax.nets.denoiser import Denoiser
+
+
+def loss(
+  params,
+  key: jax.Array,
+  tokens_BL: jax.Array,
+  mask_BL: jax.Array,
+  *,
+  denoiser: Denoiser,
+  law: Law,
+  clean_snr: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Mean cross-entropy over valid positions, unit weight (arXiv 2605.12836).
+
+  L = E_t E_{z ~ z(t)} mean_i -log p(s_i | z), t from the law.
+
+  Args:
+    params: of the denoiser.
+    key: typed random key, or one for every sequence, [B]: a sequence keeps
+      its noise however the batch is cut into microbatches.
+    tokens_BL: clean ids, int32.
+    mask_BL: bool or 0/1, true where the position counts.
+    denoiser: functions of the network.
+    law: draws the SNR of every token.
+    clean_snr: scale of a committed token.
+
+  Returns:
+    The mean in nats per token, and the sums {"nll", "tokens"} it is made of.
+  """
+  chex.assert_equal_shape([tokens_BL, mask_BL])
+  B, L = tokens_BL.shape
+  if key.ndim == 0:
+    key = jax.random.split(key, B)
+  table_VD = denoiser.table(params)
+  x_BLD = sphere.embed(table_VD, tokens_BL)
+
+  def corrupt(key, x_LD):
+    law_key, noise_key = jax.random.split(key)
+    snr_1L = law(law_key, (1, L))
+    z = channel.observe(noise_key, x_LD[None], snr_1L, clean_snr=clean_snr)
+    return z[0], snr_1L[0]
+
+  z_BLD, snr_BL = jax.vmap(corrupt)(key, x_BLD)
+  drop_key = jax.random.fold_in(key[0], 1)
+  h_BLM = readout.see(denoiser, params, z_BLD, snr_BL, key=drop_key)
+  nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)
+  weight_BL = mask_BL.astype(jnp.float32)
+  sums = {"nll": jnp.sum(nll_BL * weight_BL), "tokens": jnp.sum(weight_BL)}
+  return sums["nll"] / jnp.maximum(sums["tokens"], 1.0), sums
