@@ -1,0 +1,129 @@
+"""Training batches by arithmetic, evaluation batches in order.
+
+The global sample number i = step * batch_size + j belongs to epoch i // N and
+is row P(i mod N), where P is a permutation keyed by (seed, epoch). Nothing is
+stored and nothing is dropped: a batch may span two epochs, a resumed run sees
+what it would have seen, and the number of processes changes only who reads
+which rows.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dsl_jax.data.packing import Packed
+
+_ROUNDS = 6
+_MIN_HALF = 4  # bits; small networks permute badly, larger ones walk longer
+
+
+def batch_at(
+  packed: Packed,
+  step: int,
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> np.ndarray:
+  """Returns this process's share of a step's batch.
+
+  Args:
+    packed: the rows.
+    step: training step, from 0.
+    batch_size: rows in the global batch.
+    seed: of the order of rows.
+    process_index: which of the equal, consecutive shares of the batch.
+    process_count: number of shares.
+
+  Returns:
+    int32 [batch_size / process_count, L].
+
+  Raises:
+    ValueError: the batch is larger than the data or cannot be shared equally.
+  """
+  N = len(packed.tokens_NL)
+  if not 1 <= batch_size <= N:
+    raise ValueError(
+      f"batch_size is {batch_size} but the data have {N} rows; choose one of "
+      f"1..{N}."
+    )
+  if batch_size % process_count:
+    raise ValueError(
+      f"batch_size is {batch_size}, not divisible by process_count "
+      f"{process_count}; choose a multiple."
+    )
+  share = batch_size // process_count
+  first = step * batch_size + process_index * share
+  rows = row_at(np.arange(first, first + share), N, seed)
+  return np.asarray(packed.tokens_NL[rows], np.int32)
+
+
+def row_at(samples: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
+  """Returns the row of every global sample number.
+
+  A Feistel network on the next even number of bits is a bijection; values
+  that fall outside 0..num_rows-1 go through it again until they fall inside,
+  which makes it a bijection of the rows.
+
+  Args:
+    samples: int64 [B], global sample numbers.
+    num_rows: N.
+    seed: of the order.
+
+  Returns:
+    int64 [B], each in 0..N-1.
+  """
+  epoch, place = np.divmod(samples, num_rows)
+  half = max(_MIN_HALF, ((num_rows - 1).bit_length() + 1) // 2)
+  key = _mix(_mix(np.uint64(seed % 2**64)) + epoch.astype(np.uint64))
+  rows = _feistel(place.astype(np.uint64), key, half)
+  while (outside := rows >= num_rows).any():
+    rows[outside] = _feistel(rows[outside], key[outside], half)
+  return rows.astype(np.int64)
+
+
+def eval_batches(
+  packed: Packed, batch_size: int, limit: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the rows in order, in batches of one shape.
+
+  Args:
+    packed: the rows.
+    batch_size: rows in every batch.
+    limit: at most this many rows.
+
+  Yields:
+    tokens int32 [B, L] and mask float32 [B, L]: 1 where the token counts, 0 in
+    the rows of zeros that fill up the last batch.
+  """
+  if batch_size < 1:
+    raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+  N, L = packed.tokens_NL.shape
+  N = N if limit is None else min(N, limit)
+  for first in range(0, N, batch_size):
+    rows_BL = packed.tokens_NL[first : min(first + batch_size, N)]
+    tokens_BL = np.zeros((batch_size, L), np.int32)
+    mask_BL = np.zeros((batch_size, L), np.float32)
+    tokens_BL[: len(rows_BL)] = rows_BL
+    mask_BL[: len(rows_BL)] = 1
+    yield tokens_BL, mask_BL
+
+
+def _feistel(x: np.ndarray, key: np.ndarray, half: int) -> np.ndarray:
+  """A keyed bijection of 0..2^(2 half)-1, every element under its own key."""
+  low = np.uint64((1 << half) - 1)
+  left, right = x >> np.uint64(half), x & low
+  for i in range(_ROUNDS):
+    scrambled = _mix(key + np.uint64(i << 32) + right) >> np.uint64(64 - half)
+    left, right = right, left ^ scrambled
+  return (left << np.uint64(half)) | right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+  """A bijection of 64 bits whose every output bit hangs on every input bit."""
+  with np.errstate(over="ignore"):
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,103 @@
+"""Character tokenizers: text8's 27 symbols, alone or in MDLM's numbering."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+_WORDS = (
+  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
+  "nine",
+)  # fmt: skip
+_DIGITS = {ord(str(n)): f" {word} " for n, word in enumerate(_WORDS)}
+_LOWER = {code: chr(code + 32) for code in range(ord("A"), ord("Z") + 1)}
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_MDLM_SPECIALS = (
+  "[CLS]", "[SEP]", "[BOS]", "[EOS]", "[PAD]", "[RESERVED]", "[UNK]",
+)  # fmt: skip
+
+
+def normalize_text8(text: str) -> str:
+  """Maps any text onto a-z and single spaces, as the text8 script does.
+
+  Capitals become small, digits are spelled out, every run of other characters
+  becomes one space. Text in the alphabet already is returned unchanged.
+  """
+  spelled = text.translate(_LOWER | _DIGITS)
+  return re.sub("[^a-z]+", " ", spelled)
+
+
+class CharTokenizer:
+  """One id per character; special ids are never produced by `encode`.
+
+  Args:
+    name: the spec that loads it.
+    symbols: the symbol of every id in order; one character each, or a longer
+      name for a special id.
+    bos_id, eos_id: ids of the row markers, or None.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    symbols: Sequence[str],
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+  ):
+    self.name = name
+    self.vocab_size = len(symbols)
+    self.bos_id = bos_id
+    self.eos_id = eos_id
+    listing = "\n".join(symbols)
+    self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
+    self._symbols = np.array(list(symbols), object)
+    self._id_of = np.full(256, -1, np.int32)
+    for token, symbol in enumerate(symbols):
+      if len(symbol) == 1:
+        self._id_of[ord(symbol)] = token
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns int32 [n], one id per character.
+
+    Raises:
+      ValueError: a character is outside the alphabet.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    tokens = self._id_of[np.minimum(codes, 255)]
+    if tokens.size and tokens.min() < 0:
+      place = int(np.argmax(tokens < 0))
+      raise ValueError(
+        f"text has {text[place]!r} at position {place}, outside the alphabet "
+        f"of tokenizer {self.name!r}; pass it through normalize_text8 first."
+      )
+    return tokens
+
+  def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Encodes every text."""
+    return [self.encode(text) for text in texts]
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Returns the text of ids; a special id shows its name."""
+    ids = np.asarray(ids, np.int64)
+    if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
+      raise ValueError(
+        f"ids range over {ids.min()}..{ids.max()} but tokenizer {self.name!r} "
+        f"has 0..{self.vocab_size - 1}; decode with the tokenizer they are of."
+      )
+    return "".join(self._symbols[ids])
+
+
+def text8() -> CharTokenizer:
+  """Makes text8's 27 symbols: id 0 is the space, 1..26 are a-z."""
+  return CharTokenizer("text8", " " + _LETTERS)
+
+
+def text8_mdlm() -> CharTokenizer:
+  """Makes MDLM's text8 vocabulary without its mask row, 34 ids.
+
+  Ids 0..6 are [CLS] [SEP] [BOS] [EOS] [PAD] [RESERVED] [UNK], 7..32 are a-z,
+  33 is the space.
+  """
+  symbols = (*_MDLM_SPECIALS, *_LETTERS, " ")
+  return CharTokenizer("text8-mdlm", symbols, bos_id=2, eos_id=3)
