@@ -1,0 +1,113 @@
+"""Converts weights on the command line.
+
+python -m dsl_jax.convert mdlm CHECKPOINT --out FOLDER
+python -m dsl_jax.convert export WORKDIR_OR_FOLDER --out FOLDER
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import jax
+
+from dsl_jax.convert import fingerprint, mdlm, source
+from dsl_jax.runtime import checkpoint, schema
+
+_LOAD = ("mask_id", "heads", "sphere_dim", "beta_init", "mask_prior", "seed")
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command.
+
+  Args:
+    argv: the words after the program's name; None for the process's own.
+
+  Returns:
+    The exit status: 0, or 2 after one sentence on what is wrong.
+  """
+  args = _parser().parse_args(argv)
+  try:
+    args.run(args)
+  except (ValueError, OSError) as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m dsl_jax.convert", description="Converts MDLM weights."
+  )
+  commands = parser.add_subparsers(required=True)
+
+  convert = commands.add_parser("mdlm", help="an MDLM becomes a DSL model")
+  convert.set_defaults(run=_from_mdlm)
+  convert.add_argument(
+    "source", help=".ckpt, .safetensors, .bin, or Hugging Face folder"
+  )
+  convert.add_argument("--mask_id", type=int, help="if it is unusual")
+  convert.add_argument("--heads", type=int, help="if the file does not tell")
+  convert.add_argument("--sphere_dim", type=int, default=64)
+  convert.add_argument("--beta_init", type=float, default=1.0)
+  convert.add_argument("--mask_prior", type=float, default=0.99)
+  convert.add_argument("--seed", type=int, default=0)
+
+  export = commands.add_parser("export", help="a DSL model goes to PyTorch")
+  export.set_defaults(run=_export)
+  export.add_argument("source", help="workdir of a run, or converted folder")
+  for command in (convert, export):
+    command.add_argument("--out", required=True, help="the folder to write")
+    command.add_argument(
+      "--raw", action="store_true", help="raw weights, not their average"
+    )
+  return parser
+
+
+def _from_mdlm(args):
+  """Reads weights as MDLM has them and writes a folder."""
+  options = {name: value for name, value in vars(args).items() if name in _LOAD}
+  found = source.open_mdlm(
+    *(args.source, not args.raw, options.get("mask_id"), options.get("heads"))
+  )
+  print(f"reading {args.source}", flush=True)
+  params, cfg = mdlm.load(args.source, use_ema=not args.raw, **options)
+  length = found.config.get("model_length", 1024)
+  _write(args.out, params, cfg, mask_id=found.mask_id, length=length)
+
+
+def _export(args):
+  """Writes the newest weights of a run, or a folder again."""
+  workdir = pathlib.Path(args.source)
+  if not (workdir / "checkpoints").is_dir():
+    return _from_mdlm(args)
+  print(f"reading the run in {workdir}", flush=True)
+  text = (workdir / "config.json").read_text(encoding="utf-8")
+  cfg = schema.from_config_dict(json.loads(text)["config"])
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params, step = checkpoint.restore_params(
+    str(workdir), ema=not args.raw, sharding=here
+  )
+  print(f"step {step}")
+  _write(args.out, params, cfg.net, length=cfg.data.length)
+
+
+def _write(out, params, cfg, **options):
+  """Tells what the model is, writes it and tells how large it became."""
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  print(
+    f"{count:,} parameters: {cfg.depth} blocks of width {cfg.width}, "
+    f"{cfg.heads} heads, {cfg.vocab_size} tokens and the mask, "
+    f"D = {cfg.sphere_dim}"
+  )
+  print(f"fingerprint {fingerprint.compute(params, cfg)}", flush=True)
+  mdlm.save(params, out, cfg=cfg, **options)
+  out = pathlib.Path(out)
+  size = sum(
+    f.stat().st_size for f in ([out] if out.is_file() else out.iterdir())
+  )
+  print(f"wrote {out}, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+  sys.exit(main())
