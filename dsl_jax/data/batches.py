@@ -7,14 +7,14 @@ what it would have seen, and the number of processes changes only who reads
 which rows.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from dsl_jax.data.packing import Packed
 
-_ROUNDS = 6
-_MIN_HALF = 4  # bits; small networks permute badly, larger ones walk longer
+_ROUNDS = 8
 
 
 def batch_at(
@@ -62,9 +62,9 @@ def batch_at(
 def row_at(samples: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
   """Returns the row of every global sample number.
 
-  A Feistel network on the next even number of bits is a bijection; values
-  that fall outside 0..num_rows-1 go through it again until they fall inside,
-  which makes it a bijection of the rows.
+  A Feistel network on the smallest square grid that holds the rows is a
+  bijection; values that fall outside 0..num_rows-1 go through it again until
+  they fall inside, which makes it a bijection of the rows.
 
   Args:
     samples: int64 [B], global sample numbers.
@@ -75,11 +75,11 @@ def row_at(samples: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
     int64 [B], each in 0..N-1.
   """
   epoch, place = np.divmod(samples, num_rows)
-  half = max(_MIN_HALF, ((num_rows - 1).bit_length() + 1) // 2)
+  side = math.isqrt(num_rows - 1) + 1
   key = _mix(_mix(np.uint64(seed % 2**64)) + epoch.astype(np.uint64))
-  rows = _feistel(place.astype(np.uint64), key, half)
+  rows = _feistel(place.astype(np.uint64), key, side)
   while (outside := rows >= num_rows).any():
-    rows[outside] = _feistel(rows[outside], key[outside], half)
+    rows[outside] = _feistel(rows[outside], key[outside], side)
   return rows.astype(np.int64)
 
 
@@ -110,14 +110,14 @@ def eval_batches(
     yield tokens_BL, mask_BL
 
 
-def _feistel(x: np.ndarray, key: np.ndarray, half: int) -> np.ndarray:
-  """A keyed bijection of 0..2^(2 half)-1, every element under its own key."""
-  low = np.uint64((1 << half) - 1)
-  left, right = x >> np.uint64(half), x & low
+def _feistel(x: np.ndarray, key: np.ndarray, side: int) -> np.ndarray:
+  """A keyed bijection of 0..side^2-1, every element under its own key."""
+  side = np.uint64(side)
+  left, right = np.divmod(x, side)
   for i in range(_ROUNDS):
-    scrambled = _mix(key + np.uint64(i << 32) + right) >> np.uint64(64 - half)
-    left, right = right, left ^ scrambled
-  return (left << np.uint64(half)) | right
+    scrambled = _mix(_mix(key + np.uint64(i)) + right)
+    left, right = right, (left + scrambled % side) % side
+  return left * side + right
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""Batches: exact epochs, any number of processes, masked remainders."""
+
+import numpy as np
+import pytest
+
+from dsl_jax.data import batches, packing
+
+
+def rows(N, L=3):
+  tokens_NL = np.arange(N, dtype=np.int32)[:, None] + np.zeros(L, np.int32)
+  return packing.Packed(tokens_NL, {})
+
+
+@pytest.mark.parametrize("N", [1, 2, 3, 7, 16, 17, 255, 256, 257, 1000])
+def test_every_epoch_is_a_permutation(N):
+  epochs = batches.row_at(np.arange(4 * N), N, seed=5).reshape(4, N)
+  np.testing.assert_array_equal(
+    np.sort(epochs, 1), np.tile(np.arange(N), (4, 1))
+  )
+
+
+def test_epochs_and_seeds_have_different_orders():
+  N = 1000
+  orders = [
+    batches.row_at(np.arange(N) + e * N, N, seed)
+    for e in range(3)
+    for seed in (0, 1, -1)
+  ]
+  for i, one in enumerate(orders):
+    for other in [*orders[:i], np.arange(N)]:
+      assert (one == other).sum() < 10  # 1 expected of two random orders
+
+
+def test_the_order_is_spread_like_a_random_one():
+  N, trials = 8, 4000
+  first = np.array([batches.row_at(np.arange(2), N, s) for s in range(trials)])
+  pairs = np.zeros((N, N))
+  np.add.at(pairs, (first[:, 0], first[:, 1]), 1)
+  expected = trials / (N * (N - 1))
+  off = pairs[~np.eye(N, dtype=bool)]
+  assert np.diag(pairs).sum() == 0
+  assert ((off - expected) ** 2 / expected).sum() < 95  # chi2, 55 freedoms
+
+
+def test_large_data_need_no_table_and_stay_in_range():
+  N = 10**12 + 39
+  got = batches.row_at(np.arange(5000) + 3 * N, N, seed=0)
+  assert len(np.unique(got)) == 5000
+  assert got.min() >= 0
+  assert 0.45 * N < np.median(got) < 0.55 * N < got.max() < N
+
+
+def test_batches_run_over_the_edge_of_an_epoch_and_drop_nothing():
+  packed = rows(10)
+  stream = np.concatenate(
+    [batches.batch_at(packed, s, batch_size=4, seed=3)[:, 0] for s in range(5)]
+  )
+  assert sorted(stream[:10]) == list(range(10))
+  assert sorted(stream[10:]) == list(range(10))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_the_global_batch_is_the_same_on_any_number_of_processes(count):
+  packed = rows(13)
+  for step in (0, 2, 7, 10**9):
+    whole = batches.batch_at(packed, step, batch_size=12, seed=1)
+    parts = [
+      batches.batch_at(
+        packed, step, batch_size=12, seed=1, process_index=i,
+        process_count=count,
+      )
+      for i in range(count)
+    ]  # fmt: skip
+    assert whole.dtype == np.int32
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_the_order_never_changes_between_releases():
+  assert batches.row_at(np.arange(8), 10, seed=0).tolist() == [
+    5, 6, 7, 0, 4, 1, 8, 3,
+  ]  # fmt: skip
+  assert batches.row_at(np.arange(3) + 2**40, 10**9, 7).tolist() == [
+    639628143, 369528749, 59220328,
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("size", "count", "match"),
+  [(11, 1, "data have 10 rows"), (0, 1, "1..10"), (9, 2, "process_count 2")],
+)
+def test_impossible_batches_are_refused(size, count, match):
+  with pytest.raises(ValueError, match=match):
+    batches.batch_at(rows(10), 0, batch_size=size, seed=0, process_count=count)
+
+
+@pytest.mark.parametrize(
+  ("limit", "counts"),
+  [(None, [4, 4, 2]), (5, [4, 1]), (8, [4, 4]), (99, [4, 4, 2])],
+)
+def test_eval_batches_cover_the_rows_once(limit, counts):
+  got = list(batches.eval_batches(rows(10), 4, limit))
+  assert [int(mask[:, 0].sum()) for _, mask in got] == counts
+  for tokens, mask in got:
+    assert tokens.shape == mask.shape == (4, 3)
+    assert (tokens.dtype, mask.dtype) == (np.int32, np.float32)
+    assert (tokens[mask == 0] == 0).all()
+  seen = np.concatenate([t[m[:, 0] == 1, 0] for t, m in got])
+  np.testing.assert_array_equal(seen, np.arange(sum(counts)))
