@@ -1,0 +1,180 @@
+"""Bounds against the entropy of a law whose exact denoiser is known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from dsl_jax import likelihood, objective, paths
+
+CLEAN = 100.0
+KEY = jax.random.key(0)
+GRID = np.geomspace(0.05, 60, 30)
+
+
+@pytest.fixture(scope="module")
+def law():
+  return oracle.make(vocab_size=4, length=3)
+
+
+@pytest.fixture(scope="module")
+def bound(law):
+  """Mean and standard error of the path bound for a path."""
+  tokens = law.sample(1, 4096)
+  run = jax.jit(
+    functools.partial(
+      likelihood.path_nats, denoiser=law.denoiser, clean_snr=CLEAN
+    )
+  )
+
+  def of(path):
+    nats = np.asarray(run(law.params, KEY, tokens, path).sum(-1))
+    return nats.mean(), nats.std() / len(nats) ** 0.5
+
+  return of
+
+
+def near(estimate, truth, sigmas=4):
+  mean, stderr = estimate
+  return abs(mean - truth) < sigmas * stderr
+
+
+def test_one_token_at_a_time_costs_the_entropy(law, bound):
+  assert near(bound(paths.left_to_right(3)), law.entropy)
+  assert near(bound(paths.random_order(KEY, 4096, 3)), law.entropy)
+
+
+def test_continuous_paths_fall_to_the_entropy_from_above(law, bound):
+  grid = functools.partial(paths.geometric, length=3, snr_min=0.3, snr_max=40)
+  costs = [bound(grid(T)) for T in (1, 4, 16, 64)]
+  means = [mean for mean, _ in costs]
+  assert means[0] > means[1] > means[2] > law.entropy
+  assert near(costs[-1], law.entropy, sigmas=5)
+
+
+def test_one_step_costs_the_marginal_entropies(law, bound):
+  hot = np.eye(4)[law.sequences]
+  marginals = np.einsum("s,slv->lv", law.probs, hot)
+  assert near(
+    bound(paths.geometric(1, 3, snr_min=1, snr_max=2)),
+    -np.sum(marginals * np.log(marginals)),
+  )
+
+
+def test_mixed_path_of_soft_and_hard_moves(law, bound):
+  path = np.array(
+    [[0, 0, 0], [2, 0, 0], [5, np.inf, 1], [60, np.inf, 9], [np.inf] * 3],
+    np.float32,
+  )
+  mean, stderr = bound(path)
+  assert law.entropy - 3 * stderr < mean < law.entropy + 0.5
+
+
+def test_integral_equals_the_entropy(law):
+  nats, stderr = likelihood.integral_nats(
+    law.params,
+    KEY,
+    law.sample(1, 4096),
+    denoiser=law.denoiser,
+    snr_grid=GRID,
+    draws=4,
+  )
+  # A coarse grid has no bias: one uniform SNR in each of its intervals.
+  total = np.asarray(nats)
+  error = total.std() / len(total) ** 0.5
+  assert near((total.mean(), error), law.entropy)
+  assert np.isfinite(stderr).all() and stderr.mean() > 0
+
+
+def test_endpoint_equals_the_order_averaged_entropy(law):
+  nats, stderr = likelihood.endpoint_nats(
+    law.params,
+    KEY,
+    law.sample(1, 4096),
+    denoiser=law.denoiser,
+    clean_snr=CLEAN,
+    draws=8,
+  )
+  total = np.asarray(nats)
+  assert near((total.mean(), total.std() / 64), law.entropy)
+  # Within-sequence errors explain the spread of repetitions.
+  again, _ = likelihood.endpoint_nats(
+    law.params,
+    jax.random.key(1),
+    law.sample(1, 4096),
+    denoiser=law.denoiser,
+    clean_snr=CLEAN,
+    draws=8,
+  )
+  z = np.asarray((nats - again) / np.sqrt(2 * np.square(stderr) + 1e-12))
+  assert np.median(np.abs(z)) == pytest.approx(0.72, abs=0.15)
+
+
+def test_mmse_falls_with_snr_and_starts_at_the_prior(law):
+  curve = likelihood.mmse_curve(
+    law.params,
+    KEY,
+    law.sample(1, 2048),
+    denoiser=law.denoiser,
+    snr_grid=np.array([0.0, 1.0, 4.0, 16.0, 64.0]),
+  )
+  assert (np.diff(np.asarray(curve)) < 0).all() and curve[-1] < 1e-3
+  x = np.asarray(law.params["table"])[law.sequences]
+  prior = np.einsum("s,sld->ld", law.probs, x)
+  want = 1 - np.mean(np.sum(prior**2, -1))
+  assert float(curve[0]) == pytest.approx(want, abs=0.02)
+
+
+def test_objective_is_the_cross_entropy_and_ignores_how_batches_are_cut(law):
+  tokens = law.sample(2, 64)
+  mask = jnp.ones_like(tokens).at[:8, 2].set(0)
+  never = lambda key, shape: jnp.zeros(shape)
+  loss = functools.partial(
+    objective.loss, law.params, denoiser=law.denoiser, clean_snr=CLEAN
+  )
+  mean, sums = loss(KEY, tokens, mask, law=never)
+  hot = np.eye(4)[law.sequences]
+  marginals = np.einsum("s,slv->lv", law.probs, hot)
+  picked = np.log(marginals)[np.arange(3), np.asarray(tokens)]
+  want = -np.sum(picked * np.asarray(mask))
+  assert float(sums["nll"]) == pytest.approx(want, rel=1e-4)
+  assert float(mean) == pytest.approx(want / (64 * 3 - 8), rel=1e-4)
+
+  keys = jax.random.split(KEY, 64)
+  noisy = lambda key, shape: 9 * jax.random.uniform(key, shape)
+  whole = loss(keys, tokens, mask, law=noisy)[1]["nll"]
+  parts = [
+    loss(keys[i : i + 16], tokens[i : i + 16], mask[i : i + 16], law=noisy)
+    for i in range(0, 64, 16)
+  ]
+  parts = sum(float(sums["nll"]) for _, sums in parts)
+  assert float(whole) == pytest.approx(parts, rel=1e-5)
+
+
+def test_bad_requests_are_refused(law):
+  tokens = law.sample(0, 2)
+  call = functools.partial(likelihood.path_nats, law.params, KEY, tokens)
+  falling = np.array([[0] * 3, [2] * 3, [1] * 3, [np.inf] * 3], np.float32)
+  with pytest.raises(ValueError, match="row 2, column 0; here a path may"):
+    call(falling, denoiser=law.denoiser, clean_snr=CLEAN)
+  for grid in ([2.0, 1.0], [-1.0, 1.0], [1.0, np.inf]):
+    with pytest.raises(ValueError, match="snr_grid"):
+      likelihood.mmse_curve(
+        law.params,
+        KEY,
+        tokens,
+        denoiser=law.denoiser,
+        snr_grid=np.array(grid),
+      )
+  with pytest.raises(ValueError, match="draws is 0"):
+    likelihood.endpoint_nats(
+      law.params,
+      KEY,
+      tokens,
+      denoiser=law.denoiser,
+      clean_snr=CLEAN,
+      draws=0,
+    )
