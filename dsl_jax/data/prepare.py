@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 
 from dsl_jax.data import corpora, packing, tokenizers
 
@@ -114,6 +114,7 @@ def _main(argv: Sequence[str]) -> None:
   """Runs `prepare` and says what it made, or in one sentence why not."""
   if len(argv) > 1:
     sys.exit(f"error: unknown argument {argv[1]!r}; flags are --name=value.")
+  logging.set_verbosity(logging.WARNING)
   values = flags.FLAGS
   try:
     packed = prepare(

@@ -33,7 +33,7 @@ class Records:
 
 
 class LocalText(tfds.core.GeneratorBasedBuilder):
-  """Local text files; of each the first 90 % is train, then 5 % and 5 %."""
+  """Local text files: of each 90 % is train, then 5 % and 5 %."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -53,8 +53,7 @@ class LocalText(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, part: int):
     for number, path in enumerate(self._paths):
-      if text := cut(_read(path))[part].strip():
-        yield number, {"text": text}
+      yield number, {"text": cut(_read(path))[part].strip()}
 
 
 def build(pattern: str, cache: str) -> tuple[str, dict[str, Records]]:

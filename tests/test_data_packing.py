@@ -1,0 +1,211 @@
+"""Packing: exact rows, manifests, refusal of every kind of damage."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dsl_jax.data import characters, packing, streams
+
+SETTINGS = {"corpus": "here", "source": "s", "spec": "text8"}
+
+
+class Words:
+  """A word tokenizer with markers 8 and 9: the id of a word is its length."""
+
+  name = "words"
+  vocab_size = 10
+  bos_id, eos_id = 8, 9
+  fingerprint = "f"
+
+  def encode_many(self, texts):
+    return [np.array([len(x) for x in t.split()], np.int32) for t in texts]
+
+
+def write(directory, documents, tokenizer=None, length=4, **settings):
+  tokenizer = tokenizer or characters.text8()
+  return packing.write(
+    str(directory), "train", documents, tokenizer, length=length,
+    **SETTINGS | settings,
+  )  # fmt: skip
+
+
+def test_characters_are_cut_plainly_with_one_space_between_documents(tmp_path):
+  packed = write(tmp_path, [" One,", "two ", " three", "", "4 x"], length=5)
+  text = " one two three four xy"
+  assert characters.text8().decode(packed.tokens_NL.ravel()) == text[:20]
+  assert packed.tokens_NL.dtype == np.int32
+  assert packed.tokens_NL.shape == (4, 5)
+
+
+def test_words_get_eos_after_every_document_and_a_wrap(tmp_path):
+  packed = write(tmp_path, ["a bb", "ccc", "", "dddd a bb"], Words())
+  # stream: 1 2 9 3 9 9 4 1 2 9
+  want = [[8, 1, 2, 9], [8, 9, 3, 9], [8, 9, 9, 9], [8, 4, 1, 9], [8, 2, 9, 9]]
+  np.testing.assert_array_equal(packed.tokens_NL, want)
+  assert packed.manifest["wrap"] is True
+  plain = write(tmp_path / "..", ["a bb", "ccc"], Words(), wrap=False)
+  np.testing.assert_array_equal(plain.tokens_NL, [[1, 2, 9, 3]])
+  assert plain.manifest["dropped"] == 1
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 1 << 20])
+def test_rows_do_not_depend_on_how_the_stream_is_buffered(
+  tmp_path, monkeypatch, tokens
+):
+  monkeypatch.setattr(packing, "_TOKENS", tokens)
+  monkeypatch.setattr(streams, "_BATCH", 3)
+  documents = ["ab " * i for i in range(20)]
+  packed = write(tmp_path, documents, Words(), length=6, wrap=False)
+  stream = [x for i in range(20) for x in [2] * i + [9]]
+  np.testing.assert_array_equal(packed.tokens_NL.ravel(), stream[:210])
+
+
+def test_the_manifest_says_everything(tmp_path):
+  packed = write(tmp_path, ["abc", "de"], length=4)
+  path = tmp_path / "train.bin"
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  want = {
+    "split": "train", "length": 4, "rows": 1, "vocab_size": 27, "wrap": False,
+    "corpus": "here", "source": "s", "tokenizer": "text8", "documents": 2,
+    "fingerprint": characters.text8().fingerprint, "tokens": 6, "dropped": 2,
+    "text_sha256": hashlib.sha256(b"abc\0de\0").hexdigest(),
+    "data_sha256": digest, "chunk_sha256": [digest],
+  }  # fmt: skip
+  assert packed.manifest.items() >= want.items()
+  assert set(packed.manifest) == {*want, "manifest_sha256"}
+  assert np.frombuffer(path.read_bytes(), "<i4").tolist() == [1, 2, 3, 0]
+
+
+def test_a_finished_split_is_not_made_again(tmp_path):
+  def unread():
+    raise AssertionError("read again")
+    yield
+
+  first = write(tmp_path, ["abcdef"])
+  stamp = os.stat(tmp_path / "train.bin").st_mtime_ns
+  again = write(tmp_path, unread())
+  np.testing.assert_array_equal(first.tokens_NL, again.tokens_NL)
+  assert os.stat(tmp_path / "train.bin").st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"length": 3},
+    {"tokenizer": characters.text8_mdlm()},
+    {"corpus": "there"},
+    {"source": "t"},
+    {"tokenizer": characters.text8_mdlm(), "wrap": True},
+  ],
+)
+def test_other_settings_are_refused_and_overwrite_nothing(tmp_path, change):
+  write(tmp_path, ["abcdef"])
+  before = {x.name: x.read_bytes() for x in tmp_path.iterdir()}
+  with pytest.raises(ValueError, match="was prepared with"):
+    write(tmp_path, ["abcdef"], **change)
+  assert {x.name: x.read_bytes() for x in tmp_path.iterdir()} == before
+
+
+def test_a_killed_run_leaves_no_split_and_the_next_makes_it_whole(tmp_path):
+  code = f"""
+import os, signal
+from dsl_jax.data import characters, packing
+def documents():
+  yield "abc " * 1000
+  yield "def " * 1000
+  os.kill(os.getpid(), signal.SIGKILL)
+packing._TOKENS = 10
+packing.write({str(tmp_path)!r}, "train", documents(), characters.text8(),
+              length=4, **{SETTINGS})
+"""
+  killed = subprocess.run([sys.executable, "-c", code], check=False)
+  assert killed.returncode == -9
+  assert [x.name for x in tmp_path.iterdir()] == ["train.bin.partial"]
+  assert (tmp_path / "train.bin.partial").stat().st_size > 0
+  with pytest.raises(ValueError, match="no prepared split 'train'"):
+    packing.load(str(tmp_path), "train")
+  packed = write(tmp_path, ["abcdefgh"])
+  assert packed.tokens_NL.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+  names = sorted(x.name for x in tmp_path.iterdir())
+  assert names == ["train.bin", "train.json"]
+
+
+def test_any_flipped_byte_is_found(tmp_path):
+  write(tmp_path, ["abcdefgh"])
+  for name in ("train.bin", "train.json"):
+    good = (tmp_path / name).read_bytes()
+    for place in range(0, len(good), 1 if name == "train.bin" else 7):
+      bad = bytearray(good)
+      bad[place] ^= 1
+      (tmp_path / name).write_bytes(bad)
+      try:
+        unharmed = json.loads(bad) == json.loads(good)  # white space
+      except ValueError:
+        unharmed = False
+      if not unharmed:
+        with pytest.raises(ValueError, match=r"(again|damaged)"):
+          packing.load(str(tmp_path), "train")
+    (tmp_path / name).write_bytes(good)
+  assert len(packing.load(str(tmp_path), "train").tokens_NL) == 2
+
+
+@pytest.mark.parametrize(
+  ("content", "match"),
+  [
+    (b"", "has 0 bytes instead of 32"),
+    (b"\0" * 31, "has 31 bytes"),
+    (b"\0" * 36, "has 36 bytes"),
+    (b"\0" * 32, "not the data its manifest was written for"),
+  ],
+)
+def test_foreign_and_truncated_data_are_refused(tmp_path, content, match):
+  write(tmp_path, ["abcdefgh"])
+  (tmp_path / "train.bin").write_bytes(content)
+  for call in (lambda: packing.load(str(tmp_path), "train"),
+               lambda: write(tmp_path, ["abcdefgh"])):  # fmt: skip
+    with pytest.raises(ValueError, match=match) as error:
+      call()
+    assert "prepare them again" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '"x"', '{"rows": 1}'])
+def test_a_foreign_manifest_is_refused(tmp_path, content):
+  write(tmp_path, ["abcdefgh"])
+  (tmp_path / "train.json").write_text(content)
+  with pytest.raises(ValueError, match="is damaged or no manifest"):
+    packing.load(str(tmp_path), "train")
+
+
+def test_large_files_are_sampled_unless_verified(tmp_path, monkeypatch):
+  monkeypatch.setattr(packing, "_CHUNK", 16)
+  write(tmp_path, ["abcd" * 10])  # ten chunks
+  content = bytearray((tmp_path / "train.bin").read_bytes())
+  content[2 * 16] ^= 1  # of chunks 0, 3, 6, 9 none
+  (tmp_path / "train.bin").write_bytes(content)
+  assert len(packing.load(str(tmp_path), "train").tokens_NL) == 10
+  with pytest.raises(ValueError, match="not the data"):
+    packing.load(str(tmp_path), "train", verify=True)
+  content[9 * 16] ^= 1
+  (tmp_path / "train.bin").write_bytes(content)
+  with pytest.raises(ValueError, match="not the data"):
+    packing.load(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+  ("settings", "match"),
+  [
+    ({"length": 0}, "length is 0"),
+    ({"length": 2, "tokenizer": Words()}, "wrap=True needs at least 3"),
+    ({"length": 99}, "has only 8 tokens"),
+    ({"wrap": True}, "has no BOS and EOS"),
+  ],
+)
+def test_what_cannot_be_packed_is_refused(tmp_path, settings, match):
+  with pytest.raises(ValueError, match=match):
+    write(tmp_path, ["abcdefgh"], **settings)
+  assert not (tmp_path / "train.json").exists()
