@@ -252,7 +252,12 @@ def test_openwebtext_comes_from_the_hub_without_a_glob(monkeypatch):
 
 @pytest.mark.parametrize(
   ("spec", "near"),
-  [("kjb", "kjv"), ("openwebtxt", "openwebtext"), ("text8", "text8:FILE")],
+  [
+    ("kjb", "kjv"),
+    ("openwebtxt:/data/text/*.txt", "openwebtext"),
+    ("text8", "text8:FILE"),
+    ("", "kjv"),
+  ],
 )
 def test_an_unknown_corpus_is_told_the_nearest(spec, near):
   with pytest.raises(ValueError, match=f"nearest is '{near}'"):

@@ -1,7 +1,6 @@
 """Corpora by spec: named splits, each a sized iterable of documents."""
 
 import dataclasses
-import difflib
 import hashlib
 import io
 import os
@@ -10,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from dsl_jax.data import extras, shards
+from dsl_jax.data import extras, shards, specs
 
 SPECS = (
   "kjv",
@@ -75,11 +74,7 @@ def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   if name == "openwebtext":
     opened = shards.local(where, held_out) if where else shards.hub(held_out)
     return Corpus(name, *opened)
-  near = difflib.get_close_matches(spec, SPECS, 1, 0)[0]
-  raise ValueError(
-    f"corpus is {spec!r}, nearest is {near!r}; choose one of "
-    f"{', '.join(SPECS)}."
-  )
+  raise specs.unknown("corpus", spec, SPECS)
 
 
 def kjv() -> Corpus:

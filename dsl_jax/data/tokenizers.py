@@ -1,6 +1,5 @@
 """Tokenizers by spec: characters, GPT-2's byte-level BPE, SentencePiece."""
 
-import difflib
 import hashlib
 import io
 import json
@@ -11,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dsl_jax.data import characters, extras
+from dsl_jax.data import characters, extras, specs
 
 SPECS = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR", "sentencepiece:FILE")
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -67,11 +66,7 @@ def load(spec: str) -> Tokenizer:
     return Gpt2Tokenizer(*(_find_gpt2(where) if where else _fetch_gpt2()))
   if name == "sentencepiece" and where:
     return SentencePieceTokenizer(where)
-  near = difflib.get_close_matches(spec, SPECS, 1, 0)[0]
-  raise ValueError(
-    f"tokenizer is {spec!r}, nearest is {near!r}; choose one of "
-    f"{', '.join(SPECS)}."
-  )
+  raise specs.unknown("tokenizer", spec, SPECS)
 
 
 class Gpt2Tokenizer:
