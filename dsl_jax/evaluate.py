@@ -17,6 +17,7 @@ from dsl_jax.data import batches, ngrams
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import checkpoint, errors, partition, schema
 from dsl_jax.runtime import state as states
+from dsl_jax.runtime import workdir as workdirs
 
 _NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick yardstick
 
@@ -44,7 +45,7 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
     train_rows = inputs.open_split(cfg, "train")
     held_out = inputs.open_split(cfg, "validation")
     inputs.check_batch("eval.batch_size", cfg.eval.batch_size, held_out, mesh)
-    checkpoint.compare(workdir, cfg, train_rows.manifest["data_sha256"])
+    workdirs.compare(workdir, cfg, train_rows.manifest["data_sha256"])
     whole = partition.replicated(mesh)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
 

@@ -1,0 +1,1 @@
+"""What a run needs besides mathematics: config, state, devices, disk, logs."""

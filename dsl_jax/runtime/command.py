@@ -1,0 +1,80 @@
+"""The command line: flags, a config file, typed overrides."""
+
+import os
+import re
+import runpy
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from dsl_jax.runtime import errors, schema
+
+
+def parse(
+  argv: Sequence[str], modes: Sequence[str]
+) -> tuple[schema.Config, str, str]:
+  """Reads --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
+
+  Args:
+    argv: program name and arguments.
+    modes: what --mode may be; the first is its default.
+
+  Returns:
+    The validated config, workdir and mode.
+
+  Raises:
+    errors.UserError: anything wrong with the above.
+  """
+  values = flags.FlagValues()
+  for name, default in (("config", ""), ("workdir", ""), ("mode", modes[0])):
+    flags.DEFINE_string(name, default, "", values)
+  try:
+    overrides = values(argv, known_only=True)
+    for name in ("config", "workdir"):
+      if not values[name].value:
+        raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
+    if values.mode not in modes:
+      raise errors.UserError(
+        f"--mode is {values.mode!r}" + errors.nearest(values.mode, modes)
+      )
+    config = _load(values.config)
+    _check_names(overrides[1:], schema.flatten(config), list(values))
+    fields = flags.FlagValues()
+    config_flags.DEFINE_config_dict(
+      "config", config, "", fields, sys_argv=overrides
+    )
+    extra = fields(overrides)[1:]
+  except flags.Error as error:
+    raise errors.UserError(str(error)) from error
+  if extra:
+    raise errors.UserError(f"{extra[0]!r} is no flag; write --name=value.")
+  return schema.from_config_dict(fields.config), values.workdir, values.mode
+
+
+def _load(config):
+  """Runs get_config of FILE[:variant]."""
+  path, _, arg = config.partition(":")
+  if not os.path.isfile(path):
+    raise errors.UserError(
+      f"--config is {config!r}, which is no file; see configs/."
+    )
+  try:
+    return runpy.run_path(path)["get_config"](arg)
+  except errors.UserError:
+    raise
+  except Exception as error:  # the user's own file may do anything
+    raise errors.UserError(f"{path} fails with {error!r}; mend it.") from error
+
+
+def _check_names(args, keys, names):
+  """Refuses unknown flags and config keys with the nearest known name."""
+  for arg in args:
+    key = re.match(r"--?(?:no)?config\.([^=]+)", arg)
+    if key and key[1] not in keys:
+      hint = errors.nearest(key[1], keys)
+      raise errors.UserError(f"unknown config key {key[1]!r}{hint}")
+    if not key and arg.startswith("-"):
+      flag = arg.lstrip("-").partition("=")[0]
+      hint = errors.nearest(flag, names)
+      raise errors.UserError(f"unknown flag --{flag}{hint}")

@@ -1,0 +1,91 @@
+"""The optimiser: clip, Adam, decay, a group for the converter, warm-up."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsl_jax.runtime import schema
+
+
+def make(cfg: schema.Optim, steps: int) -> optax.GradientTransformation:
+  """Builds AdamW with a larger learning rate for the converter.
+
+  The converter starts far from where training takes it (beta above all), and
+  one learning rate for everything moves it too slowly.
+
+  Args:
+    cfg: rates and moments; weight decay, when set, acts on kernels only.
+    steps: length of the run, where a cosine schedule ends.
+
+  Returns:
+    The gradient transformation.
+  """
+  transforms = [
+    optax.clip_by_global_norm(cfg.clip_norm),
+    optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
+  ]
+  if cfg.weight_decay:
+    transforms.append(optax.add_decayed_weights(cfg.weight_decay, _kernels))
+  transforms += [
+    optax.masked(optax.scale(cfg.converter_lr_scale), _converter),
+    optax.scale_by_learning_rate(schedule(cfg, steps)),
+  ]
+  chain = optax.chain(*transforms)
+
+  def update(grads, state, params=None):
+    with jax.numpy_dtype_promotion("standard"):  # Adam mixes float and int32
+      return chain.update(grads, state, params)
+
+  return optax.GradientTransformation(chain.init, update)
+
+
+def schedule(cfg: schema.Optim, steps: int) -> optax.Schedule:
+  """Returns the learning rate as a function of the step.
+
+  Linear warm-up from lr / warmup_steps, then constant, or a cosine that
+  reaches 0 at the end of the run.
+
+  Args:
+    cfg: learning_rate, warmup_steps and schedule.
+    steps: length of the run.
+  """
+
+  def rate(count):
+    count = jnp.asarray(count, jnp.float32)
+    warmup = jnp.minimum(1.0, (count + 1) / max(cfg.warmup_steps, 1))
+    if cfg.schedule == "constant":
+      return cfg.learning_rate * warmup
+    span = max(steps - cfg.warmup_steps, 1)
+    done = jnp.clip((count - cfg.warmup_steps) / span, 0.0, 1.0)
+    return cfg.learning_rate * warmup * 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+  return rate
+
+
+def ema_decay(step: jax.Array, decay: float) -> jax.Array:
+  """MDLM's rule for the moving average: min(decay, (1 + n) / (10 + n)).
+
+  Args:
+    step: n, the number of the update, 1 for the first.
+    decay: the limit.
+
+  Returns:
+    Weight of the old average, f32.
+  """
+  n = jnp.asarray(step, jnp.float32)
+  return jnp.minimum(jnp.float32(decay), (1 + n) / (10 + n))
+
+
+def _converter(params):
+  """True below the top-level key `converter`."""
+  return {
+    name: jax.tree.map(lambda _, name=name: name == "converter", branch)
+    for name, branch in params.items()
+  }
+
+
+def _kernels(params):
+  """True for matrices of the layers."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == "kernel", params
+  )

@@ -1,0 +1,115 @@
+"""The train state and one pure training step."""
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsl_jax.runtime import optim
+
+
+class TrainState(NamedTuple):
+  """Everything a checkpoint holds; nothing random is in it.
+
+  Attributes:
+    step: int32, updates done.
+    params: nested dict of f32 arrays.
+    opt_state: of the optimiser.
+    ema: moving average of params.
+  """
+
+  step: jax.Array
+  params: dict
+  opt_state: optax.OptState
+  ema: dict
+
+
+def create(params: dict, tx: optax.GradientTransformation) -> TrainState:
+  """Returns the state before the first step."""
+  # The average must not share buffers with params: the state is donated.
+  ema = jax.tree.map(jnp.copy, params)
+  return TrainState(jnp.int32(0), params, tx.init(params), ema)
+
+
+def stream(seed: int, name: str) -> jax.Array:
+  """Returns the random key of a named use: "init", "train", "eval", ..."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def train_step(
+  state: TrainState,
+  tokens_BL: jax.Array,
+  mask_BL: jax.Array,
+  *,
+  loss_fn: Callable,
+  tx: optax.GradientTransformation,
+  seed: int,
+  ema_decay: float,
+  microbatches: int = 1,
+) -> tuple[TrainState, dict]:
+  """Takes one optimiser step on the mean loss of all valid tokens.
+
+  The noise of a sequence depends on the seed, the step and its row alone, so
+  microbatches and devices change nothing but the order of sums. If the loss
+  or the gradient is not finite the state is returned as it was.
+
+  Args:
+    state: donate it when jitting.
+    tokens_BL: int32, the whole batch.
+    mask_BL: validity of every position.
+    loss_fn: (params, key_B, tokens_BL, mask_BL) -> (scalar, sums) with sums
+      {"nll": in nats, "tokens": how many}.
+    tx: the optimiser.
+    seed: of the run.
+    ema_decay: limit of the moving average's decay.
+    microbatches: parts of the batch, computed one after the other; a divisor
+      of B.
+
+  Returns:
+    The new state, and sums {"nll", "tokens", "grad_norm", "bad"}, f32.
+  """
+  B = tokens_BL.shape[0]
+  key_B = jax.random.split(
+    jax.random.fold_in(stream(seed, "train"), state.step), B
+  )
+  parts = jax.tree.map(
+    lambda x: _microbatches(x, microbatches), (key_B, tokens_BL, mask_BL)
+  )
+
+  def nll(params, part):
+    _, sums = loss_fn(params, *part)
+    return sums["nll"], sums
+
+  def accumulate(total, part):
+    (_, sums), grads = jax.value_and_grad(nll, has_aux=True)(state.params, part)
+    return jax.tree.map(jnp.add, total, (sums, grads)), None
+
+  zero = {"nll": jnp.float32(0), "tokens": jnp.float32(0)}
+  zeros = zero, jax.tree.map(jnp.zeros_like, state.params)
+  (sums, grads), _ = jax.lax.scan(accumulate, zeros, parts)
+  grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), grads)
+
+  grad_norm = optax.global_norm(grads)
+  good = jnp.isfinite(sums["nll"]) & jnp.isfinite(grad_norm)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  decay = optim.ema_decay(state.step + 1, ema_decay)
+  ema = jax.tree.map(
+    lambda e, p: decay * e + (1 - decay) * p, state.ema, params
+  )
+  new = TrainState(state.step + 1, params, opt_state, ema)
+  new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
+  bad = 1.0 - good.astype(jnp.float32)
+  return new, sums | {"grad_norm": grad_norm, "bad": bad}
+
+
+def _microbatches(x, parts):
+  """[B, ...] -> [parts, B / parts, ...], every part from all of the batch.
+
+  Taking every parts-th row keeps each part spread over all devices.
+  """
+  x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+  return jnp.swapaxes(x, 0, 1)
