@@ -256,9 +256,13 @@ def test_openwebtext_comes_from_the_hub_without_a_glob(monkeypatch):
     ("kjb", "kjv"),
     ("openwebtxt:/data/text/*.txt", "openwebtext"),
     ("text8", "text8:FILE"),
-    ("", "kjv"),
   ],
 )
 def test_an_unknown_corpus_is_told_the_nearest(spec, near):
   with pytest.raises(ValueError, match=f"nearest is '{near}'"):
     corpora.load(spec, cache="unused")
+
+
+def test_an_empty_corpus_is_refused():
+  with pytest.raises(ValueError, match="corpus is '', nearest is"):
+    corpora.load("", cache="unused")
