@@ -78,6 +78,13 @@ def test_a_markov_source_is_learned_to_its_entropy_rate():
   assert abs(ngrams.bits(train, test, 5, 1) - np.log2(5)) < 0.02
 
 
+def test_packed_rows_are_one_run():
+  rng = np.random.default_rng(3)
+  train, test = rng.integers(0, 4, (6, 6)), rng.integers(0, 4, (3, 5))
+  flat = ngrams.bits(train.ravel(), test.ravel(), 4, 3)
+  assert ngrams.bits(train, test, 4, 3) == flat
+
+
 @pytest.mark.parametrize("order", [0, 4])
 def test_impossible_orders_are_refused(order):
   with pytest.raises(ValueError, match=f"order is {order}"):
