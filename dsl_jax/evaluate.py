@@ -95,7 +95,7 @@ def table(bounds: dict) -> str:
   for name, row in bounds.items():
     bits, error = row["bits_per_token"], row.get("stderr", math.nan)
     shown = "" if math.isnan(error) else f"{error:.4f}"
-    lines.append(f"{name:<22}{bits:>12.4f}{shown:>9}{2**bits:>13.3f}")
+    lines.append(f"{name:<22}{bits:>12.4f}{shown:>9}{2**bits:>13.5g}")
   return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from dsl_jax.data import tokenizers
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
 from dsl_jax.runtime import state as states
+from dsl_jax.runtime import workdir as workdirs
 
 
 def generate(cfg: schema.Config, workdir: str) -> None:
@@ -44,6 +45,7 @@ def generate(cfg: schema.Config, workdir: str) -> None:
       )
     key = states.stream(c.seed, "sample")
     schedules.build(c, key, 1, length)  # names an unknown path early
+    workdirs.compare(workdir, cfg)
     mesh = partition.make_mesh(cfg.mesh)
     whole = partition.replicated(mesh)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
