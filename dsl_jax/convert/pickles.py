@@ -84,7 +84,7 @@ def _run(data: bytes) -> object:
     del stack[start:]
     return items
 
-  for count, (opcode, arg, _) in enumerate(pickletools.genops(data)):
+  for count, (opcode, arg, place) in enumerate(pickletools.genops(data)):
     if count > _MAX_OPCODES:
       raise ValueError(f"its pickle has over {_MAX_OPCODES} opcodes")
     match opcode.name:
@@ -143,6 +143,8 @@ def _run(data: bytes) -> object:
       case "POP" | "BUILD":  # BUILD would set attributes: none are kept
         stack.pop()
       case "STOP":
+        if marks or len(stack) != 1 or place != len(data) - 1:
+          raise ValueError("its pickle ends too early")
         return stack.pop()
       case "PROTO" | "FRAME":
         pass

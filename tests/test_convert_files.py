@@ -1,0 +1,196 @@
+"""Files that are damaged, hostile or of another model; PyTorch not needed."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from dsl_jax import convert
+from dsl_jax.convert import __main__ as command
+
+ROWS, WIDTH, DEPTH, HEADS, COND = 12, 8, 1, 2, 6
+BLOCK_SHAPES = {
+  "norm1.weight": (WIDTH,),
+  "attn_qkv.weight": (3 * WIDTH, WIDTH),
+  "attn_out.weight": (WIDTH, WIDTH),
+  "norm2.weight": (WIDTH,),
+  "mlp.0.weight": (4 * WIDTH, WIDTH),
+  "mlp.0.bias": (4 * WIDTH,),
+  "mlp.2.weight": (WIDTH, 4 * WIDTH),
+  "mlp.2.bias": (WIDTH,),
+  "adaLN_modulation.weight": (6 * WIDTH, COND),
+  "adaLN_modulation.bias": (6 * WIDTH,),
+}
+SHAPES = {
+  "vocab_embed.embedding": (ROWS, WIDTH),
+  "sigma_map.mlp.0.weight": (COND, 256),
+  "sigma_map.mlp.0.bias": (COND,),
+  "sigma_map.mlp.2.weight": (COND, COND),
+  "sigma_map.mlp.2.bias": (COND,),
+  **{f"blocks.0.{name}": shape for name, shape in BLOCK_SHAPES.items()},
+  "output_layer.norm_final.weight": (WIDTH,),
+  "output_layer.linear.weight": (ROWS, WIDTH),
+  "output_layer.linear.bias": (ROWS,),
+  "output_layer.adaLN_modulation.weight": (2 * WIDTH, COND),
+  "output_layer.adaLN_modulation.bias": (2 * WIDTH,),
+}
+BUFFER = "backbone.rotary_emb.inv_freq"
+
+
+def mdlm_tensors():
+  """A tiny MDLM in float32 under its own names."""
+  rng = np.random.default_rng(0)
+  tensors = {
+    f"backbone.{name}": rng.standard_normal(shape, np.float32)
+    for name, shape in SHAPES.items()
+  }
+  return {**tensors, BUFFER: np.array([1.0, 0.01], np.float32)}
+
+
+def mutations():
+  """Yields wrong sets of tensors and what the error must name."""
+  good = mdlm_tensors()
+  for name, array in good.items():
+    bare = name.removeprefix("backbone.")
+    compiled = name.replace(".", "._orig_mod.", 1)
+    rest = {key: value for key, value in good.items() if key != name}
+    yield rest, name
+    yield {**rest, name + "_": array}, name
+    yield {**rest, bare: array}, name
+    yield {**good, compiled: array}, name
+    yield {**rest, name: np.concatenate([array, array])}, bare
+    yield {**rest, name: array[None]}, bare
+    yield {**rest, name: array.astype(np.float64)}, bare
+    yield {**rest, name: array.astype(np.int32)}, bare
+    if name != BUFFER:
+      yield {**rest, name: array.astype(np.float16)}, bare
+    broken = array.copy()
+    broken.flat[-1] = np.nan
+    yield {**rest, name: broken}, bare
+    if array.ndim == 2 and array.shape[0] != array.shape[1]:
+      yield {**rest, name: array.T.copy()}, bare
+  yield {**good, BUFFER: np.array([1, 0.1], np.float32)}, "inv_freq"
+  yield {**good, "backbone.blocks.1.new": good[BUFFER]}, "blocks.1.new"
+  yield {**good, "dsl.converter.beta": np.ones(1, np.float32)}, "dsl"
+  yield {"wte.weight": np.ones((3, 4), np.float32)}, "wte.weight"
+  yield {}, "vocab_embed.embedding"
+
+
+def assert_refused(path, named):
+  """One sentence that names what is wrong."""
+  with pytest.raises(ValueError, match=re.escape(named)) as caught:
+    convert.mdlm.load(path)
+  message = str(caught.value)
+  assert message.endswith(".") and "\n" not in message and len(message) < 1500
+
+
+def test_every_wrong_tensor_is_named(tmp_path):
+  path = tmp_path / "weights.safetensors"
+  count = 0
+  for tensors, named in mutations():
+    safetensors_numpy.save_file(tensors, path)
+    assert_refused(path, named)
+    count += 1
+  assert count > 200
+
+
+def test_truncated_and_foreign_files(tmp_path):
+  path = tmp_path / "weights.safetensors"
+  safetensors_numpy.save_file(mdlm_tensors(), path)
+  whole = path.read_bytes()
+  for size in [*range(12), *range(12, len(whole), 1013), len(whole) - 1]:
+    path.write_bytes(whole[:size])
+    assert_refused(path, "weights.safetensors")
+  for start in (b"PK\3\4", b"\x80\x02", b"ustar", b"version https", b"\0" * 99):
+    path.write_bytes(start + whole[:3000])
+    assert_refused(path, "weights.safetensors")
+  assert_refused(tmp_path / "none.ckpt", "none.ckpt")
+  assert_refused(tmp_path, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    '{"n_heads": 4, "vocab_size": 12}',
+    '{"hidden_dim": "8"}',
+    '{"vocab_size": 13}',
+    '{"time_conditioning": true}',
+    '{"n_blocks": null}',
+    '{"dsl_evidence_skip": 1.5}',
+    "[]",
+    "{",
+    "[" * 100_000,
+  ],
+)
+def test_config_must_agree(tmp_path, config):
+  safetensors_numpy.save_file(mdlm_tensors(), tmp_path / "model.safetensors")
+  assert_refused(tmp_path, "config.json")
+  (tmp_path / "config.json").write_text(config)
+  assert_refused(tmp_path, "config.json")
+
+
+@pytest.mark.parametrize("mask_id", [0, 5, 11])
+def test_round_trip_keeps_every_bit_but_the_heads_mask_row(tmp_path, mask_id):
+  tensors = mdlm_tensors()
+  first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+  safetensors_numpy.save_file(tensors, first)
+  params, cfg = convert.mdlm.load(first, mask_id=mask_id, sphere_dim=4)
+  convert.mdlm.save(params, second, cfg=cfg, mask_id=mask_id)
+
+  back = safetensors_numpy.load_file(second)
+  for name in ("weight", "bias"):
+    head = tensors[f"backbone.output_layer.linear.{name}"]
+    head[mask_id] = 0
+  for name, array in tensors.items():
+    np.testing.assert_array_equal(back[name], array, name)
+  again, _ = convert.mdlm.load(second)  # the file knows its mask_id
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_heads_are_never_guessed(tmp_path):
+  tensors, path = mdlm_tensors(), tmp_path / "a.safetensors"
+  safetensors_numpy.save_file(tensors, path)
+  params, _ = convert.mdlm.load(path)
+  with pytest.raises(ValueError, match="cfg"):
+    convert.mdlm.save(params, tmp_path / "folder")
+  convert.mdlm.save(params, path)
+  assert BUFFER not in safetensors_numpy.load_file(path)
+  assert_refused(path, BUFFER)
+  assert convert.mdlm.load(path, heads=4)[1].heads == 4
+  with pytest.raises(ValueError, match="heads"):
+    convert.mdlm.load(path, heads=3)
+
+
+def test_save_refuses_other_trees(tmp_path):
+  path = tmp_path / "a.safetensors"
+  safetensors_numpy.save_file(mdlm_tensors(), path)
+  params, cfg = convert.mdlm.load(path)
+  for part, named in (("head", "head.bias"), ("embed", "embed.embedding")):
+    rest = {name: tree for name, tree in params.items() if name != part}
+    with pytest.raises(ValueError, match=named):
+      convert.mdlm.save(rest, path, cfg=cfg)
+  with pytest.raises(ValueError, match="extra"):
+    convert.mdlm.save({**params, "extra": np.ones(3)}, path, cfg=cfg)
+  with pytest.raises(ValueError, match="mask_id"):
+    convert.mdlm.save(params, path, cfg=cfg, mask_id=12)
+  plain = {name: tree for name, tree in params.items() if name != "converter"}
+  convert.mdlm.save(plain, path, cfg=cfg)
+  assert set(safetensors_numpy.load_file(path)) == set(mdlm_tensors())
+
+
+def test_command_reports_in_one_sentence(tmp_path, capsys):
+  path, out = tmp_path / "a.safetensors", str(tmp_path / "out")
+  safetensors_numpy.save_file(mdlm_tensors(), path)
+  assert command.main(["mdlm", str(path), "--out", out, "--beta_init=2"]) == 0
+  assert "12 blocks" not in capsys.readouterr().out
+  params, cfg = convert.mdlm.load(out)
+  assert params["converter"]["beta"] == 2
+  said = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert said["n_heads"] == cfg.heads == HEADS
+  path.write_bytes(path.read_bytes()[:100])
+  assert command.main(["mdlm", str(path), "--out", out]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1
