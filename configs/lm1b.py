@@ -1,0 +1,66 @@
+"""The One Billion Word benchmark, from scratch.
+
+python -m dsl_jax.data.prepare --corpus=lm1b --tokenizer=gpt2 --length=128
+  --wrap=True --out=data_cache/lm1b
+
+[P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe, from
+which the paper starts; [O] our choice. The paper has no LM1B run: the law and
+D are OpenWebText's, whose vocabulary it shares.
+"""
+
+from dsl_jax.runtime import schema
+
+
+def get_config(arg=""):
+  """Returns the config; there are no variants."""
+  net = schema.NetConfig(
+    vocab_size=50_257,  # [O] GPT-2's; MDLM took BERT's 30,522 word pieces
+    width=768,  # [M] MDLM small
+    depth=12,  # [M]
+    heads=12,  # [M]
+    sphere_dim=64,  # [O] as for OpenWebText
+    cond_dim=128,  # [M]
+    dropout=0.1,  # [M]
+    dtype="bfloat16",  # [M]
+    unroll=1,  # [O] a rolled scan compiles sooner on accelerators
+    beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
+    mask_prior=0.99,  # [P]
+  )
+  config = schema.Config(
+    name="lm1b",
+    net=net,
+    clean_snr=100.0,  # [O] clean at V = 50,257 when beta = 1
+    data=schema.Data(
+      corpus="lm1b",
+      tokenizer="gpt2",
+      length=128,  # [M]
+      wrap=True,  # [M]
+      dir="data_cache/lm1b",
+    ),
+    law=schema.Law(
+      mu=2.69,  # [O] as for OpenWebText
+      sigma=1.41,  # [O]
+      endpoint_share=0.25,  # [P]
+      smooth=True,  # [P]
+    ),
+    optim=schema.Optim(
+      learning_rate=3e-4,  # [M]
+      b1=0.9,  # [M]
+      b2=0.999,  # [M]
+      clip_norm=1.0,  # [M]
+      warmup_steps=2500,  # [M]
+      converter_lr_scale=10.0,  # [O] beta is learned too slowly otherwise
+      ema_decay=0.9999,  # [M]
+    ),
+    train=schema.Train(
+      steps=1_000_000,  # [M]
+      batch_size=512,  # [M]
+      log_every=100,
+      eval_every=10_000,
+      checkpoint_every=10_000,
+    ),
+    eval=schema.Eval(batch_size=64, sequences=4096),
+    sample=schema.Sample(path="masked", steps=128, num=64, batch_size=64),
+  )
+  variants = {"": config}
+  return schema.to_config_dict(schema.variant(arg, variants, "lm1b.py"))

@@ -1,0 +1,51 @@
+"""Minutes on a laptop: the King James Bible, 27 characters, a small network.
+
+[P] the paper, arXiv 2605.12836, or its authors' code; [O] our choice.
+"""
+
+from dsl_jax.runtime import schema
+
+
+def get_config(arg=""):
+  """Returns the config; there are no variants."""
+  net = schema.NetConfig(
+    vocab_size=27,  # a-z and space, the text8 alphabet [P]
+    width=128,  # [O] what two CPU cores train in minutes
+    depth=4,  # [O]
+    heads=4,  # [O]
+    sphere_dim=16,  # [P] D for text8's alphabet
+  )
+  config = schema.Config(
+    name="quickstart",
+    net=net,
+    clean_snr=100.0,  # [O] reads as clean at V = 27 with beta = 1
+    data=schema.Data(
+      corpus="kjv",  # [O] English prose that a package brings along
+      tokenizer="text8",
+      length=128,  # [O]
+    ),
+    law=schema.Law(
+      mu=1.4,  # [P] text8
+      sigma=0.55,  # [P] text8
+      endpoint_share=0.25,  # [P]
+    ),
+    optim=schema.Optim(
+      learning_rate=1e-3,  # [O] a small network takes more than 3e-4
+      warmup_steps=100,  # [O]
+      schedule="cosine",  # [O] a short run gains from decay
+      clip_norm=1.0,  # [P]
+      converter_lr_scale=10.0,  # [O]
+      ema_decay=0.999,  # [O] 0.9999 averages longer than this run
+    ),
+    train=schema.Train(
+      steps=3000,  # [O]
+      batch_size=32,  # [O]
+      eval_every=500,
+      checkpoint_every=500,
+      max_minutes=6.0,  # [O] a slower machine stops here
+    ),
+    eval=schema.Eval(batch_size=32, sequences=256),
+    sample=schema.Sample(path="masked", steps=64, num=16, batch_size=16),
+  )
+  variants = {"": config}
+  return schema.to_config_dict(schema.variant(arg, variants, "quickstart.py"))

@@ -1,0 +1,235 @@
+"""The optimiser, the train step, and its sharding."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from dsl_jax import objective
+from dsl_jax.core import laws
+from dsl_jax.nets import denoiser as denoisers
+from dsl_jax.runtime import errors, optim, partition, schema
+from dsl_jax.runtime import state as states
+
+NET = schema.NetConfig(15, 16, 1, 2, 4, cond_dim=8)
+DENOISER = denoisers.make_denoiser(NET)
+DSL_LOSS = functools.partial(
+  objective.loss,
+  denoiser=DENOISER,
+  law=laws.lognormal(1.0, 1.0),
+  clean_snr=50.0,
+)
+B, L, V = 8, 6, 15
+
+
+# Compiling is most of the time of these tests.
+quick_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def toy_loss(params, key_B, tokens_BL, mask_BL):
+  """Cross-entropy of a table read with noise: cheap to compile."""
+  noise = jax.vmap(lambda key: jax.random.normal(key, (L, 1)))(key_B)
+  kernel_VV = params["head"]["kernel"]
+  logits = (
+    kernel_VV[tokens_BL] * (1 + 0.1 * noise) * params["converter"]["beta"]
+  )
+  nll_BL = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BL)
+  weight_BL = mask_BL.astype(jnp.float32)
+  sums = {"nll": jnp.sum(nll_BL * weight_BL), "tokens": jnp.sum(weight_BL)}
+  return sums["nll"] / sums["tokens"], sums
+
+
+def toy_params():
+  kernel = np.random.default_rng(1).normal(size=(V, V)).astype(np.float32)
+  return {
+    "converter": {"beta": jnp.float32(0.7)},
+    "head": {"kernel": jnp.asarray(kernel)},
+  }
+
+
+def dsl_params():
+  """Random parameters of the network; nothing is zero, nor its gradient."""
+  rng = np.random.default_rng(2)
+  shapes = jax.eval_shape(DENOISER.init, jax.random.key(0))
+  return jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(0.1, 0.2, x.shape), jnp.float32), shapes
+  )
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, V, (B, L), dtype=np.int32)
+  mask = rng.random((B, L)) < 0.7  # uneven: a mean of means would be wrong
+  return tokens, mask
+
+
+def step_fn(tx, *, loss_fn=toy_loss, microbatches=1, ema_decay=0.9999):
+  return functools.partial(
+    states.train_step,
+    loss_fn=loss_fn,
+    tx=tx,
+    seed=3,
+    ema_decay=ema_decay,
+    microbatches=microbatches,
+  )
+
+
+@functools.cache
+def one_device():
+  """A step of the whole batch at once, on one device."""
+  tx = optax.sgd(1.0)  # the update is the gradient
+  state = jax.device_get(states.create(dsl_params(), tx))
+  return state, *quick_jit(step_fn(tx, loss_fn=DSL_LOSS))(state, *batch())
+
+
+def test_accumulated_equals_single_batch():
+  state, one, sums_1 = one_device()
+  step = step_fn(optax.sgd(1.0), loss_fn=DSL_LOSS, microbatches=4)
+  four, sums_4 = quick_jit(step)(state, *batch())
+  assert float(sums_1["tokens"]) == batch()[1].sum()
+  chex.assert_trees_all_close(sums_1, sums_4, rtol=1e-5)
+  chex.assert_trees_all_close(one.params, four.params, atol=1e-5)
+  moved = jax.tree.map(
+    lambda a, b: float(jnp.abs(a - b).max()), one.params, state.params
+  )
+  assert min(jax.tree.leaves(moved)) > 1e-4  # so that agreeing means much
+
+
+def test_step_follows_the_mean_loss_with_its_own_noise():
+  tx = optax.sgd(1.0)
+  state = states.create(toy_params(), tx)
+  tokens, mask = batch()
+  key = jax.random.fold_in(states.stream(3, "train"), 0)
+  mean = lambda p: toy_loss(p, jax.random.split(key, B), tokens, mask)[0]
+  loss, grads = quick_jit(jax.value_and_grad(mean))(state.params)
+  step = quick_jit(step_fn(tx))
+  new, sums = step(state, tokens, mask)
+  np.testing.assert_allclose(sums["nll"] / sums["tokens"], loss, rtol=1e-6)
+  chex.assert_trees_all_close(
+    new.params, jax.tree.map(jnp.subtract, state.params, grads), atol=1e-6
+  )
+  _, later = step(new._replace(params=state.params), tokens, mask)
+  assert later["nll"] != sums["nll"]  # another step, other noise
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bad_step_changes_nothing(value):
+  tx = optim.make(schema.Optim(), 10)
+  tokens, mask = batch()
+  step = quick_jit(step_fn(tx))
+  state, sums = step(states.create(toy_params(), tx), tokens, mask)
+  assert sums["bad"] == 0
+  assert state.step == 1
+  state.params["head"]["kernel"] = (
+    state.params["head"]["kernel"].at[0].set(value)
+  )
+  after, sums = step(state, tokens, mask)
+  assert sums["bad"] == 1
+  chex.assert_trees_all_equal(after, state)
+
+
+def test_ema_follows_the_warm_up_rule():
+  assert optim.ema_decay(1, 0.9999) == np.float32(2 / 11)
+  assert optim.ema_decay(990, 0.9999) == np.float32(0.991)
+  assert optim.ema_decay(10**6, 0.9999) == np.float32(0.9999)
+  tx = optax.sgd(0.5)
+  state = states.create(toy_params(), tx)
+  tokens, mask = batch()
+  step = quick_jit(step_fn(tx, ema_decay=0.22))
+  average = state.params
+  for decay in (2 / 11, 0.22, 0.22):  # 3 / 12 is already over the limit
+    state, _ = step(state, tokens, mask)
+    average = jax.tree.map(
+      lambda e, p, d=decay: d * e + (1 - d) * p, average, state.params
+    )
+  chex.assert_trees_all_close(state.ema, average, atol=1e-6)
+
+
+def test_converter_moves_ten_times_as_far():
+  grads = jax.tree.map(jnp.ones_like, toy_params())
+  tx = optim.make(schema.Optim(learning_rate=1e-2, clip_norm=1e9), 10)
+  updates, _ = tx.update(grads, tx.init(grads), grads)
+  np.testing.assert_allclose(updates["head"]["kernel"], -1e-2, rtol=1e-5)
+  np.testing.assert_allclose(updates["converter"]["beta"], -1e-1, rtol=1e-5)
+
+
+def test_weight_decay_is_only_on_kernels():
+  layer = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}
+  params = {"blocks": layer, "converter": {"table": jnp.ones((2, 2))}}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  tx = optim.make(schema.Optim(learning_rate=0.1, weight_decay=0.5), 10)
+  updates, _ = tx.update(zeros, tx.init(params), params)
+  np.testing.assert_allclose(updates["blocks"]["kernel"], -0.05)
+  assert not updates["blocks"]["bias"].any()
+  assert not updates["converter"]["table"].any()
+
+
+def test_clipping_bounds_the_gradient():
+  grads = {"head": {"kernel": jnp.full((4,), 100.0)}}
+  for clip in (1.0, 1e-3):
+    # eps = 1 makes the first Adam update g / (g + 1): it shows the size of g.
+    tx = optim.make(schema.Optim(learning_rate=1.0, eps=1.0, clip_norm=clip), 1)
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    g = clip / 2  # four equal elements of norm clip
+    np.testing.assert_allclose(
+      updates["head"]["kernel"], -g / (g + 1), rtol=1e-5
+    )
+
+
+def test_schedules():
+  cfg = schema.Optim(learning_rate=2.0, warmup_steps=4)
+  rate = optim.schedule(cfg, 104)
+  np.testing.assert_allclose([rate(n) for n in (0, 3, 50)], [0.5, 2.0, 2.0])
+  cfg = schema.Optim(learning_rate=2.0, warmup_steps=4, schedule="cosine")
+  rate = optim.schedule(cfg, 104)
+  np.testing.assert_allclose(
+    [rate(n) for n in (1, 4, 54, 104)], [1.0, 2.0, 1.0, 0.0], atol=1e-6
+  )
+
+
+def test_eight_devices_do_what_one_does(monkeypatch):
+  monkeypatch.setattr(partition, "_SMALL", 64)  # shard even this net
+  state, alone, sums_1 = one_device()
+  mesh = partition.make_mesh(schema.Mesh(2, 2, 2))
+  shardings = partition.of_tree(mesh, state)
+  step = quick_jit(
+    step_fn(optax.sgd(1.0), loss_fn=DSL_LOSS, microbatches=2),
+    donate_argnums=0,
+    out_shardings=(shardings, partition.replicated(mesh)),
+  )
+  rows = [partition.put_rows(mesh, x) for x in batch()]
+  spread, sums_8 = step(jax.device_put(state, shardings), *rows)
+  np.testing.assert_allclose(sums_8["nll"], sums_1["nll"], rtol=1e-6)
+  chex.assert_trees_all_close(
+    jax.device_get(spread.params), jax.device_get(alone.params), atol=1e-5
+  )
+
+
+def test_moments_and_averages_are_sharded_like_parameters(monkeypatch):
+  monkeypatch.setattr(partition, "_SMALL", 64)
+  mesh = partition.make_mesh(schema.Mesh(2, 2, 2))
+  tx = optim.make(schema.Optim(), 10)
+  state = partition.of_tree(
+    mesh, jax.eval_shape(lambda: states.create(dsl_params(), tx))
+  )
+  for tree in (state.params, state.ema, state.opt_state[1].mu):
+    assert tree["embed"]["embedding"].spec == P("model", "fsdp")  # 16 rows
+    assert tree["head"]["kernel"].spec == P(None, "fsdp")  # 15 rows
+    assert tree["blocks"]["qkv"]["kernel"].spec == P(None, None, "fsdp")
+    assert tree["blocks"]["norm1"]["scale"].spec == P(None, None)
+  assert state.step.spec == P()
+
+
+def test_mesh_must_fit_the_devices():
+  mesh = partition.make_mesh(schema.Mesh(-1, 2, 2))
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
+  for sizes in ((3, 1, 1), (-1, 3, 1), (-1, -1, 1), (4, 1, 1)):
+    with pytest.raises(errors.UserError, match="multiply to the 8 devices"):
+      partition.make_mesh(schema.Mesh(*sizes))
