@@ -4,12 +4,18 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from safetensors import numpy as safetensors_numpy
 
 from dsl_jax import convert
 from dsl_jax.convert import __main__ as command
+from dsl_jax.nets import denoiser
+from dsl_jax.runtime import checkpoint, schema
+from dsl_jax.runtime import state as states
+from dsl_jax.runtime import workdir as workdirs
 
 ROWS, WIDTH, DEPTH, HEADS, COND = 12, 8, 1, 2, 6
 BLOCK_SHAPES = {
@@ -194,3 +200,27 @@ def test_command_reports_in_one_sentence(tmp_path, capsys):
   assert command.main(["mdlm", str(path), "--out", out]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_run_is_exported(tmp_path, capsys):
+  run, out = str(tmp_path / "run"), tmp_path / "out"
+  net = denoiser.NetConfig(9, WIDTH, DEPTH, HEADS, 4, evidence_skip=True)
+  cfg = schema.Config("tiny", net, data=schema.Data(length=77))
+  like = jax.eval_shape(denoiser.make_denoiser(net).init, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  draw = lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+  params = jax.tree.map(draw, like)
+  state = states.create(params, optax.identity())
+  state = state._replace(ema=jax.tree.map(draw, like))
+  workdirs.claim(run, cfg, "hash of the rows")
+  checkpoints = checkpoint.Checkpoints(run, keep=1)
+  checkpoints.save(3, state)
+  checkpoints.close()
+
+  for options, want in (([], state.ema), (["--raw"], state.params)):
+    assert command.main(["export", run, "--out", str(out), *options]) == 0
+    assert "step 3" in capsys.readouterr().out
+    again, cfg_again = convert.mdlm.load(out)
+    jax.tree.map(np.testing.assert_array_equal, again, want)
+    assert cfg_again == net
+  assert json.loads((out / "config.json").read_text())["model_length"] == 77

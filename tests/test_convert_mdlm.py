@@ -15,6 +15,9 @@ GPT2 = torch_twin.Config(41, 32, 3, 4, mask_id=40, cond_dim=16)
 TEXT8 = torch_twin.Config(35, 24, 2, 2, mask_id=4, cond_dim=12)
 
 
+torch.set_num_threads(1)  # tiny products only wait for each other
+
+
 class Hyper:
   """Stands for the configuration and tokenizer a checkpoint also pickles."""
 

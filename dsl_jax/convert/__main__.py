@@ -5,14 +5,14 @@ python -m dsl_jax.convert export WORKDIR_OR_FOLDER --out FOLDER
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
 import jax
 
 from dsl_jax.convert import fingerprint, mdlm, source
-from dsl_jax.runtime import checkpoint, schema
+from dsl_jax.runtime import checkpoint
+from dsl_jax.runtime import workdir as workdirs
 
 _LOAD = ("mask_id", "heads", "sphere_dim", "beta_init", "mask_prior", "seed")
 
@@ -82,12 +82,8 @@ def _export(args):
   if not (workdir / "checkpoints").is_dir():
     return _from_mdlm(args)
   print(f"reading the run in {workdir}", flush=True)
-  text = (workdir / "config.json").read_text(encoding="utf-8")
-  cfg = schema.from_config_dict(json.loads(text)["config"])
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  params, step = checkpoint.restore_params(
-    str(workdir), ema=not args.raw, sharding=here
-  )
+  cfg, _ = workdirs.stored(args.source)
+  params, step = checkpoint.restore_params(args.source, ema=not args.raw)
   print(f"step {step}")
   _write(args.out, params, cfg.net, length=cfg.data.length)
 

@@ -125,9 +125,12 @@ def write_weights(
     ) from error
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.with_name(path.name + ".part")
+  unfinished.touch()
+  mode = unfinished.stat().st_mode  # safetensors would hide it from others
   safetensors_numpy.save_file(
     {name: np.asarray(array, order="C") for name, array in tensors.items()},
     unfinished,
     metadata={"format": "pt", "mask_id": str(mask_id)},
   )
+  unfinished.chmod(mode)
   os.replace(unfinished, path)
