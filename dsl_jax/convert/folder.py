@@ -8,8 +8,6 @@ import numpy as np
 
 from dsl_jax.convert import mapping, source
 
-EVIDENCE_SKIP = "dsl_evidence_skip"  # our one word in config.json
-
 _CARD = """---
 library_name: dsl_jax
 tags:
@@ -68,7 +66,7 @@ def make_config(
     "dropout": 0.1,
     "time_conditioning": False,
     "torch_dtype": "float32",
-    EVIDENCE_SKIP: evidence_skip,
+    source.EVIDENCE_SKIP: evidence_skip,
   }
 
 

@@ -60,7 +60,7 @@ def load(
     cond_dim=found.sizes.cond_dim,
     beta_init=beta_init,
     mask_prior=mask_prior,
-    evidence_skip=found.config.get(folder.EVIDENCE_SKIP, False),
+    evidence_skip=found.config.get(source.EVIDENCE_SKIP, False),
   )
   params = _read_weights(path, found)
   if not found.converter:

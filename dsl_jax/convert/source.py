@@ -10,6 +10,7 @@ import numpy as np
 from dsl_jax.convert import containers, mapping
 
 CONVERTER = "dsl.converter."
+EVIDENCE_SKIP = "dsl_evidence_skip"  # our one word in config.json
 CONVERTER_NAMES = ("table", "beta", "bias", "mask_bias")
 
 
@@ -238,7 +239,7 @@ def _check_config(path, config, sizes, heads):
     "cond_dim": sizes.cond_dim,
     "n_heads": heads,
     "time_conditioning": False,
-    "dsl_evidence_skip": config.get("dsl_evidence_skip") is True,
+    EVIDENCE_SKIP: config.get(EVIDENCE_SKIP) is True,
   }
   for name, fact in facts.items():
     if config.get(name, fact) != fact:
