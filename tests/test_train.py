@@ -1,0 +1,251 @@
+"""The trainer: exact resume, early stops, and nothing saved after a bad step.
+
+All but the kill test run the real trainer on a table instead of the network,
+which compiles in no time.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from dsl_jax import train
+from dsl_jax.data import batches, packing, tokenizers
+from dsl_jax.nets import denoiser
+from dsl_jax.runtime import build, checkpoint, schema
+
+V, L = 27, 16
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once(tmp_path_factory):
+  """Every run below builds the same programs; this keeps them."""
+  names = "compilation_cache_dir", "persistent_cache_min_compile_time_secs"
+  names = [f"jax_{name}" for name in names]
+  usual = [getattr(jax.config, name) for name in names]
+  for values in ((str(tmp_path_factory.mktemp("compiled")), 0.0), usual):
+    for name, value in zip(names, values):
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    if values is not usual:
+      yield
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+  """A folder of packed rows, 60 for training and 16 held out."""
+  folder = tmp_path_factory.mktemp("rows")
+  tokenizer = tokenizers.load("text8")
+  rng = np.random.default_rng(0)
+  for split, count in (("train", 60), ("validation", 16)):
+    text = tokenizer.decode(rng.integers(0, V, count * L))
+    packing.write(
+      str(folder),
+      split,
+      [text],
+      tokenizer,
+      length=L,
+      corpus="text",
+      source="random",
+      spec="text8",
+    )
+  return str(folder)
+
+
+def config(rows, **changes):
+  values = schema.to_config_dict(
+    schema.Config(
+      "toy",
+      schema.NetConfig(V, 8, 1, 2, 4, cond_dim=8),
+      data=schema.Data(corpus="text:none", length=L, dir=rows),
+      optim=schema.Optim(learning_rate=1e-2),
+      train=schema.Train(
+        steps=12,
+        batch_size=16,
+        microbatches=2,
+        log_every=1,
+        eval_every=6,
+        eval_batches=2,
+        checkpoint_every=4,
+      ),
+      eval=schema.Eval(batch_size=8),
+    )
+  )
+  values.update_from_flattened_dict(changes)
+  return schema.from_config_dict(values)
+
+
+@pytest.fixture
+def table(monkeypatch):
+  """Puts a table of logits, read with noise, in the place of the network."""
+
+  def init(key):
+    kernel = jax.random.normal(key, (V, V))
+    return {"converter": {"beta": jnp.ones(())}, "head": {"kernel": kernel}}
+
+  def loss(params, key_B, tokens_BL, mask_BL):
+    noise = jax.vmap(lambda key: jax.random.normal(key, (L, V)))(key_B)
+    logits = params["head"]["kernel"][tokens_BL] + noise
+    logits = logits * params["converter"]["beta"]
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BL)
+    weight = mask_BL.astype(jnp.float32)
+    return None, {"nll": jnp.sum(nll * weight), "tokens": jnp.sum(weight)}
+
+  fake = denoiser.Denoiser(init, None, None, None)
+  monkeypatch.setattr(denoiser, "make_denoiser", lambda net: fake)
+  monkeypatch.setattr(build, "loss", lambda cfg, dropout: loss)
+
+
+def records(workdir):
+  """Returns {(step, split): loss}; no pair may come twice."""
+  text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  found = {(row["step"], row["split"]): row["loss"] for row in lines}
+  assert len(found) == len(lines)
+  return found
+
+
+def saved_steps(workdir):
+  return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def whole_run(rows, table, tmp_path_factory):
+  """The workdir of a run nobody disturbed, made once."""
+  workdir = tmp_path_factory.getbasetemp() / "whole"
+  if not workdir.exists():
+    train.train(config(rows), workdir)
+  return workdir
+
+
+def assert_same_run(workdir, other):
+  """Same losses at every report of `other`, same bits at the end."""
+  assert records(workdir) | records(other) == records(workdir)
+  for ema in (True, False):
+    chex.assert_trees_all_equal(
+      jax.device_get(checkpoint.restore_params(workdir, ema=ema)),
+      jax.device_get(checkpoint.restore_params(other, ema=ema)),
+    )
+
+
+def test_trains_reports_and_keeps_two(whole_run):
+  found = records(whole_run)
+  steps = [step for step, split in found if split == "train"]
+  assert steps == list(range(1, 13))
+  assert found[12, "validation"] < found[6, "validation"]
+  assert saved_steps(whole_run) == [8, 12]
+
+
+@pytest.mark.parametrize("stop", ["SIGTERM", "crash", "time"])
+def test_a_stopped_run_ends_like_a_whole_one(
+  stop, whole_run, rows, tmp_path, monkeypatch
+):
+  workdir, batch_at = tmp_path / "stopped", batches.batch_at
+
+  def load(packed, step, **settings):
+    if step == 7 and stop == "SIGTERM":
+      os.kill(os.getpid(), signal.SIGTERM)
+    if step == 7 and stop == "crash":
+      raise OSError("the disk is gone")
+    return batch_at(packed, step, **settings)
+
+  before = signal.getsignal(signal.SIGTERM)
+  monkeypatch.setattr(batches, "batch_at", load)
+  if stop == "crash":
+    with pytest.raises(OSError, match="the disk is gone"):
+      train.train(config(rows), workdir)
+    assert saved_steps(workdir) == [4]
+  else:
+    minutes = 1e-9 if stop == "time" else 0.0
+    train.train(config(rows, **{"train.max_minutes": minutes}), workdir)
+    assert 1 <= saved_steps(workdir)[-1] <= 8
+  assert signal.getsignal(signal.SIGTERM) == before
+  monkeypatch.setattr(batches, "batch_at", batch_at)
+  train.train(config(rows), workdir)
+  assert_same_run(workdir, whole_run)
+
+
+def test_a_finished_run_can_be_made_longer(whole_run, rows, tmp_path):
+  train.train(config(rows, **{"train.steps": 6}), tmp_path)
+  train.train(config(rows), tmp_path)
+  assert_same_run(tmp_path, whole_run)
+
+
+def test_a_diverged_run_stops_and_keeps_what_is_good(rows, table, tmp_path):
+  changes = {"optim.learning_rate": 1e38, "train.checkpoint_every": 1}
+  with pytest.raises(FloatingPointError, match="step 2, batch index 1"):
+    train.train(config(rows, **changes), tmp_path)
+  assert saved_steps(tmp_path) == [1]
+  assert list(records(tmp_path)) == [(1, "train")]
+
+
+KILLED = """
+import os, signal, sys
+from dsl_jax import main
+from dsl_jax.runtime import metrics
+add = metrics.Recorder.add
+def add_and_die(self, step, sums):
+  add(self, step, sums)
+  if step == int(os.environ["DIE_AT"]):
+    os.kill(os.getpid(), signal.SIGKILL)
+metrics.Recorder.add = add_and_die
+sys.exit(main.main(sys.argv))
+"""
+
+
+def test_kill_9_and_ten_more_steps_equal_twenty(rows, tmp_path):
+  settings = {
+    "net.width": 8,
+    "net.depth": 1,
+    "net.heads": 2,
+    "net.dropout": 0.1,
+    "data.corpus": "text:none",
+    "data.length": L,
+    "data.dir": rows,
+    "train.steps": 20,
+    "train.batch_size": 4,
+    "train.log_every": 1,
+    "train.eval_every": 0,
+    "train.checkpoint_every": 5,
+    "eval.batch_size": 4,
+  }
+  root = pathlib.Path(__file__).parent.parent
+  environment = os.environ | {
+    "PYTHONPATH": str(root),
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+  def run(name, die_at=0):
+    command = [
+      sys.executable,
+      "-c",
+      KILLED,
+      f"--config={root / 'configs/quickstart.py'}",
+      f"--workdir={tmp_path / name}",
+      *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+    return subprocess.run(
+      command,
+      env=environment | {"DIE_AT": str(die_at)},
+      check=False,
+      capture_output=True,
+      text=True,
+    ).returncode
+
+  assert run("whole") == 0
+  assert run("killed", die_at=11) == -signal.SIGKILL
+  assert (11, "train") in records(tmp_path / "killed")
+  assert run("killed") == 0
+  assert_same_run(tmp_path / "killed", tmp_path / "whole")
