@@ -174,17 +174,18 @@ def make_held_out_loss(
 ) -> Callable[[dict], dict]:
   """Returns params -> {"loss", "bits"}: the same rows and noise every time."""
   loss_fn, B = build.loss(cfg, dropout=False), cfg.eval.batch_size
+  whole = partition.replicated(mesh)
 
-  @functools.partial(jax.jit, out_shardings=partition.replicated(mesh))
+  @functools.partial(jax.jit, out_shardings=whole)
   def batch_sums(params, tokens_BL, mask_BL, number):
     key = jax.random.fold_in(states.stream(cfg.seed, "eval"), number)
     return loss_fn(params, jax.random.split(key, B), tokens_BL, mask_BL)[1]
 
+  parts = []
   limit = B * cfg.train.eval_batches
-  parts = [
-    (*(partition.put_rows(mesh, x) for x in part), np.int32(i))
-    for i, part in enumerate(batches.eval_batches(held_out, B, limit))
-  ]
+  for part in batches.eval_batches(held_out, B, limit):
+    number = jax.device_put(np.int32(len(parts)), whole)
+    parts.append((*(partition.put_rows(mesh, x) for x in part), number))
 
   def held_out_loss(params):
     sums = jax.device_get([batch_sums(params, *part) for part in parts])

@@ -22,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from dsl_jax import train
 from dsl_jax.data import batches, packing, tokenizers
 from dsl_jax.nets import denoiser
-from dsl_jax.runtime import build, checkpoint, schema
+from dsl_jax.runtime import build, checkpoint, loop, schema
 
 V, L = 27, 16
 
@@ -144,6 +144,20 @@ def test_trains_reports_and_keeps_two(whole_run):
   assert steps == list(range(1, 13))
   assert found[12, "validation"] < found[6, "validation"]
   assert saved_steps(whole_run) == [8, 12]
+
+
+def test_the_loop_moves_no_array_behind_our_back(
+  rows, table, tmp_path, monkeypatch
+):
+  prefetch = loop.prefetch
+
+  def guarded(*args):
+    with jax.transfer_guard("disallow"):
+      yield from prefetch(*args)
+
+  monkeypatch.setattr(loop, "prefetch", guarded)
+  train.train(config(rows), tmp_path)
+  assert saved_steps(tmp_path) == [8, 12]
 
 
 @pytest.mark.parametrize("stop", ["SIGTERM", "crash", "time"])
