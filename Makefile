@@ -35,7 +35,7 @@ quickstart: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(TESTS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -127,8 +127,8 @@ def _mmse(scores):
 
 
 def _figure(x_label, y_label):
-  matplotlib = extras.require("matplotlib.figure", "demo")
-  figure = matplotlib.figure.Figure(figsize=(6, 3.8), layout="constrained")
+  figures = extras.require("matplotlib.figure", "demo")
+  figure = figures.Figure(figsize=(6, 3.8), layout="constrained")
   axes = figure.subplots()
   axes.set_xlabel(x_label)
   axes.set_ylabel(y_label)

@@ -1,10 +1,16 @@
-"""Strict JAX for every test: eight devices, no silent promotion."""
+"""Strict JAX for every test: eight devices, no silent promotion.
+
+Tests compile many small programs and run each a few times, so the compiler
+spends no effort on optimisation.
+"""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8"
+  + " --xla_backend_optimization_level=0"
 )
 
 import jax  # noqa: E402

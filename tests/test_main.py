@@ -164,6 +164,16 @@ def test_checkpoints_without_a_config_are_left_alone(command, tmp_path):
   assert os.listdir(tmp_path / "run") == ["checkpoints"]
 
 
+def test_a_diverged_run_exits_with_one(command, monkeypatch):
+  def diverge(cfg, workdir):
+    raise FloatingPointError("loss nan is not finite at step 3, batch index 2")
+
+  monkeypatch.setattr(train, "train", diverge)
+  code, err = command({})
+  assert code == 1
+  assert err == "error: loss nan is not finite at step 3, batch index 2\n"
+
+
 def test_the_module_runs():
   found = subprocess.run(
     [sys.executable, "-m", "dsl_jax.main", QUICKSTART],

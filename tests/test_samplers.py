@@ -9,7 +9,14 @@ import numpy as np
 import oracle
 import pytest
 
-from dsl_jax import NetConfig, likelihood, make_denoiser, paths, samplers
+from dsl_jax import (
+  NetConfig,
+  likelihood,
+  make_denoiser,
+  paths,
+  samplers,
+  vocab,
+)
 from dsl_jax.samplers import moving
 
 CLEAN = 100.0
@@ -163,7 +170,9 @@ def test_hybrid_keeps_what_it_is_sure_of(law):
   assert later[0, 2] == np.inf and later[0, 1] == path[len(soft) + 1, 0, 1]
 
 
+@functools.cache
 def tiny():
+  """A small network with noise on all its weights."""
   net = make_denoiser(NetConfig(11, 16, 1, 2, 4))
   params = net.init(jax.random.key(1))
   leaves, tree = jax.tree.flatten(params)
@@ -279,3 +288,117 @@ def test_bad_requests_are_refused(law, change, words):
     samplers.generate(
       law.params, KEY, denoiser=law.denoiser, clean_snr=CLEAN, **kwargs
     )
+
+
+def test_sampling_in_pieces_equals_one_program():
+  net, params = tiny()
+  path = paths.remask(KEY, 12, 3, 6, kind="cap", eta=0.3)
+  options = {"denoiser": net, "clean_snr": CLEAN}
+  whole = samplers.generate(params, KEY, path, **options)
+  rows = []
+  pieces = samplers.sample(
+    params,
+    KEY,
+    path,
+    rows=5,
+    callback=lambda row, state: rows.append((row, state.snr_BL)),
+    **options,
+  )
+  np.testing.assert_array_equal(whole, pieces.tokens_BL)
+  assert [row for row, _ in rows] == [5, 10, 12]
+  for row, snr in rows:
+    np.testing.assert_array_equal(snr, path[row])
+
+
+def test_calls_count_only_rows_that_raise_a_token():
+  net, params = tiny()
+  options = {"denoiser": net, "clean_snr": CLEAN}
+  path = np.zeros((9, 2, 6), np.float32)
+  path[2:, 0, :3] = np.inf  # one sequence moves in rows 2 and 8,
+  path[5:, 1] = np.inf  # the other in row 5 alone
+  path[8:, 0] = np.inf
+  assert samplers.sample(params, KEY, path, **options).calls == 2
+  fall = path.copy()
+  fall[6, 1] = 0.5  # down costs nothing, back up one call more
+  assert samplers.sample(params, KEY, fall, **options).calls == 3
+  soft = paths.geometric(5, 6, snr_min=1.0, snr_max=9.0)
+  heun = samplers.sample(params, KEY, soft, integrator="heun", **options)
+  assert heun.calls == 9
+
+
+def test_streamed_entropy_is_the_entropy():
+  net, params = tiny()
+  h = net.hidden(params, jax.random.normal(KEY, (2, 3, 4)))
+  head, bias = net.head(params)
+  logp = jax.nn.log_softmax(h @ head.T + bias[None, None])
+  want = -jnp.sum(jnp.exp(logp) * logp, -1)
+  got = vocab.entropy(h, head, bias_V=bias, chunks=3)
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("confidence", ["probability", "entropy"])
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: samplers.policies.most_confident(1),
+    lambda: samplers.policies.above(0.99),
+  ],
+)
+def test_confident_policies_commit_one_by_one(law, make, confidence):
+  path = np.zeros((4, N, 3), np.float32)
+  path[-1] = np.inf
+  tokens = samplers.generate(
+    law.params,
+    KEY,
+    path,
+    denoiser=law.denoiser,
+    clean_snr=CLEAN,
+    policy=make(),
+    confidence=confidence,
+  )
+  # By entropy the order does not hang on the draws, so the law is kept.
+  assert law.distance(tokens) < (FLOOR if confidence == "entropy" else 0.45)
+
+
+def test_policies_return_the_rows_they_promise():
+  confidence = jnp.array([[0.2, 0.9, 0.5, 0.7]])
+  snr = jnp.array([[0.0, jnp.inf, 0.0, 0.0]])
+  two = samplers.policies.most_confident(2)(confidence, snr, 0)
+  assert two.tolist() == [[0.0, np.inf, np.inf, np.inf]]
+  above = samplers.policies.above(0.6)(confidence, snr, 0)
+  assert above.tolist() == [[0.0, np.inf, 0.0, np.inf]]
+  one = samplers.policies.above(1.0)(confidence, snr, 0)
+  assert one.tolist() == [[0.0, np.inf, 0.0, np.inf]]
+
+
+def test_unsure_tokens_fall_with_the_published_probabilities():
+  B, T, step = 40_000, 10, 6
+  confidence = jnp.tile(jnp.array([[0.1, 0.9, 0.5, 0.3]]), (B, 1))
+  snr = jnp.tile(jnp.array([[jnp.inf, jnp.inf, 0.0, jnp.inf]]), (B, 1))
+  policy = samplers.policies.remask_unsure(KEY, T)
+  seen = np.isinf(np.asarray(policy(confidence, snr, jnp.int32(step))))
+  t, s = np.linspace(1, 1e-5, T + 1)[step : step + 2]
+  most = min(1, s / (1 - t))
+  weight = np.exp(-np.array([0.1, 0.9, 0.3]))
+  np.testing.assert_allclose(
+    1 - seen[:, [0, 1, 3]].mean(0), most * weight / weight.sum(), atol=0.01
+  )
+  assert seen[:, 2].mean() == pytest.approx((t - s) / t, abs=0.01)
+
+
+def test_policies_never_touch_a_prompt():
+  net, params = tiny()
+  path = np.zeros((6, 1, 6), np.float32)
+  path[-1] = np.inf
+  path[:, :, :2] = np.inf
+  prompt = np.array([[7, 8, 0, 0, 0, 0]])
+  tokens = samplers.generate(
+    params,
+    KEY,
+    path,
+    denoiser=net,
+    clean_snr=CLEAN,
+    policy=lambda confidence, snr, step: jnp.zeros_like(snr),
+    prompt_BL=prompt,
+  )
+  assert tokens[0, :2].tolist() == [7, 8]

@@ -129,6 +129,37 @@ def draw(
   return _along_length(one, key, h_BLM, len(head_VM), chunks)
 
 
+def entropy(
+  h_BLM: jax.Array,
+  head_VM: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  chunks: int | None = None,
+) -> jax.Array:
+  """Entropy of softmax(<h, w_v> + b_v).
+
+  Args:
+    h_BLM: hidden states.
+    head_VM: output rows, cast to h's dtype.
+    bias_V: output bias, zero if None.
+    chunks: slabs the [B, L, V] logits are cut into; None chooses.
+
+  Returns:
+    entropy_BL, f32, nats.
+  """
+  # H = lse - E[s_v]; the mean score needs only the mean row and bias.
+  bias = jnp.zeros(len(head_VM)) if bias_V is None else bias_V
+  rows = jnp.concatenate(
+    [head_VM.astype(jnp.float32), bias.astype(jnp.float32)[:, None]], axis=-1
+  )
+  mean = expectation(h_BLM, head_VM, rows, bias_V=bias, chunks=chunks)
+  h = h_BLM.astype(jnp.float32)
+  h = jnp.concatenate([h, jnp.ones((*h.shape[:-1], 1))], axis=-1)
+  zeros = jnp.zeros(h.shape[:-1], jnp.int32)
+  first = nll(h_BLM, head_VM, zeros, bias_V=bias, chunks=chunks)
+  return first + jnp.sum(h * (rows[:1][None] - mean), axis=-1)
+
+
 def argmax(
   q_BLK: jax.Array, keys_VK: jax.Array, *, chunks: int | None = None
 ) -> jax.Array:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from dsl_jax.core import sphere
@@ -85,7 +86,7 @@ def make_denoiser(cfg: NetConfig) -> Denoiser:
 
   split = {} if cfg.snr_condition else {"embed": embed, "trunk": trunk}
   return Denoiser(
-    init,
+    jax.jit(init),
     hidden,
     head,
     table,

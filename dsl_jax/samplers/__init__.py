@@ -1,6 +1,6 @@
 """Sampling: one driver that runs any path array, and policies that bend it."""
 
 from dsl_jax.samplers import policies
-from dsl_jax.samplers.driver import generate
+from dsl_jax.samplers.front import Samples, generate, sample
 
-__all__ = ["generate", "policies"]
+__all__ = ["Samples", "generate", "policies", "sample"]

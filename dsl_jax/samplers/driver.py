@@ -1,4 +1,4 @@
-"""The one sampler: it runs an array of per-token SNRs."""
+"""The one sampler: it runs rows of per-token SNRs. Traced code."""
 
 import functools
 from typing import NamedTuple
@@ -6,267 +6,223 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import channel, paths, sphere
+from dsl_jax.core import channel, sphere
 from dsl_jax.nets import readout
 from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import moving
-
-INTEGRATORS = ("mean", "sample", "heun")
 
 
 class State(NamedTuple):
   """What a row leaves behind.
 
   Attributes:
+    held_BL: true where a prompt token stands.
     snr_BL: current SNR per token.
     z_BLD: the channel.
     rows_BLM: input embeddings of z, or None for a denoiser without `embed`.
     tokens_BL: the last token drawn at each position.
-    logp_BL: its log-probability when it was drawn.
+    logp_BL: the logarithm of its confidence when it was drawn.
+    calls: network calls so far.
   """
 
+  held_BL: jax.Array
   snr_BL: jax.Array
   z_BLD: jax.Array
   rows_BLM: jax.Array | None
   tokens_BL: jax.Array
   logp_BL: jax.Array
+  calls: jax.Array
 
 
 class Settings(NamedTuple):
-  """What is compiled into the program."""
+  """What is compiled into the program; see `front.generate`."""
 
   denoiser: Denoiser
   integrator: str
   strict: bool
   noise: float
   truncated: bool
+  confidence: str
 
 
-def generate(
+class Numbers(NamedTuple):
+  """What the program takes as arguments; see `front.generate`."""
+
+  clean_snr: jax.Array
+  temperature: jax.Array
+  top_p: jax.Array
+
+
+def run(
   params,
   key: jax.Array,
-  path_TBL: jax.Array,
-  *,
-  denoiser: Denoiser,
-  clean_snr: float,
-  integrator: str = "mean",
-  temperature: float = 1.0,
-  top_p: float = 1.0,
-  policy=None,
-  prompt_BL: jax.Array | None = None,
-  strict_top_p: bool = False,
-  noise: float = 1.0,
-) -> jax.Array:
-  """Samples tokens along a path; one network call for a row that moves.
-
-  From SNR t to t', with p(.|z) from one call: up to a finite t',
-  z + d m + sqrt(d) eps with m the posterior mean or e(s), s ~ p(.|z); up to
-  inf, s ~ p(.|z) is committed; down, the Brownian bridge. The loop ends at the
-  last row that moves, so paths padded with their last row share one program.
+  state: State,
+  path_RBL: jax.Array,
+  first: jax.Array,
+  last: jax.Array,
+  numbers: Numbers,
+  policy,
+  settings: Settings,
+) -> State:
+  """Runs consecutive rows of a path.
 
   Args:
     params: of the denoiser.
-    key: typed random key.
-    path_TBL: [T+1, B, L], or [T+1, L] for the prompt's batch or one sequence.
-    denoiser: functions of the network.
-    clean_snr: scale of a committed token.
-    integrator: of finite moves up: "mean", "sample", or "heun" (two calls).
-    temperature: of drawn tokens; 0 takes the arg-max.
-    top_p: nucleus of drawn tokens, in (0, 1].
-    policy: (confidence_BL, snr_BL, step) -> next_BL, replaces the path's row
-      except the last one. Confidence is the probability of the committed
-      token when it was drawn, or of the candidate where none is.
-    prompt_BL: ids where the path's first row is inf; others are ignored.
-    strict_top_p: ReMDM's rule, which drops the token that crosses top_p.
-    noise: share of the Brownian motion in finite moves up, 1 is the SDE of the
-      channel, 0 its probability flow.
+    key: typed random key of the whole path.
+    state: on the first of the rows.
+    path_RBL: the rows.
+    first: index of the first of them in the whole path.
+    last: index of the last row of the whole path that moves.
+    numbers: arguments of the sampler.
+    policy: or None.
+    settings: of the sampler.
 
   Returns:
-    tokens_BL, int32.
-
-  Raises:
-    ValueError: for a bad path, an unknown integrator, numbers out of range, or
-      a prompt that is missing, of another shape, or outside the vocabulary.
+    The state on the last of the rows, or on row `last` if that comes before.
   """
-  _check(integrator, temperature, top_p, noise)
-  if not isinstance(path_TBL, jax.core.Tracer):
-    paths.check(path_TBL)
-  path = jnp.asarray(path_TBL, jnp.float32)
-  if path.ndim == 2:
-    batch = 1 if prompt_BL is None else len(prompt_BL)
-    path = jnp.broadcast_to(path[:, None], (len(path), batch, path.shape[-1]))
-  vocab_size = jax.eval_shape(denoiser.table, params).shape[0]
-  prompt = _prompt(prompt_BL, path, vocab_size)
-  truncated = not isinstance(top_p, (int, float)) or top_p < 1
-  if policy is not None and not isinstance(policy, jax.tree_util.Partial):
-    policy = jax.tree_util.Partial(policy)
-  settings = Settings(
-    Denoiser(*(getattr(denoiser, f, None) for f in Denoiser._fields)),
-    integrator,
-    strict_top_p,
-    noise,
-    truncated,
-  )
-  numbers = (clean_snr, temperature, top_p)
-  numbers = tuple(jnp.asarray(x, jnp.float32) for x in numbers)
-  return _generate(params, key, path, prompt, numbers, policy, settings)
-
-
-@functools.partial(jax.jit, static_argnames="settings")
-def _generate(params, key, path, prompt, numbers, policy, settings):
-  moves_T = jnp.any(path[1:] != path[:-1], axis=(1, 2))
-  last = jnp.max(jnp.where(moves_T, jnp.arange(1, len(path)), 0), initial=0)
   step = functools.partial(_step, params, numbers=numbers, settings=settings)
 
   def body(carry):
     k, state = carry
-    row = jax.lax.dynamic_index_in_dim(path, k + 1, 0, keepdims=False)
+    row = jax.lax.dynamic_index_in_dim(path_RBL, k - first + 1, 0, False)
     row_key = jax.random.fold_in(key, k)
     if policy is None:
-      run = lambda state: step(row_key, state, lambda _: row)
+      move = lambda state: step(row_key, state, lambda _: row)
       moved = jnp.any(row != state.snr_BL)
-      return k + 1, jax.lax.cond(moved, run, lambda state: state, state)
+      return k + 1, jax.lax.cond(moved, move, lambda state: state, state)
 
     def next_row(confidence):
       bent = policy(confidence, state.snr_BL, k)
+      bent = jnp.where(state.held_BL, jnp.inf, bent)
       return jnp.where(k + 1 < last, bent, row)
 
     return k + 1, step(row_key, state, next_row, candidates=True)
 
-  state = _start(params, key, path[0], prompt, numbers, settings)
-  start = (jnp.int32(0), state)
-  _, state = jax.lax.while_loop(lambda c: c[0] < last, body, start)
-  return state.tokens_BL
+  stop = jnp.minimum(first + len(path_RBL) - 1, last)
+  carry = (first, state)
+  return jax.lax.while_loop(lambda c: c[0] < stop, body, carry)[1]
 
 
-def _start(params, key, snr, prompt, numbers, settings):
-  """The state on the path's first row: masks and prompt tokens."""
-  denoiser, clean_snr = settings.denoiser, numbers[0]
-  x = sphere.embed(denoiser.table(params), prompt)
-  z = channel.observe(key, x, snr, clean_snr=clean_snr)
+def start(
+  params, row_BL: jax.Array, prompt_BL: jax.Array, numbers, settings
+) -> State:
+  """Returns the state on a path's first row: masks and prompt tokens."""
+  denoiser, held_BL = settings.denoiser, jnp.isinf(row_BL)
+  x = sphere.embed(denoiser.table(params), prompt_BL)
+  z = jnp.where(held_BL[..., None], numbers.clean_snr * x, 0.0)
   rows = denoiser.embed(params, z) if denoiser.embed else None
-  return State(snr, z, rows, prompt, jnp.zeros(snr.shape))
+  logp = jnp.zeros(row_BL.shape)
+  return State(held_BL, row_BL, z, rows, prompt_BL, logp, jnp.int32(0))
 
 
 def _step(params, key, state, next_row, *, numbers, settings, candidates=False):
-  """One row: ask the network, draw or average, move."""
-  denoiser = settings.denoiser
-  clean_snr, temperature, top_p = numbers
-  snr, z = state.snr_BL, state.z_BLD
+  """One row: ask the network if a token rises, then move."""
+  snr = state.snr_BL
   draw_key, up_key, down_key = jax.random.split(key, 3)
-
-  def ask(z, rows, snr):
-    if rows is None:
-      return readout.see(denoiser, params, z, snr)
-    return denoiser.trunk(params, rows, z)
-
-  def draw(where):
-    return moving.draw(
-      draw_key,
-      where,
-      h,
-      *denoiser.head(params),
-      tokens=state.tokens_BL,
-      logp=state.logp_BL,
-      temperature=temperature,
-      top_p=top_p if settings.truncated else 1.0,
-      strict=settings.strict,
-    )
-
-  h = ask(z, state.rows_BLM, snr)
-  committed = jnp.isinf(snr)
   if candidates:
-    drawn = draw(~committed)
+    h = _ask(params, settings, state.z_BLD, state.rows_BLM, snr)
+    drawn = _draw(
+      params, draw_key, ~jnp.isinf(snr), h, state, numbers, settings
+    )
     following = next_row(jnp.exp(drawn[1]))
   else:
     following = next_row(None)
+
   rises = following > snr
-  commits, climbs = rises & jnp.isinf(following), rises & ~jnp.isinf(following)
-  by_token = commits | climbs if settings.integrator == "sample" else commits
-  if not candidates:
-    drawn = draw(by_token)
-  tokens = jnp.where(by_token, drawn[0], state.tokens_BL)
-  logp = jnp.where(by_token, drawn[1], state.logp_BL)
-
-  table_VD = denoiser.table(params)
-
-  def mean(h):
-    return moving.mean(climbs, h, *denoiser.head(params), table_VD)
+  commits, climbs = (
+    rises & jnp.isinf(following),
+    rises & jnp.isfinite(following),
+  )
+  by_token = rises if settings.integrator == "sample" else commits
 
   def up(x):
     return channel.advance(
       up_key,
-      z,
+      state.z_BLD,
       x,
       snr,
       jnp.maximum(snr, following),
-      clean_snr=clean_snr,
+      clean_snr=numbers.clean_snr,
       noise=settings.noise,
     )
 
-  x = sphere.embed(table_VD, tokens)
-  if settings.integrator != "sample":
-    first = mean(h)
-    x = jnp.where(climbs[..., None], first, x)
-  risen = up(x)
-  if settings.integrator == "heun":
+  def rise(state):
+    if candidates:
+      hidden, (tokens, logp) = h, drawn
+    else:
+      hidden = _ask(params, settings, state.z_BLD, state.rows_BLM, snr)
+      tokens, logp = _draw(
+        params, draw_key, by_token, hidden, state, numbers, settings
+      )
+    tokens = jnp.where(by_token, tokens, state.tokens_BL)
+    logp = jnp.where(by_token, logp, state.logp_BL)
+    denoiser = settings.denoiser
+    table_VD, calls = denoiser.table(params), state.calls + 1
+    x = sphere.embed(table_VD, tokens)
 
-    def correct(risen):
-      rows = denoiser.embed(params, risen) if denoiser.embed else None
-      second = mean(ask(risen, rows, jnp.maximum(snr, following)))
-      # The same key as before: the corrected step keeps its noise.
-      both = jnp.where(climbs[..., None], 0.5 * (first + second), x)
-      return up(both)
+    def mean(h):
+      return moving.mean(climbs, h, *denoiser.head(params), table_VD)
 
-    keep = lambda risen: risen
-    risen = jax.lax.cond(jnp.any(climbs), correct, keep, risen)
+    if settings.integrator == "sample":
+      z = up(x)
+    else:
+      first = mean(hidden)
+      z = up(jnp.where(climbs[..., None], first, x))
+
+    def correct(z):
+      rows = denoiser.embed(params, z) if denoiser.embed else None
+      h = _ask(params, settings, z, rows, jnp.maximum(snr, following))
+      both = 0.5 * (first + mean(h))
+      # The key of the first attempt: the corrected step keeps its noise.
+      return up(jnp.where(climbs[..., None], both, x)), calls + 1
+
+    if settings.integrator == "heun":
+      keep = lambda z: (z, calls)
+      z, calls = jax.lax.cond(jnp.any(climbs), correct, keep, z)
+    return z, tokens, logp, calls
+
+  def rest(state):
+    return state.z_BLD, state.tokens_BL, state.logp_BL, state.calls
+
+  z, tokens, logp, calls = jax.lax.cond(jnp.any(rises), rise, rest, state)
   fallen = channel.backtrack(
-    down_key, z, snr, jnp.minimum(snr, following), clean_snr=clean_snr
+    down_key,
+    state.z_BLD,
+    snr,
+    jnp.minimum(snr, following),
+    clean_snr=numbers.clean_snr,
   )
-  z = jnp.where((following < snr)[..., None], fallen, risen)
+  z = jnp.where((following < snr)[..., None], fallen, z)
   rows = state.rows_BLM
   if rows is not None:
-    embed = lambda z: denoiser.embed(params, z)
+    embed = functools.partial(settings.denoiser.embed, params)
     rows = moving.update(following != snr, embed, z, rows)
-  return State(following, z, rows, tokens, logp)
+  return State(state.held_BL, following, z, rows, tokens, logp, calls)
 
 
-def _prompt(prompt_BL, path, vocab_size):
-  """Checks the prompt; zeros where there is none."""
-  B, L = path.shape[1:]
-  if prompt_BL is None:
-    if not isinstance(path, jax.core.Tracer) and jnp.isinf(path[0]).any():
-      raise ValueError(
-        "prompt_BL is None, but the path's first row is inf somewhere; give "
-        "the tokens that stand there."
-      )
-    return jnp.zeros((B, L), jnp.int32)
-  if prompt_BL.shape != (B, L):
-    raise ValueError(
-      f"prompt_BL has shape {prompt_BL.shape}, the path needs {(B, L)}."
-    )
-  prompt = jnp.asarray(prompt_BL)
-  if isinstance(prompt, jax.core.Tracer) or isinstance(path, jax.core.Tracer):
-    return prompt.astype(jnp.int32)
-  known = jnp.isinf(path[0])
-  outside = known & ((prompt < 0) | (prompt >= vocab_size))
-  if outside.any():
-    b, i = (int(x[0]) for x in jnp.nonzero(outside))
-    raise ValueError(
-      f"prompt_BL is {int(prompt[b, i])} at batch {b}, column {i}; ids lie in "
-      f"[0, {vocab_size})."
-    )
-  return jnp.where(known, prompt, 0).astype(jnp.int32)
+def _ask(params, settings, z, rows, snr):
+  """Hidden states, from kept input embeddings where the denoiser has them."""
+  if rows is None:
+    return readout.see(settings.denoiser, params, z, snr)
+  return settings.denoiser.trunk(params, rows, z)
 
 
-def _check(integrator, temperature, top_p, noise):
-  if integrator not in INTEGRATORS:
-    raise ValueError(
-      f"integrator is {integrator!r}; use {', '.join(INTEGRATORS)}."
-    )
-  if isinstance(temperature, (int, float)) and not temperature >= 0:
-    raise ValueError(f"temperature is {temperature}; it must be at least 0.")
-  if isinstance(top_p, (int, float)) and not 0 < top_p <= 1:
-    raise ValueError(f"top_p is {top_p}; a nucleus lies in (0, 1].")
-  if not 0 <= noise <= 1:
-    raise ValueError(f"noise is {noise}; a share lies in [0, 1].")
+def _draw(params, key, where_BL, h, state, numbers, settings):
+  """Tokens and log-confidence, new ones where asked."""
+  head_VM, bias_V = settings.denoiser.head(params)
+  tokens, logp = moving.draw(
+    key,
+    where_BL,
+    h,
+    head_VM,
+    bias_V,
+    tokens=state.tokens_BL,
+    logp=state.logp_BL,
+    temperature=numbers.temperature,
+    top_p=numbers.top_p if settings.truncated else 1.0,
+    strict=settings.strict,
+  )
+  if settings.confidence == "entropy":
+    entropy = moving.entropy(where_BL, h, head_VM, bias_V)
+    logp = jnp.where(where_BL, -entropy, state.logp_BL)
+  return tokens, logp

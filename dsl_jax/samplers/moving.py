@@ -38,6 +38,12 @@ def mean(where_BL, h_BLM, head_VM, bias_V, table_VD):
   return _blocks(where_BL, work, h_BLM, (start,))[0]
 
 
+def entropy(where_BL, h_BLM, head_VM, bias_V):
+  """Entropy of the model's prediction in nats where asked, else zero."""
+  work = lambda _, h: (vocab.entropy(h, head_VM, bias_V=bias_V),)
+  return _blocks(where_BL, work, h_BLM, (jnp.zeros(where_BL.shape),))[0]
+
+
 def update(where_BL, embed, z_BLD, rows_BLM):
   """Input embeddings of z where asked, else the old ones."""
   work = lambda _, z: (embed(z).astype(rows_BLM.dtype),)

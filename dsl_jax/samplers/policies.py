@@ -1,17 +1,76 @@
 """Policies: the next row where it depends on the state, not on a schedule.
 
-A policy is a pure function (confidence_BL, snr_BL, step) -> next_BL. Arrays it
-needs are bound with `jax.tree_util.Partial`, so that they are arguments of the
-compiled program.
+A policy is a pure function (confidence_BL, snr_BL, step) -> next_BL. Confidence
+lies in (0, 1]; see `generate`. Arrays a policy needs are bound with
+`jax.tree_util.Partial`, so that they are arguments of the compiled program.
 """
 
 import jax
 import jax.numpy as jnp
 
+from dsl_jax.core import paths
+
+Partial = jax.tree_util.Partial
+
+
+def most_confident(tokens_per_step: int) -> Partial:
+  """Commits the masked tokens of the highest confidence, k in every row.
+
+  Args:
+    tokens_per_step: k, at least 1.
+
+  Returns:
+    The policy.
+  """
+  if tokens_per_step < 1:
+    raise ValueError(
+      f"tokens_per_step is {tokens_per_step}; it must be at least 1."
+    )
+  return Partial(_most_confident, jnp.int32(tokens_per_step))
+
+
+def above(least: float) -> Partial:
+  """Commits every masked token of at least some confidence, one at the least.
+
+  Args:
+    least: confidence in [0, 1].
+
+  Returns:
+    The policy.
+  """
+  if not 0 <= least <= 1:
+    raise ValueError(f"least is {least}; a confidence lies in [0, 1].")
+  return Partial(_above, jnp.float32(least))
+
+
+def remask_unsure(
+  key: jax.Array, num_steps: int, *, strength: float = 1.0
+) -> Partial:
+  """ReMDM-conf: remasks committed tokens the sooner the less sure they were.
+
+  A committed token falls with probability
+  sigma_i = strength sigma_max softmax_i(-p_i), the softmax over the committed
+  tokens of a sequence and p_i the probability when it was drawn; a masked one
+  is revealed with (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307).
+
+  Args:
+    key: typed random key.
+    num_steps: T of the path it is used with.
+    strength: in [0, 1].
+
+  Returns:
+    The policy.
+  """
+  if not 0 <= strength <= 1:
+    raise ValueError(f"strength is {strength}; a share lies in [0, 1].")
+  hide, _ = paths.rates(num_steps, kind="rescale", eta=strength)
+  _, reveal = paths.rates(num_steps, kind="cap", eta=0.0)
+  return Partial(_remask_unsure, key, hide, reveal)
+
 
 def commit(
   path_TBL: jax.Array, row: jax.Array | int, least: jax.Array | float
-) -> jax.tree_util.Partial:
+) -> Partial:
   """Follows a path, and at one step commits what the model is sure of.
 
   The hybrid sampler: a continuous path up to `row`, where tokens of at least
@@ -26,8 +85,29 @@ def commit(
   Returns:
     The policy.
   """
-  arrays = (jnp.asarray(path_TBL, jnp.float32), jnp.int32(row))
-  return jax.tree_util.Partial(_commit, *arrays, jnp.float32(least))
+  path = jnp.asarray(path_TBL, jnp.float32)
+  return Partial(_commit, path, jnp.int32(row), jnp.float32(least))
+
+
+def _most_confident(k, confidence_BL, snr_BL, step):
+  free = jnp.where(jnp.isinf(snr_BL), -1.0, confidence_BL)
+  order = jnp.argsort(-free, axis=-1, stable=True)
+  turn = jnp.argsort(order, axis=-1)
+  return jnp.where(turn < k, jnp.inf, snr_BL)
+
+
+def _above(least, confidence_BL, snr_BL, step):
+  free = jnp.where(jnp.isinf(snr_BL), -1.0, confidence_BL)
+  best = free == jnp.max(free, axis=-1, keepdims=True)
+  return jnp.where((free >= least) | best, jnp.inf, snr_BL)
+
+
+def _remask_unsure(key, hide_T, reveal_T, confidence_BL, snr_BL, step):
+  seen = jnp.isinf(snr_BL)
+  share = jax.nn.softmax(jnp.where(seen, -confidence_BL, -jnp.inf), axis=-1)
+  u = jax.random.uniform(jax.random.fold_in(key, step), snr_BL.shape)
+  stays = seen & (u >= hide_T[step] * share)
+  return jnp.where(stays | (~seen & (u < reveal_T[step])), jnp.inf, 0.0)
 
 
 def _commit(path_TBL, row, least, confidence_BL, snr_BL, step):
@@ -36,6 +116,4 @@ def _commit(path_TBL, row, least, confidence_BL, snr_BL, step):
   sure = jnp.where(confidence_BL >= least, jnp.inf, jnp.float32(0))
   later = jnp.maximum(planned, jnp.where(jnp.isinf(snr_BL), snr_BL, 0.0))
   following = jnp.where(step + 1 < row, planned, later)
-  following = jnp.where(step + 1 == row, sure, following)
-  # Prompts are inf from the first row on and never leave.
-  return jnp.where(jnp.isinf(path_TBL[0]), jnp.inf, following)
+  return jnp.where(step + 1 == row, sure, following)

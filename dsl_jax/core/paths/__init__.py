@@ -22,7 +22,7 @@ from dsl_jax.core.paths.grids import (
   lognormal_quantiles,
 )
 from dsl_jax.core.paths.jumps import left_to_right, masked, random_order
-from dsl_jax.core.paths.remdm import budget_eta, remask
+from dsl_jax.core.paths.remdm import budget_eta, rates, remask
 
 __all__ = [
   "blocks",
@@ -39,5 +39,6 @@ __all__ = [
   "masked",
   "pad",
   "random_order",
+  "rates",
   "remask",
 ]

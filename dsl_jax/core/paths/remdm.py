@@ -51,16 +51,8 @@ def remask(
   Returns:
     path, f32 [T+1, B, L].
   """
-  if kind not in KINDS:
-    raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
-  if not 0 <= eta <= 1:
-    raise ValueError(f"eta is {eta}; a probability lies in [0, 1].")
-  if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
-    raise ValueError(
-      f"t_off {t_off}, t_on {t_on}, alpha_on {alpha_on} must satisfy "
-      "0 < t_off < t_on < 1 and 0 < alpha_on < 1."
-    )
-  hide, reveal = _rates(num_steps, kind, eta, t_on, t_off, alpha_on)
+  loop = {"t_on": t_on, "t_off": t_off, "alpha_on": alpha_on}
+  hide, reveal = rates(num_steps, kind=kind, eta=eta, **loop)
 
   def step(visible, inputs):
     key, hide, reveal = inputs
@@ -73,6 +65,52 @@ def remask(
   _, rows = jax.lax.scan(step, start, (keys, hide, reveal))
   rows = jnp.concatenate([start[None], rows[:-1], ~start[None]])
   return jnp.where(rows, jnp.inf, jnp.float32(0))
+
+
+def rates(
+  num_steps: int,
+  *,
+  kind: str,
+  eta: float = 0.0,
+  t_on: float = 0.55,
+  t_off: float = 0.05,
+  alpha_on: float = 0.9,
+) -> tuple[jax.Array, jax.Array]:
+  """Transition probabilities of `remask`, whose arguments these are.
+
+  Returns:
+    hide_T and reveal_T, f32: of a visible and of a masked token, per step.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
+  if not 0 <= eta <= 1:
+    raise ValueError(f"eta is {eta}; a probability lies in [0, 1].")
+  if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
+    raise ValueError(
+      f"t_off {t_off}, t_on {t_on}, alpha_on {alpha_on} must satisfy "
+      "0 < t_off < t_on < 1 and 0 < alpha_on < 1."
+    )
+  time = np.linspace(1, 1e-5, grids.steps(num_steps) + 1)
+  t, s = time[:-1], time[1:]
+  if kind == "loop":
+    rise = lambda t: (1 - t) * alpha_on / (1 - t_on)
+    finish = lambda t: 1 - t * (1 - alpha_on) / t_off
+    phase = [t > t_on, t <= t_off]
+    alpha_t = np.select(phase, [rise(t), finish(t)], alpha_on)
+    alpha_s = np.select(phase, [rise(s), finish(s)], alpha_on)
+    sigma = np.select(phase, [0.0, 0.0], eta)
+  else:
+    alpha_t, alpha_s = 1 - t, 1 - s
+    below = np.maximum(alpha_t, 1e-12)
+    most = np.minimum(1, (1 - alpha_s) / below)
+    sigma = {
+      "cap": np.minimum(eta, most),
+      "rescale": eta * most,
+      "forward_backward": np.minimum((alpha_s - alpha_t) / below, most),
+    }[kind]
+  reveal = (alpha_s - (1 - sigma) * alpha_t) / np.maximum(1 - alpha_t, 1e-12)
+  clipped = (np.clip(p, 0, 1).astype(np.float32) for p in (sigma, reveal))
+  return tuple(jnp.asarray(p) for p in clipped)
 
 
 def budget_eta(
@@ -103,28 +141,3 @@ def budget_eta(
   if remasks < 0:
     raise ValueError(f"remasks is {remasks}; it must be at least 0.")
   return min(1.0, remasks / (visible[kind] * grids.steps(num_steps)))
-
-
-def _rates(num_steps, kind, eta, t_on, t_off, alpha_on):
-  """Probabilities of hiding and revealing in each of the T steps."""
-  time = np.linspace(1, 1e-5, grids.steps(num_steps) + 1)
-  t, s = time[:-1], time[1:]
-  if kind == "loop":
-    rise = lambda t: (1 - t) * alpha_on / (1 - t_on)
-    finish = lambda t: 1 - t * (1 - alpha_on) / t_off
-    phase = [t > t_on, t <= t_off]
-    alpha_t = np.select(phase, [rise(t), finish(t)], alpha_on)
-    alpha_s = np.select(phase, [rise(s), finish(s)], alpha_on)
-    sigma = np.select(phase, [0.0, 0.0], eta)
-  else:
-    alpha_t, alpha_s = 1 - t, 1 - s
-    below = np.maximum(alpha_t, 1e-12)
-    most = np.minimum(1, (1 - alpha_s) / below)
-    sigma = {
-      "cap": np.minimum(eta, most),
-      "rescale": eta * most,
-      "forward_backward": np.minimum((alpha_s - alpha_t) / below, most),
-    }[kind]
-  reveal = (alpha_s - (1 - sigma) * alpha_t) / np.maximum(1 - alpha_t, 1e-12)
-  clipped = (np.clip(p, 0, 1).astype(np.float32) for p in (sigma, reveal))
-  return tuple(jnp.asarray(p) for p in clipped)
