@@ -59,13 +59,7 @@ def generate(cfg: schema.Config, workdir: str) -> None:
     path_key, key_b = jax.random.split(jax.random.fold_in(key, batch))
     path, policy = schedules.build(c, path_key, c.batch_size, length)
     path = paths.hold(path, np.tile(known, (c.batch_size, 1)))
-    if policy is None:
-      path = paths.compact(path)
-    rows = len(path) - 1
-    calls += rows * (2 if c.integrator == "heun" else 1)
-    # Powers of two: few programs whatever the schedules.
-    path = paths.pad(path, 1 + (1 << (rows - 1).bit_length()))
-    tokens = samplers.generate(
+    found = samplers.sample(
       params,
       key_b,
       path,
@@ -79,7 +73,9 @@ def generate(cfg: schema.Config, workdir: str) -> None:
       policy=policy,
       prompt_BL=prompt_BL,
     )
-    texts += [tokenizer.decode(row) for row in np.asarray(tokens)]
+    calls += found.calls
+    tokens_BL = np.asarray(found.tokens_BL)
+    texts += [tokenizer.decode(row) for row in tokens_BL]
   seconds = time.monotonic() - began
 
   settings = dataclasses.asdict(c) | {"train_step": step}
@@ -92,6 +88,6 @@ def generate(cfg: schema.Config, workdir: str) -> None:
   for text in texts[: min(c.num, 4)]:
     print(f"  {text}")
   print(
-    f"{c.num} samples along the {c.path} path: at most {calls} network calls, "
+    f"{c.num} samples along the {c.path} path: {calls} network calls, "
     f"{c.num * length / seconds:,.0f} tokens/s with compilation"
   )

@@ -55,9 +55,7 @@ def fit(tokens: np.ndarray, vocab_size: int, order: int) -> list[Level]:
   history = np.zeros(len(tokens), np.int64)
   for n in range(order):
     keys = history * vocab_size + tokens[n:]
-    keys, gram, count = np.unique(
-      keys, return_inverse=True, return_counts=True
-    )
+    keys, gram, count = np.unique(keys, return_inverse=True, return_counts=True)
     owner = keys // vocab_size
     total = np.bincount(owner, count, num_histories)
     types = np.bincount(owner, minlength=num_histories)
