@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Trains on all GPUs of this host: gpu_node.sh CONFIG WORKDIR [--config.key=...]
+set -euo pipefail
+if [ $# -lt 2 ]; then
+  echo "usage: $0 CONFIG WORKDIR [--config.key=value ...]" >&2
+  exit 2
+fi
+config=$1 workdir=$2
+shift 2
+
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv-cuda}
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet -e '.[cuda,data,convert]'
+
+# SIGTERM reaches the trainer, which saves and exits.
+exec "$venv/bin/python" -m dsl_jax.main --config="$config" \
+  --workdir="$workdir" --mode=train "$@"
