@@ -27,25 +27,26 @@ def get_config(arg=""):
     law=schema.Law(
       mu=1.4,  # [P] text8
       sigma=0.55,  # [P] text8
-      endpoint_share=0.25,  # [P]
+      endpoint_share=0.4,  # [O] [P] has 1/4; a short run gains from more
     ),
     optim=schema.Optim(
-      learning_rate=1e-3,  # [O] a small network takes more than 3e-4
-      warmup_steps=100,  # [O]
+      learning_rate=3e-3,  # [O] a small network takes more than 3e-4
+      b2=0.99,  # [O] a short run
+      warmup_steps=60,  # [O]
       schedule="cosine",  # [O] a short run gains from decay
       clip_norm=1.0,  # [P]
       converter_lr_scale=10.0,  # [O]
-      ema_decay=0.999,  # [O] 0.9999 averages longer than this run
+      ema_decay=0.99,  # [O] 0.9999 averages longer than this run
     ),
     train=schema.Train(
-      steps=3000,  # [O]
-      batch_size=32,  # [O]
+      steps=1150,  # [O] five to six minutes on two cores
+      batch_size=16,  # [O]
       eval_every=500,
       checkpoint_every=500,
       max_minutes=6.0,  # [O] a slower machine stops here
     ),
-    eval=schema.Eval(batch_size=32, sequences=256),
-    sample=schema.Sample(path="masked", steps=64, num=16, batch_size=16),
+    eval=schema.Eval(batch_size=32, sequences=256, snr_points=24),
+    sample=schema.Sample(path="masked", steps=64, num=8, batch_size=8),
   )
   variants = {"": config}
   return schema.to_config_dict(schema.variant(arg, variants, "quickstart.py"))
