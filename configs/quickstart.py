@@ -45,7 +45,7 @@ def get_config(arg=""):
       checkpoint_every=500,
       max_minutes=6.0,  # [O] a slower machine stops here
     ),
-    eval=schema.Eval(batch_size=32, sequences=256, snr_points=24),
+    eval=schema.Eval(batch_size=32, sequences=128, snr_points=16),
     sample=schema.Sample(path="masked", steps=64, num=8, batch_size=8),
   )
   variants = {"": config}
