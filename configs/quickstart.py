@@ -46,7 +46,13 @@ def get_config(arg=""):
       max_minutes=6.0,  # [O] a slower machine stops here
     ),
     eval=schema.Eval(batch_size=32, sequences=128, snr_points=16),
-    sample=schema.Sample(path="masked", steps=64, num=8, batch_size=8),
+    sample=schema.Sample(
+      path="masked",
+      steps=64,
+      num=8,
+      batch_size=8,
+      top_p=0.9,  # [P] the published protocol
+    ),
   )
   variants = {"": config}
   return schema.to_config_dict(schema.variant(arg, variants, "quickstart.py"))
