@@ -13,7 +13,7 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_backend_optimization_level=0"
 )
 
-import jax  # noqa: E402
+import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,5 +1,7 @@
 """Paths: shapes, values, chains, and the sentences that refuse bad ones."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +93,7 @@ def test_remask_has_the_published_transition_probabilities(kind):
   paths.check(path)
   hide, show = chain_rates(path)
   grid = np.linspace(1, 1e-5, T + 1)
-  for i, (t, s) in enumerate(zip(grid[:-2], grid[1:-1])):  # last row: all inf
+  for i, (t, s) in enumerate(itertools.pairwise(grid[:-1])):  # then all inf
     a_t, a_s = 1 - t, 1 - s
     most = min(1, (1 - a_s) / a_t) if a_t else 1
     sigma = {"cap": min(eta, most), "rescale": eta * most, "loop": eta}[kind]

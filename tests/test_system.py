@@ -110,9 +110,7 @@ def test_mistakes_are_one_sentence(run, capsys, mode_name, change, words):
   assert words in error[-1] and error[-1].startswith("error: ")
 
 
-def test_sampling_needs_a_trained_workdir(tmp_path, run, capsys):
-  _, mode = run
-  capsys.readouterr()
+def test_sampling_needs_a_trained_workdir(tmp_path, capsys):
   code = main.main(
     [
       "main",
