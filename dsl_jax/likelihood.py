@@ -176,7 +176,7 @@ def endpoint_nats(
   def once(key):
     visible_BL = laws.visible_subset(key, tokens_BL.shape)
     snr_BL = jnp.where(visible_BL, jnp.inf, jnp.float32(0))
-    z_BLD = channel.observe(key, x_BLD, snr_BL, clean_snr=clean_snr)
+    z_BLD = channel.hard(x_BLD, visible_BL, clean_snr=clean_snr)
     h_BLM = readout.see(denoiser, params, z_BLD, snr_BL)
     nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)
     hidden_BL = 1.0 - visible_BL.astype(jnp.float32)

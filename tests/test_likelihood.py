@@ -178,3 +178,25 @@ def test_bad_requests_are_refused(law):
       clean_snr=CLEAN,
       draws=0,
     )
+
+
+def test_dropout_has_a_key_that_noise_does_not_use(law):
+  # fold_in(key, i) equals split(key)[i], so a folded key can be a used one.
+  seen = []
+
+  def hidden(params, z_BLD, *, key=None):
+    seen.append(key)
+    return law.denoiser.hidden(params, z_BLD)
+
+  keys, tokens = jax.random.split(KEY, 4), law.sample(0, 4)
+  objective.loss(
+    law.params,
+    keys,
+    tokens,
+    jnp.ones_like(tokens),
+    denoiser=law.denoiser._replace(hidden=hidden),
+    law=lambda key, shape: jnp.ones(shape),
+    clean_snr=CLEAN,
+  )
+  used = jax.random.key_data(jax.random.split(keys[0], 3)[:2]).tolist()
+  assert jax.random.key_data(seen[0]).tolist() not in used

@@ -32,6 +32,22 @@ def observe(
   return jnp.where(inf, clean_snr * x_BLD, z)
 
 
+def hard(
+  x_BLD: jax.Array, committed_BL: jax.Array, *, clean_snr: float
+) -> jax.Array:
+  """The state of committed and masked tokens, clean_snr * x or 0: no noise.
+
+  Args:
+    x_BLD: clean unit points, f32.
+    committed_BL: bool, false where the token is masked.
+    clean_snr: see `observe`.
+
+  Returns:
+    z_BLD, f32.
+  """
+  return jnp.where(committed_BL[..., None], clean_snr * x_BLD, 0.0)
+
+
 def advance(
   key: jax.Array,
   z_BLD: jax.Array,

@@ -116,17 +116,19 @@ def draw(
   # Python numbers decide here, so that plain sampling costs no bisection.
   plain = isinstance(top_p, (int, float)) and top_p >= 1
 
-  def one(key, h):
+  def one(piece, h):
     logits = streamed.scores(h.reshape(-1, h.shape[-1]), head_VM, bias_V)
     shaped = truncate.temper(logits, temperature)
     if not plain:
       shaped = truncate.nucleus(shaped, top_p, strict=strict)
     # The default mode draws its noise from 23 bits and loses tails of 1e-7.
-    tokens = jax.random.categorical(key, shaped, mode="high")
+    tokens = jax.random.categorical(
+      jax.random.fold_in(key, piece), shaped, mode="high"
+    )
     logp = _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
     return (a.reshape(h.shape[:-1]) for a in (tokens.astype(jnp.int32), logp))
 
-  return _along_length(one, key, h_BLM, len(head_VM), chunks)
+  return _along_length(one, h_BLM, len(head_VM), chunks)
 
 
 def entropy(
@@ -179,19 +181,19 @@ def argmax(
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return (tokens.reshape(q.shape[:-1]),)
 
-  key = jax.random.key(0)  # unused by `one`
-  return _along_length(one, key, q_BLK, len(keys_VK), chunks)[0]
+  return _along_length(one, q_BLK, len(keys_VK), chunks)[0]
 
 
-def _along_length(fn, key, h_BLM, rows, chunks):
-  """Maps fn(key, h[B, L/chunks, M]) over pieces of L, padding the last."""
+def _along_length(fn, h_BLM, rows, chunks):
+  """Maps fn(piece, h[B, L/chunks, M]) over pieces of L, padding the last."""
   B, L, M = h_BLM.shape
   chunks = min(L, chunks or auto_chunks(B * L, rows))
   if chunks == 1:
-    return tuple(fn(key, h_BLM))
+    return tuple(fn(jnp.int32(0), h_BLM))
   h = jnp.pad(h_BLM, ((0, 0), (0, -L % chunks), (0, 0)))
   h = jnp.moveaxis(h.reshape(B, chunks, -1, M), 1, 0)
-  out = jax.lax.map(lambda a: tuple(fn(*a)), (jax.random.split(key, chunks), h))
+  pieces = jnp.arange(chunks, dtype=jnp.int32)
+  out = jax.lax.map(lambda a: tuple(fn(*a)), (pieces, h))
   return tuple(jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :L] for a in out)
 
 

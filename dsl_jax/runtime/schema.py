@@ -286,8 +286,6 @@ def _cast(kind, value, name):
   """Returns value as kind; only exact conversions."""
   if dataclasses.is_dataclass(kind):
     return _build(kind, value, name + ".")
-  if typing.get_origin(kind) is tuple and isinstance(value, (tuple, list)):
-    return tuple(_cast(typing.get_args(kind)[0], v, name) for v in value)
   if kind is float and type(value) is int:
     return float(value)
   if type(value) is not kind:

@@ -109,7 +109,7 @@ def start(
   """Returns the state on a path's first row: masks and prompt tokens."""
   denoiser, held_BL = settings.denoiser, jnp.isinf(row_BL)
   x = sphere.embed(denoiser.table(params), prompt_BL)
-  z = jnp.where(held_BL[..., None], numbers.clean_snr * x, 0.0)
+  z = channel.hard(x, held_BL, clean_snr=numbers.clean_snr)
   rows = denoiser.embed(params, z) if denoiser.embed else None
   logp = jnp.zeros(row_BL.shape)
   return State(held_BL, row_BL, z, rows, prompt_BL, logp, jnp.int32(0))
