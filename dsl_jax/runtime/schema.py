@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ml_collections import config_dict
 
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, rules
 
 NetConfig = denoiser_lib.NetConfig
 
@@ -181,77 +181,7 @@ def validate(cfg: Config) -> None:
   Raises:
     errors.UserError: names the key, its value and the mend.
   """
-  flat = flatten(dataclasses.asdict(cfg))
-  for names, allowed, mend in _RULES:
-    for name in names.split():
-      if not allowed(flat[name]):
-        raise errors.UserError(f"{name} is {flat[name]!r}; {mend}.")
-  for name, words in _WORDS.items():
-    if flat[name] not in words:
-      raise errors.UserError(
-        f"{name} is {flat[name]!r}" + errors.nearest(flat[name], words)
-      )
-  if cfg.train.batch_size % cfg.train.microbatches:
-    raise errors.UserError(
-      f"train.microbatches is {cfg.train.microbatches}; it must divide "
-      f"train.batch_size, which is {cfg.train.batch_size}."
-    )
-  if cfg.eval.snr_min >= cfg.eval.snr_max:
-    raise errors.UserError(
-      f"eval.snr_min is {cfg.eval.snr_min}; it must be below eval.snr_max, "
-      f"which is {cfg.eval.snr_max}."
-    )
-
-
-_RULES = (
-  (
-    "train.steps train.batch_size train.microbatches train.log_every "
-    "train.eval_batches train.checkpoint_every train.keep eval.batch_size "
-    "eval.sequences eval.draws sample.steps sample.num sample.batch_size "
-    "sample.block",
-    lambda v: v >= 1,
-    "use at least 1",
-  ),
-  (
-    "data.length eval.snr_points",
-    lambda v: v >= 2,
-    "use at least 2",
-  ),
-  (
-    "seed data.seed sample.seed optim.warmup_steps train.eval_every "
-    "train.max_minutes law.sigma optim.weight_decay sample.temperature",
-    lambda v: 0 <= v < 2**32,
-    "use 0 or more",
-  ),
-  (
-    "clean_snr optim.learning_rate optim.eps optim.clip_norm "
-    "optim.converter_lr_scale eval.snr_min eval.snr_max sample.snr_min "
-    "sample.snr_max",
-    lambda v: 0 < v < float("inf"),
-    "use a positive number",
-  ),
-  (
-    "optim.b1 optim.b2 optim.ema_decay",
-    lambda v: 0 <= v < 1,
-    "use a number in [0, 1)",
-  ),
-  (
-    "law.endpoint_share sample.noise sample.eta sample.continuous_share "
-    "sample.commit",
-    lambda v: 0 <= v <= 1,
-    "use a number in [0, 1]",
-  ),
-  ("sample.top_p", lambda v: 0 < v <= 1, "use a probability in (0, 1]"),
-  (
-    "mesh.data mesh.fsdp mesh.model",
-    lambda v: v == -1 or v >= 1,
-    "use a number of devices, or -1 for what is left",
-  ),
-)
-_WORDS = {
-  "optim.schedule": ("constant", "cosine"),
-  "sample.integrator": ("mean", "sample", "heun"),
-}
+  rules.check(flatten(dataclasses.asdict(cfg)))
 
 
 def _build(cls, values, prefix):

@@ -1,0 +1,86 @@
+"""What the values of a config may be, key by key."""
+
+from collections.abc import Mapping
+
+from dsl_jax.runtime import errors
+
+
+def check(flat: Mapping[str, object]) -> None:
+  """Checks values by their dotted keys.
+
+  Args:
+    flat: {"train.steps": 10, ...}, every key of a config.
+
+  Raises:
+    errors.UserError: names the key, its value and the mend.
+  """
+  for names, allowed, mend in _RULES:
+    for name in names.split():
+      if not allowed(flat[name]):
+        raise errors.UserError(f"{name} is {flat[name]!r}; {mend}.")
+  for name, words in _WORDS.items():
+    if flat[name] not in words:
+      raise errors.UserError(
+        f"{name} is {flat[name]!r}" + errors.nearest(flat[name], words)
+      )
+  if flat["train.batch_size"] % flat["train.microbatches"]:
+    raise errors.UserError(
+      f"train.microbatches is {flat['train.microbatches']}; it must divide "
+      f"train.batch_size, which is {flat['train.batch_size']}."
+    )
+  if flat["eval.snr_min"] >= flat["eval.snr_max"]:
+    raise errors.UserError(
+      f"eval.snr_min is {flat['eval.snr_min']}; it must be below "
+      f"eval.snr_max, which is {flat['eval.snr_max']}."
+    )
+
+
+_RULES = (
+  (
+    "train.steps train.batch_size train.microbatches train.log_every "
+    "train.eval_batches train.checkpoint_every train.keep eval.batch_size "
+    "eval.sequences eval.draws sample.steps sample.num sample.batch_size "
+    "sample.block",
+    lambda v: v >= 1,
+    "use at least 1",
+  ),
+  (
+    "data.length eval.snr_points",
+    lambda v: v >= 2,
+    "use at least 2",
+  ),
+  (
+    "seed data.seed sample.seed optim.warmup_steps train.eval_every "
+    "train.max_minutes law.sigma optim.weight_decay sample.temperature",
+    lambda v: 0 <= v < 2**32,
+    "use 0 or more",
+  ),
+  (
+    "clean_snr optim.learning_rate optim.eps optim.clip_norm "
+    "optim.converter_lr_scale eval.snr_min eval.snr_max sample.snr_min "
+    "sample.snr_max",
+    lambda v: 0 < v < float("inf"),
+    "use a positive number",
+  ),
+  (
+    "optim.b1 optim.b2 optim.ema_decay",
+    lambda v: 0 <= v < 1,
+    "use a number in [0, 1)",
+  ),
+  (
+    "law.endpoint_share sample.noise sample.eta sample.continuous_share "
+    "sample.commit",
+    lambda v: 0 <= v <= 1,
+    "use a number in [0, 1]",
+  ),
+  ("sample.top_p", lambda v: 0 < v <= 1, "use a probability in (0, 1]"),
+  (
+    "mesh.data mesh.fsdp mesh.model",
+    lambda v: v == -1 or v >= 1,
+    "use a number of devices, or -1 for what is left",
+  ),
+)
+_WORDS = {
+  "optim.schedule": ("constant", "cosine"),
+  "sample.integrator": ("mean", "sample", "heun"),
+}
