@@ -1,10 +1,10 @@
 """Softmax over the vocabulary in slabs, recomputed in the backward pass.
 
-A slab holds every C-th row of the vocabulary. Interleaved rows keep a
-vocabulary that is sharded over devices local to them, and a slab's weight
-gradient is finished within its step, so that no [V, M] accumulator is carried.
+A slab is a run of R rows of the vocabulary, cut out where it is used, so that
+neither the rows nor their gradient are ever copied as a whole. Its scores,
+[N, R], are all that exists of the [N, V] matrix at any time.
 
-Axes here: N tokens, C slabs, R rows of a slab, M and K features.
+Axes here: N tokens, R rows of a slab, M and K features.
 """
 
 import functools
@@ -13,23 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from dsl_jax.core import truncate
-
-
-def slabs(
-  rows_VM: jax.Array, bias_V: jax.Array | None, chunks: int
-) -> tuple[jax.Array, jax.Array]:
-  """Cuts rows and bias into slabs [C, R, M] and [C, R]; padding is NEVER."""
-  chunks = min(chunks, len(rows_VM))
-  bias = jnp.zeros([len(rows_VM)]) if bias_V is None else bias_V
-  bias = _interleave(bias.astype(jnp.float32), chunks, truncate.NEVER)
-  return _interleave(rows_VM, chunks, 0), bias
-
-
-def _interleave(x_V, chunks, fill):
-  """[V, ...] to [chunks, ceil(V / chunks), ...]; row v in slab v % chunks."""
-  widths = [(0, -len(x_V) % chunks)] + [(0, 0)] * (x_V.ndim - 1)
-  x = jnp.pad(x_V, widths, constant_values=fill)
-  return jnp.moveaxis(x.reshape(-1, chunks, *x_V.shape[1:]), 1, 0)
 
 
 def scores(h_NM, head_RM, bias_R):
@@ -48,117 +31,146 @@ def _matmul(spec, a, b):
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-def _hits(tokens_N, slab, chunks, rows):
-  """[N, R] one-hot of the tokens within slab number `slab`."""
-  ids = jnp.arange(rows, dtype=jnp.int32) * chunks + slab
-  return tokens_N[:, None] == ids[None]
+class _Slabs:
+  """Cuts [V, ...] arrays into runs of R rows; the last run may overlap.
+
+  Rows that the run before has had get the score NEVER, and so no weight.
+  """
+
+  def __init__(self, vocab_size: int, chunks: int):
+    self.rows = -(-vocab_size // chunks)
+    self.numbers = jnp.arange(-(-vocab_size // self.rows), dtype=jnp.int32)
+    self._last = vocab_size - self.rows
+
+  def _start(self, number):
+    return jnp.minimum(number * self.rows, self._last)
+
+  def cut(self, x, number):
+    return jax.lax.dynamic_slice_in_dim(x, self._start(number), self.rows)
+
+  def bias(self, bias_V, number):
+    """The bias of a run, NEVER where rows are repeated."""
+    ids = self._start(number) + jnp.arange(self.rows, dtype=jnp.int32)
+    bias = self.cut(bias_V, number)
+    return jnp.where(ids < number * self.rows, truncate.NEVER, bias)
+
+  def add(self, total, part, number):
+    """Adds a run to its rows of a [V, ...] total."""
+    part = part.astype(total.dtype) + self.cut(total, number)
+    start = self._start(number)
+    return jax.lax.dynamic_update_slice_in_dim(total, part, start, 0)
 
 
-@jax.custom_vjp
-def nll(h, head, bias, tokens):
-  return _nll_forward(h, head, bias, tokens)[0]
+def _scan(step, carry, slabs):
+  """lax.scan, or a plain call for a single slab: XLA fuses it better."""
+  if len(slabs.numbers) == 1:
+    return step(carry, jnp.int32(0))
+  return jax.lax.scan(lambda c, j: (step(c, j), None), carry, slabs.numbers)[0]
 
 
-def _nll_forward(h, head, bias, tokens):
-  chunks, rows, _ = head.shape
-  start = (
-    jnp.full(len(h), truncate.NEVER),
-    jnp.zeros(len(h)),
-    jnp.zeros(len(h)),
-  )
+def _grow(top, total, s):
+  """Adds scores to a running maximum and sum; also the shrinkage and terms."""
+  new = jnp.maximum(top, jnp.max(s, axis=-1))
+  shrink, p = jnp.exp(top - new), jnp.exp(s - new[:, None])
+  return new, total * shrink + jnp.sum(p, axis=-1), shrink, p
 
-  def step(carry, slab):
-    top, total, target = carry
-    j, head, bias = slab
-    s = scores(h, head, bias)
-    new = jnp.maximum(top, jnp.max(s, axis=-1))
-    total = total * jnp.exp(top - new)
-    total = total + jnp.sum(jnp.exp(s - new[:, None]), axis=-1)
-    hit = _hits(tokens, j, chunks, rows)
-    target = target + jnp.sum(jnp.where(hit, s, 0.0), axis=-1)
-    return (new, total, target), None
 
-  xs = (jnp.arange(chunks, dtype=jnp.int32), head, bias)
-  (top, total, target), _ = _scan(step, start, xs)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def nll(h, head, bias, tokens, chunks):
+  """-log softmax(h head^T + bias) at the tokens, [N]; bias is f32."""
+  return _nll_forward(h, head, bias, tokens, chunks)[0]
+
+
+def _nll_forward(h, head, bias, tokens, chunks):
+  slabs = _Slabs(len(head), chunks)
+
+  def step(carry, j):
+    s = scores(h, slabs.cut(head, j), slabs.bias(bias, j))
+    return _grow(*carry, s)[:2]
+
+  start = jnp.full(len(h), truncate.NEVER), jnp.zeros(len(h))
+  top, total = _scan(step, start, slabs)
   lse = top + jnp.log(total)
+  h32, rows = h.astype(jnp.float32), head[tokens].astype(jnp.float32)
+  target = jnp.sum(h32 * rows, axis=-1) + bias[tokens]
   return lse - target, (h, head, bias, tokens, lse)
 
 
-def _nll_backward(saved, g):
+def _nll_backward(chunks, saved, g):
   h, head, bias, tokens, lse = saved
-  chunks, rows, _ = head.shape
+  slabs = _Slabs(len(head), chunks)
 
-  def step(dh, slab):
-    j, head, bias = slab
-    p = jnp.exp(scores(h, head, bias) - lse[:, None])
-    hit = _hits(tokens, j, chunks, rows)
-    ds = (p - hit.astype(jnp.float32)) * g[:, None]
+  def step(carry, j):
+    dh, dhead, dbias = carry
+    rows = slabs.cut(head, j)
+    p = jnp.exp(scores(h, rows, slabs.bias(bias, j)) - lse[:, None])
+    ds = p * g[:, None]
     low = ds.astype(h.dtype)
-    dh = dh + _matmul("nr,rm->nm", low, head)
-    dhead = _matmul("nr,nm->rm", low, h).astype(head.dtype)
-    return dh, (dhead, jnp.sum(ds, axis=0))
+    dh = dh + _matmul("nr,rm->nm", low, rows)
+    dhead = slabs.add(dhead, _matmul("nr,nm->rm", low, h), j)
+    return dh, dhead, slabs.add(dbias, jnp.sum(ds, axis=0), j)
 
-  xs = (jnp.arange(chunks, dtype=jnp.int32), head, bias)
-  dh, (dhead, dbias) = _scan(step, jnp.zeros(h.shape), xs)
-  return dh.astype(h.dtype), dhead, dbias, None
+  start = jnp.zeros(h.shape), jnp.zeros_like(head), jnp.zeros_like(bias)
+  dh, dhead, dbias = _scan(step, start, slabs)
+  # The tokens' own rows: - g (1 - p) is p g with g taken off once.
+  at = g[:, None] * h.astype(jnp.float32)
+  dh = dh - g[:, None] * head[tokens].astype(jnp.float32)
+  dhead = dhead.at[tokens].add(-at.astype(head.dtype))
+  return dh.astype(h.dtype), dhead, dbias.at[tokens].add(-g), None
 
 
 nll.defvjp(_nll_forward, _nll_backward)
 
 
-@jax.custom_vjp
-def expectation(q, keys, bias, values):
-  return _expectation_forward(q, keys, bias, values)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def expectation(q, keys, bias, values, chunks):
+  """softmax(q keys^T + bias) values, [N, C] in f32; bias is f32."""
+  return _expectation_forward(q, keys, bias, values, chunks)[0]
 
 
-def _expectation_forward(q, keys, bias, values):
+def _expectation_forward(q, keys, bias, values, chunks):
+  slabs = _Slabs(len(keys), chunks)
+
+  def step(carry, j):
+    *sums, mean = carry
+    s = scores(q, slabs.cut(keys, j), slabs.bias(bias, j))
+    top, total, shrink, p = _grow(*sums, s)
+    rows = slabs.cut(values, j)
+    more = _matmul("nr,rc->nc", p.astype(values.dtype), rows)
+    return top, total, mean * shrink[:, None] + more
+
   start = (
     jnp.full(len(q), truncate.NEVER),
     jnp.zeros(len(q)),
     jnp.zeros([len(q), values.shape[-1]]),
   )
-
-  def step(carry, slab):
-    top, total, mean = carry
-    keys, bias, values = slab
-    s = scores(q, keys, bias)
-    new = jnp.maximum(top, jnp.max(s, axis=-1))
-    shrink, p = jnp.exp(top - new), jnp.exp(s - new[:, None])
-    total = total * shrink + jnp.sum(p, axis=-1)
-    more = _matmul("nr,rc->nc", p.astype(values.dtype), values)
-    return (new, total, mean * shrink[:, None] + more), None
-
-  (top, total, mean), _ = _scan(step, start, (keys, bias, values))
+  top, total, mean = _scan(step, start, slabs)
   mean = mean / total[:, None]
   return mean, (q, keys, bias, values, top + jnp.log(total), mean)
 
 
-def _expectation_backward(saved, g):
+def _expectation_backward(chunks, saved, g):
   q, keys, bias, values, lse, mean = saved
+  slabs = _Slabs(len(keys), chunks)
   low = g.astype(values.dtype)
   along = jnp.sum(g * mean, axis=-1)[:, None]
 
-  def step(dq, slab):
-    keys, bias, values = slab
-    p = jnp.exp(scores(q, keys, bias) - lse[:, None])
-    dp = _matmul("nc,rc->nr", low, values)
+  def step(carry, j):
+    dq, dkeys, dbias, dvalues = carry
+    rows = slabs.cut(keys, j)
+    p = jnp.exp(scores(q, rows, slabs.bias(bias, j)) - lse[:, None])
+    dp = _matmul("nc,rc->nr", low, slabs.cut(values, j))
     ds = p * (dp - along)
-    dvalues = _matmul("nr,nc->rc", p.astype(values.dtype), low)
-    dq = dq + _matmul("nr,rk->nk", ds.astype(q.dtype), keys)
-    dkeys = _matmul("nr,nk->rk", ds.astype(q.dtype), q)
-    dkeys, dvalues = dkeys.astype(keys.dtype), dvalues.astype(values.dtype)
-    return dq, (dkeys, jnp.sum(ds, axis=0), dvalues)
+    more = _matmul("nr,nc->rc", p.astype(values.dtype), low)
+    dvalues = slabs.add(dvalues, more, j)
+    dq = dq + _matmul("nr,rk->nk", ds.astype(q.dtype), rows)
+    dkeys = slabs.add(dkeys, _matmul("nr,nk->rk", ds.astype(q.dtype), q), j)
+    return dq, dkeys, slabs.add(dbias, jnp.sum(ds, axis=0), j), dvalues
 
-  dq, grads = _scan(step, jnp.zeros(q.shape), (keys, bias, values))
+  zeros = jnp.zeros_like
+  start = jnp.zeros(q.shape), zeros(keys), zeros(bias), zeros(values)
+  dq, *grads = _scan(step, start, slabs)
   return dq.astype(q.dtype), *grads
 
 
 expectation.defvjp(_expectation_forward, _expectation_backward)
-
-
-def _scan(step, carry, xs):
-  """lax.scan, or a plain call for a single slab: XLA fuses it better."""
-  if jax.tree.leaves(xs)[0].shape[0] > 1:
-    return jax.lax.scan(step, carry, xs)
-  carry, ys = step(carry, jax.tree.map(lambda x: x[0], xs))
-  return carry, jax.tree.map(functools.partial(jnp.expand_dims, axis=0), ys)

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 
 from dsl_jax.core import streamed, truncate
 
-SLAB = 1 << 23  # elements of one slab per device, 32 MiB in f32
+ROWS = 512  # a slab has no fewer rows, so that its products stay compact,
+SLAB = 1 << 20  # and about this many scores where the tokens are few
+PIECE = 1 << 23  # scores of a piece of the sequence where rows must be whole
 
 
-def auto_chunks(tokens: int, rows: int) -> int:
-  """Number of slabs so that one holds about SLAB elements on a device."""
-  devices = max(1, jax.sharding.get_abstract_mesh().size)
-  wanted = -(-tokens * rows // (SLAB * devices))
-  return max(1, min(wanted, rows // 128))
+def slabs(tokens: int, rows: int) -> int:
+  """Number of slabs: small, so that a CPU keeps their scores in its cache."""
+  return -(-rows // max(ROWS, SLAB // max(tokens, 1)))
 
 
 def nll(
@@ -45,9 +45,9 @@ def nll(
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
   h = h_BLM.reshape(-1, h_BLM.shape[-1])
-  chunks = chunks or auto_chunks(len(h), len(head_VM))
-  head, bias = streamed.slabs(head_VM.astype(h.dtype), bias_V, chunks)
-  nll = streamed.nll(h, head, bias, tokens_BL.reshape(-1))
+  chunks = min(chunks or slabs(len(h), len(head_VM)), len(head_VM))
+  head, bias = head_VM.astype(h.dtype), _bias(bias_V, head_VM)
+  nll = streamed.nll(h, head, bias, tokens_BL.reshape(-1), chunks)
   return nll.reshape(tokens_BL.shape)
 
 
@@ -76,10 +76,9 @@ def expectation(
   """
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
   q = q_BLK.reshape(-1, q_BLK.shape[-1])
-  chunks = chunks or auto_chunks(len(q), len(keys_VK))
-  keys, bias = streamed.slabs(keys_VK.astype(q.dtype), bias_V, chunks)
-  values, _ = streamed.slabs(values_VC, None, chunks)
-  mean = streamed.expectation(q, keys, bias, values)
+  chunks = min(chunks or slabs(len(q), len(keys_VK)), len(keys_VK))
+  keys, bias = keys_VK.astype(q.dtype), _bias(bias_V, keys_VK)
+  mean = streamed.expectation(q, keys, bias, values_VC, chunks)
   return mean.reshape(*q_BLK.shape[:-1], values_VC.shape[-1])
 
 
@@ -187,14 +186,21 @@ def argmax(
 def _along_length(fn, h_BLM, rows, chunks):
   """Maps fn(piece, h[B, L/chunks, M]) over pieces of L, padding the last."""
   B, L, M = h_BLM.shape
-  chunks = min(L, chunks or auto_chunks(B * L, rows))
-  if chunks == 1:
+  chunks = min(L, chunks or -(-B * L * rows // PIECE))
+  if chunks <= 1:
     return tuple(fn(jnp.int32(0), h_BLM))
   h = jnp.pad(h_BLM, ((0, 0), (0, -L % chunks), (0, 0)))
   h = jnp.moveaxis(h.reshape(B, chunks, -1, M), 1, 0)
   pieces = jnp.arange(chunks, dtype=jnp.int32)
   out = jax.lax.map(lambda a: tuple(fn(*a)), (pieces, h))
   return tuple(jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :L] for a in out)
+
+
+def _bias(bias_V, rows_VM):
+  """The bias in f32, zeros if there is none."""
+  if bias_V is None:
+    return jnp.zeros(len(rows_VM))
+  return bias_V.astype(jnp.float32)
 
 
 def _pick(x_NR, index_N):

@@ -16,7 +16,8 @@ class Denoiser(NamedTuple):
 
   Attributes:
     init: key -> params.
-    hidden: (params, z_BLD, *, key=None) -> h_BLM; a key turns dropout on.
+    hidden: (params, z_BLD, *, key=None) -> h_BLM; a key, or one for every
+      sequence, turns dropout on.
     head: params -> head_VM, bias_V or None; logits are <h, w_v> + b_v.
     table: params -> table_VD, unit rows.
     hidden_tokens: (params, tokens_BL) -> h_BLM: the masked model inside, rows
@@ -48,23 +49,17 @@ def make_denoiser(cfg: NetConfig) -> Denoiser:
   """
   net = transformer.Network(cfg)
 
-  def call(method, params, *args, key=None, **kwargs):
-    rngs = None if key is None else {"dropout": key}
-    return net.apply(
-      {"params": params},
-      *args,
-      deterministic=key is None,
-      rngs=rngs,
-      method=method,
-      **kwargs,
-    )
+  def call(method, params, *args):
+    return net.apply({"params": params}, *args, method=method)
 
   def init(key):
     z = jnp.zeros((1, 1, cfg.sphere_dim))
-    return net.init(key, z, jnp.zeros((1, 1)), deterministic=True)["params"]
+    return net.init(key, z, jnp.zeros((1, 1)))["params"]
 
   def hidden(params, z_BLD, *, key=None, snr_BL=None):
-    return call("__call__", params, z_BLD, snr_BL, key=key)
+    if key is not None and key.ndim == 0:
+      key = jax.random.split(key, len(z_BLD))
+    return call("__call__", params, z_BLD, snr_BL, key)
 
   def head(params):
     head_VM, bias_V = params["head"]["kernel"], params["head"]["bias"]
@@ -79,7 +74,7 @@ def make_denoiser(cfg: NetConfig) -> Denoiser:
     return call("tokens", params, tokens_BL)
 
   def embed(params, z_BLD):
-    return net.apply({"params": params}, z_BLD, method="convert")
+    return call("convert", params, z_BLD)
 
   def trunk(params, rows_BLM, z_BLD):
     return call("trunk", params, rows_BLM, z_BLD)

@@ -1,5 +1,7 @@
 """Layers of MDLM's diffusion transformer, in the arithmetic of the original."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,16 +44,71 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Normalisation in f32 with a scale and no bias, eps 1e-5."""
+  """adaLN in f32: a LayerNorm with a gain and no bias, shifted and scaled."""
 
   @nn.compact
-  def __call__(self, x):
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(x * x, axis=-1, keepdims=True)
-    scale = scale.reshape(*[1] * (x.ndim - 1), -1)
-    return x * jax.lax.rsqrt(variance + 1e-5) * scale
+  def __call__(self, x, shift, scale):
+    gain = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    gain = gain.reshape(*[1] * (x.ndim - 1), -1) * (1 + scale)
+    return normalize(x.astype(jnp.float32)) * gain + shift
+
+
+@jax.custom_vjp
+def normalize(x: jax.Array) -> jax.Array:
+  """Returns (x - mean) / sqrt(variance + 1e-5) over the last axis.
+
+  The backward pass keeps the result and the scale, and reduces twice where
+  derivatives step by step reduce four times.
+  """
+  return _normalize_forward(x)[0]
+
+
+def _normalize_forward(x):
+  x = x - jnp.mean(x, axis=-1, keepdims=True)
+  variance = jnp.mean(x * x, axis=-1, keepdims=True)
+  scale = jax.lax.rsqrt(variance + 1e-5)
+  return x * scale, (x * scale, scale)
+
+
+def _normalize_backward(saved, g):
+  y, scale = saved
+  along = jnp.mean(g * y, axis=-1, keepdims=True)
+  return (scale * (g - jnp.mean(g, axis=-1, keepdims=True) - y * along),)
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """GELU by tanh, as MDLM has it; keeps x alone for the backward pass."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_backward(x, g):
+  # The barrier stops XLA from keeping the forward pass's tanh instead.
+  x = jax.lax.optimization_barrier(x)
+  return jax.vjp(functools.partial(jax.nn.gelu, approximate=True), x)[1](g)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def drop(x_BLM: jax.Array, key_B: jax.Array | None, rate: float) -> jax.Array:
+  """Dropout whose mask depends on the sequence's own key and nothing else.
+
+  Args:
+    x_BLM: activations.
+    key_B: typed keys, one for a sequence; None turns dropout off.
+    rate: share of elements that become zero.
+
+  Returns:
+    x_BLM, the rest scaled by 1 / (1 - rate).
+  """
+  if key_B is None or not rate:
+    return x_BLM
+  keep = lambda key: jax.random.bernoulli(key, 1 - rate, x_BLM.shape[1:])
+  return jnp.where(jax.vmap(keep)(key_B), x_BLM / (1 - rate), 0)
 
 
 class Condition(nn.Module):
@@ -90,11 +147,6 @@ class Rows(nn.Module):
     return self.rows
 
 
-def modulate(x, shift, scale):
-  """adaLN: x (1 + scale) + shift."""
-  return x * (1.0 + scale) + shift
-
-
 def rotary_angles(length: int, head_dim: int) -> tuple[jax.Array, jax.Array]:
   """cos and sin, [L, head_dim / 2], of rotary positions to base 10000."""
   frequency = 1e4 ** (-np.arange(0, head_dim, 2) / head_dim)
@@ -105,11 +157,11 @@ def rotary_angles(length: int, head_dim: int) -> tuple[jax.Array, jax.Array]:
   )
 
 
-def rotate(x_BLHK, cos, sin):
+def rotate(x_BLHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   """Rotates the halves of every head by its position (not interleaved)."""
-  cos, sin = (
-    cos[None, :, None].astype(x_BLHK.dtype),
-    sin[None, :, None].astype(x_BLHK.dtype),
-  )
-  a, b = jnp.split(x_BLHK, 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  *shape, K = x_BLHK.shape
+  x = x_BLHK.reshape(*shape, 2, K // 2)
+  cos = cos[None, :, None, None].astype(x.dtype)
+  sin = jnp.stack([-sin, sin], axis=1)[None, :, None].astype(x.dtype)
+  # flip is an index map where concatenating halves would be a copy.
+  return (x * cos + jnp.flip(x, -2) * sin).reshape(x_BLHK.shape)

@@ -1,0 +1,139 @@
+"""The network: its layers against plain formulas, its switches against each
+other."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsl_jax import NetConfig, make_denoiser
+from dsl_jax.nets import attention, layers
+
+KEY = jax.random.key(0)
+CFG = NetConfig(11, 16, 3, 2, 4)
+
+
+@functools.cache
+def params():
+  """Parameters with noise on all of them: adaLN and head start at zero."""
+  leaves, tree = jax.tree.flatten(make_denoiser(CFG).init(KEY))
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noisy = [
+    x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)
+  ]
+  return jax.tree.unflatten(tree, noisy)
+
+
+def hidden(z_BLD, key=None, **changes):
+  denoiser = make_denoiser(dataclasses.replace(CFG, **changes))
+  return denoiser.hidden(params(), z_BLD, key=key)
+
+
+def evidence(batch=3, length=5):
+  return 3 * jax.random.normal(jax.random.key(2), (batch, length, 4))
+
+
+def test_layer_norm_and_its_gradient():
+  x, g = jax.random.normal(KEY, (2, 3, 7, 8))
+
+  def plain(x):
+    x = x - x.mean(-1, keepdims=True)
+    return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+
+  (got, back), (want, plain_back) = (
+    jax.vjp(f, x) for f in (layers.normalize, plain)
+  )
+  np.testing.assert_allclose(got, want, atol=2e-6)
+  np.testing.assert_allclose(back(g)[0], plain_back(g)[0], atol=2e-6)
+
+
+def test_gelu_and_its_gradient():
+  x = jnp.linspace(-6, 6, 101)
+  inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+  np.testing.assert_allclose(
+    layers.gelu(x), 0.5 * x * (1 + np.tanh(inner)), atol=1e-6
+  )
+  exact = jax.grad(lambda x: jnp.sum(jax.nn.gelu(x, approximate=True)))(x)
+  ours = jax.grad(lambda x: jnp.sum(layers.gelu(x)))(x)
+  np.testing.assert_allclose(ours, exact, atol=1e-6)
+
+
+def test_rotary_positions_turn_halves():
+  x = jax.random.normal(KEY, (2, 5, 3, 8))
+  cos, sin = layers.rotary_angles(5, 8)
+  first, second = np.split(np.asarray(x), 2, axis=-1)
+  turned = (first + 1j * second) * np.exp(
+    1j * np.arctan2(sin, cos)[None, :, None]
+  )
+  want = np.concatenate([turned.real, turned.imag], -1)
+  np.testing.assert_allclose(layers.rotate(x, cos, sin), want, atol=1e-6)
+
+
+def test_attention_is_the_softmax_of_scaled_scores():
+  q, k, v = jax.random.normal(KEY, (3, 2, 5, 3, 8))
+  scores = np.einsum("blhk,bmhk->bhlm", q, k) / np.sqrt(8)
+  weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+  want = np.einsum("bhlm,bmhk->blhk", weights, v)
+  np.testing.assert_allclose(attention.attend(q, k, v, "xla"), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "changes", [{"unroll": 1}, {"remat": "dots"}, {"remat": "full", "unroll": 1}]
+)
+def test_how_the_blocks_are_run_changes_no_number(changes):
+  def loss(params, **changes):
+    denoiser = make_denoiser(dataclasses.replace(CFG, **changes))
+    return jnp.sum(denoiser.hidden(params, evidence(), key=KEY) ** 2)
+
+  base = {"dropout": 0.2}
+  want = jax.value_and_grad(loss)(params(), **base)
+  got = jax.value_and_grad(loss)(params(), **base, **changes)
+  jax.tree.map(
+    lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-4),
+    got,
+    want,
+  )
+
+
+def test_bf16_is_near_f32():
+  exact, low = hidden(evidence()), hidden(evidence(), dtype="bfloat16")
+  assert low.dtype == jnp.bfloat16
+  scale = jnp.sqrt(jnp.mean(exact**2))
+  error = jnp.sqrt(jnp.mean((low.astype(jnp.float32) - exact) ** 2))
+  assert 0 < error < 0.05 * scale
+
+
+def test_a_sequence_keeps_its_dropout_in_any_batch():
+  z, key_B = evidence(), jax.random.split(KEY, 3)
+  whole = hidden(z, key_B, dropout=0.5)
+  for b in range(3):
+    alone = hidden(z[b : b + 1], key_B[b : b + 1], dropout=0.5)
+    np.testing.assert_allclose(whole[b : b + 1], alone, atol=1e-5)
+  assert not np.allclose(whole, hidden(z), atol=0.1)
+  other = hidden(z, jax.random.split(jax.random.key(9), 3), dropout=0.5)
+  assert not np.allclose(whole, other, atol=0.1)
+
+
+def test_dropout_keeps_the_mean():
+  x = jnp.ones((4, 50, 40))
+  kept = layers.drop(x, jax.random.split(KEY, 4), 0.25)
+  assert float(jnp.mean(kept)) == pytest.approx(1, abs=0.02)
+  assert set(np.unique(kept)) == {0.0, np.float32(1 / 0.75)}
+  np.testing.assert_array_equal(layers.drop(x, None, 0.25), x)
+
+
+def test_every_dropout_of_a_network_has_a_mask_of_its_own(monkeypatch):
+  seen = []
+
+  def spy(x, key_B, rate):
+    data = jax.random.key_data(key_B)
+    jax.debug.callback(lambda data: seen.append(data.tobytes()), data)
+    return x
+
+  monkeypatch.setattr(layers, "drop", spy)
+  hidden(evidence(), KEY, dropout=0.5).block_until_ready()
+  jax.effects_barrier()
+  assert len(seen) == len(set(seen)) == 2 * CFG.depth
