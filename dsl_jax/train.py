@@ -63,19 +63,8 @@ def train(cfg: schema.Config, workdir: str) -> None:
 
   abstract = partition.abstract(mesh, jax.eval_shape(fresh, given_params))
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  step_fn = jax.jit(
-    functools.partial(
-      states.train_step,
-      loss_fn=build.loss(cfg, dropout=True),
-      tx=tx,
-      seed=cfg.seed,
-      ema_decay=cfg.optim.ema_decay,
-      microbatches=cfg.train.microbatches,
-    ),
-    donate_argnums=0,
-    out_shardings=(shardings, partition.replicated(mesh)),
-  )
-  held_out_loss = make_held_out_loss(cfg, mesh, held_out)
+  step_fn = build.step(cfg, mesh, tx, abstract)
+  held_out_loss = make_held_out_loss(cfg, mesh, held_out, abstract.params)
 
   # The state: restored, converted or new.
   checkpoints = checkpoint.Checkpoints(workdir, keep=cfg.train.keep)
@@ -89,10 +78,16 @@ def train(cfg: schema.Config, workdir: str) -> None:
     print(f"step {start} of {cfg.train.steps} on mesh {dict(mesh.shape)}")
 
   def load(step):
-    tokens_BL = batches.batch_at(
-      packed, step, batch_size=cfg.train.batch_size, seed=cfg.data.seed
+    share = functools.partial(
+      batches.batch_at,
+      packed,
+      step,
+      batch_size=cfg.train.batch_size,
+      seed=cfg.data.seed,
+      process_count=mesh.size,
     )
-    return partition.put_rows(mesh, tokens_BL)
+    read = lambda k: share(process_index=k)
+    return partition.read_rows(mesh, shape, read)
 
   shape = cfg.train.batch_size, cfg.data.length
   mask_BL = partition.put_rows(mesh, np.ones(shape, bool))
@@ -120,10 +115,11 @@ def train(cfg: schema.Config, workdir: str) -> None:
       if evaluating or saving:
         recorder.add(*unread)  # nothing is saved after a bad step
         unread = None
+        scores = held_out_loss(state.ema) if evaluating else None
         if evaluating:
-          recorder.write(step, "validation", held_out_loss(state.ema))
+          recorder.write(step, "validation", scores)
         if saving:
-          checkpoints.save(step, state)
+          checkpoints.save(step, state, scores)
         recorder.restart_clock()
       if last:
         break
@@ -136,10 +132,9 @@ def open_data(
   c = cfg.train
   packed = inputs.open_split(cfg, "train")
   held_out = inputs.open_split(cfg, "validation")
-  inputs.check_batch(
-    "train.batch_size", c.batch_size, packed, mesh, c.microbatches
-  )
-  inputs.check_batch("eval.batch_size", cfg.eval.batch_size, held_out, mesh)
+  parts = mesh.size * partition.passes(mesh, cfg)
+  inputs.check_batch("train.batch_size", c.batch_size, packed, parts)
+  inputs.check_batch("eval.batch_size", cfg.eval.batch_size, held_out)
   if c.max_minutes and jax.process_count() > 1:
     raise errors.UserError(
       f"train.max_minutes is {c.max_minutes}; use 0 on several hosts, whose "
@@ -170,20 +165,25 @@ def convert(cfg: schema.Config) -> dict:
 
 
 def make_held_out_loss(
-  cfg: schema.Config, mesh: jax.sharding.Mesh, held_out: packing.Packed
+  cfg: schema.Config,
+  mesh: jax.sharding.Mesh,
+  held_out: packing.Packed,
+  abstract: dict,
 ) -> Callable[[dict], dict]:
   """Returns params -> {"loss", "bits"}: the same rows and noise every time."""
-  loss_fn, B = build.loss(cfg, dropout=False), cfg.eval.batch_size
+  loss_fn = build.loss(cfg, dropout=False)
   whole = partition.replicated(mesh)
+  sums_fn = partition.spread(mesh, abstract)(lambda *args: loss_fn(*args)[1:])
 
   @functools.partial(jax.jit, out_shardings=whole)
   def batch_sums(params, tokens_BL, mask_BL, number):
     key = jax.random.fold_in(states.stream(cfg.seed, "eval"), number)
-    return loss_fn(params, jax.random.split(key, B), tokens_BL, mask_BL)[1]
+    key_B = jax.random.split(key, len(tokens_BL))
+    return sums_fn(params, key_B, tokens_BL, mask_BL)[0]
 
   parts = []
-  limit = B * cfg.train.eval_batches
-  for part in batches.eval_batches(held_out, B, limit):
+  limit = cfg.eval.batch_size * cfg.train.eval_batches
+  for part in batches.eval_batches(held_out, cfg.eval.batch_size, limit):
     number = jax.device_put(np.int32(len(parts)), whole)
     parts.append((*(partition.put_rows(mesh, x) for x in part), number))
 

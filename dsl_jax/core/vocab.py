@@ -7,6 +7,8 @@ Statistics are f32. Scores multiply operands in the dtype of the queries,
 expectations in the dtype of the values, both accumulate in f32.
 """
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,13 @@ SLAB = 1 << 23  # elements of one slab per device, 32 MiB in f32
 
 def auto_chunks(tokens: int, rows: int) -> int:
   """Number of slabs so that one holds about SLAB elements on a device."""
-  devices = max(1, jax.sharding.get_abstract_mesh().size)
+  mesh = jax.sharding.get_abstract_mesh()
+  # Within shard_map the shapes are one device's already.
+  devices = math.prod(
+    size
+    for size, kind in zip(mesh.axis_sizes, mesh.axis_types)
+    if kind != jax.sharding.AxisType.Manual
+  )
   wanted = -(-tokens * rows // (SLAB * devices))
   return max(1, min(wanted, rows // 128))
 

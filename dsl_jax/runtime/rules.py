@@ -50,7 +50,7 @@ _RULES = (
     "use at least 2",
   ),
   (
-    "seed data.seed sample.seed optim.warmup_steps train.eval_every "
+    "seed data.seed sample.seed mesh.rows optim.warmup_steps train.eval_every "
     "train.max_minutes law.sigma optim.weight_decay sample.temperature",
     lambda v: 0 <= v < 2**32,
     "use 0 or more",

@@ -77,6 +77,7 @@ class Mesh:
   data: int = -1
   fsdp: int = 1
   model: int = 1
+  rows: int = 0  # sequences a device computes at once, 0 = its whole share
 
 
 @dataclasses.dataclass(frozen=True)
