@@ -242,7 +242,6 @@ def test_a_device_computes_so_many_rows_at_once():
     (64, 99, 1, 1),
     (64, 4, 4, 4),
     (8, 4, 1, 1),
-    (7, 1, 1, 1),  # refused elsewhere
   ):
     cfg = schema.Config(
       "toy",

@@ -19,20 +19,16 @@ AXES = ("data", "fsdp", "model")
 _SMALL = 2**14  # elements; smaller leaves are kept whole on every device
 
 
-def make_mesh(cfg: schema.Mesh, devices=None) -> jax.sharding.Mesh:
-  """Arranges devices as (data, fsdp, model).
+def sizes(cfg: schema.Mesh, count: int) -> tuple[int, int, int]:
+  """Returns how many devices lie along data, fsdp and model.
 
   Args:
-    cfg: sizes; at most one is -1 and takes what is left.
-    devices: None takes all there are.
-
-  Returns:
-    The mesh.
+    cfg: at most one size is -1 and takes what is left.
+    count: of the devices.
 
   Raises:
     errors.UserError: the sizes do not multiply to the number of devices.
   """
-  count = len(devices or jax.devices())
   shape = [cfg.data, cfg.fsdp, cfg.model]
   known = math.prod(n for n in shape if n > 0)
   if shape.count(-1) == 1 and count % known == 0:
@@ -42,6 +38,23 @@ def make_mesh(cfg: schema.Mesh, devices=None) -> jax.sharding.Mesh:
       f"mesh is data={cfg.data} fsdp={cfg.fsdp} model={cfg.model}; with at "
       f"most one -1 it must multiply to the {count} devices here."
     )
+  return tuple(shape)
+
+
+def make_mesh(cfg: schema.Mesh, devices=None) -> jax.sharding.Mesh:
+  """Arranges devices as (data, fsdp, model).
+
+  Args:
+    cfg: see `sizes`.
+    devices: None takes all there are.
+
+  Returns:
+    The mesh.
+
+  Raises:
+    errors.UserError: the sizes do not multiply to the number of devices.
+  """
+  shape = sizes(cfg, len(devices or jax.devices()))
   return jax.make_mesh(
     shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
   )
@@ -116,8 +129,16 @@ def passes(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
   """Returns in how many equal parts a device computes its rows of a batch.
 
   At least train.microbatches, and enough for at most mesh.rows at once.
+
+  Raises:
+    errors.UserError: the devices cannot have equal shares.
   """
-  share = max(cfg.train.batch_size // mesh.size, 1)
+  if cfg.train.batch_size % mesh.size:
+    raise errors.UserError(
+      f"train.batch_size is {cfg.train.batch_size}; use a multiple of "
+      f"{mesh.size}, the number of devices."
+    )
+  share = cfg.train.batch_size // mesh.size
   parts = -(-share // (cfg.mesh.rows or share))
   while share % parts:
     parts += 1
