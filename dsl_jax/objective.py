@@ -45,15 +45,13 @@ def loss(
   x_BLD = sphere.embed(table_VD, tokens_BL)
 
   def corrupt(key, x_LD):
-    law_key, noise_key, _ = jax.random.split(key, 3)
+    law_key, noise_key, drop_key = jax.random.split(key, 3)
     snr_1L = law(law_key, (1, L))
     z = channel.observe(noise_key, x_LD[None], snr_1L, clean_snr=clean_snr)
-    return z[0], snr_1L[0]
+    return z[0], snr_1L[0], drop_key
 
-  z_BLD, snr_BL = jax.vmap(corrupt)(key, x_BLD)
-  # The third key of the first sequence, which `corrupt` leaves unused.
-  drop_key = jax.random.split(key[0], 3)[2]
-  h_BLM = readout.see(denoiser, params, z_BLD, snr_BL, key=drop_key)
+  z_BLD, snr_BL, drop_B = jax.vmap(corrupt)(key, x_BLD)
+  h_BLM = readout.see(denoiser, params, z_BLD, snr_BL, key=drop_B)
   nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)
   weight_BL = mask_BL.astype(jnp.float32)
   sums = {"nll": jnp.sum(nll_BL * weight_BL), "tokens": jnp.sum(weight_BL)}

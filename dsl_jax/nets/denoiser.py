@@ -16,7 +16,8 @@ class Denoiser(NamedTuple):
 
   Attributes:
     init: key -> params.
-    hidden: (params, z_BLD, *, key=None) -> h_BLM; a key turns dropout on.
+    hidden: (params, z_BLD, *, key=None) -> h_BLM; a key turns dropout on, one
+      for all or one for every row, [B], whatever batch the row is in.
     head: params -> head_VM, bias_V or None; logits are <h, w_v> + b_v.
     table: params -> table_VD, unit rows.
     hidden_tokens: (params, tokens_BL) -> h_BLM: the masked model inside, rows
@@ -49,19 +50,20 @@ def make_denoiser(cfg: NetConfig) -> Denoiser:
   net = transformer.Network(cfg)
 
   def call(method, params, *args, key=None, **kwargs):
-    rngs = None if key is None else {"dropout": key}
+    if key is not None and key.ndim == 0:
+      key = jax.random.split(key, len(args[0]))
     return net.apply(
       {"params": params},
       *args,
-      deterministic=key is None,
-      rngs=rngs,
+      key_B=key,
+      rngs={"dropout": jax.random.key(0)},
       method=method,
       **kwargs,
     )
 
   def init(key):
     z = jnp.zeros((1, 1, cfg.sphere_dim))
-    return net.init(key, z, jnp.zeros((1, 1)), deterministic=True)["params"]
+    return net.init(key, z, jnp.zeros((1, 1)))["params"]
 
   def hidden(params, z_BLD, *, key=None, snr_BL=None):
     return call("__call__", params, z_BLD, snr_BL, key=key)

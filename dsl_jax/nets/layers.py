@@ -54,6 +54,25 @@ class LayerNorm(nn.Module):
     return x * jax.lax.rsqrt(variance + 1e-5) * scale
 
 
+class Dropout(nn.Module):
+  """Drops at random, each row by its own key: the same in any batch."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x, key_B):
+    if key_B is None or not self.rate:
+      return x
+    # The stream only tells layers apart; the rows' keys are the randomness.
+    layer = jax.random.bits(self.make_rng("dropout"))
+
+    def mask(key):
+      key = jax.random.fold_in(key, layer)
+      return jax.random.bernoulli(key, 1 - self.rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(mask)(key_B), x / (1 - self.rate), 0)
+
+
 class Condition(nn.Module):
   """adaLN's condition, silu(Linear(silu(Linear([cos(s f), sin(s f)])))).
 

@@ -26,24 +26,24 @@ class Network(nn.Module):
     shape = (c.vocab_size, c.width)
     self.head = layers.Rows(shape, "kernel", zeros, use_bias=True)
 
-  def __call__(self, z_BLD, snr_BL, *, deterministic):
+  def __call__(self, z_BLD, snr_BL, *, key_B=None):
     if self.is_initializing():
       self.head()
     rows = self.convert(z_BLD)
-    return self.trunk(rows, z_BLD, snr_BL, deterministic=deterministic)
+    return self.trunk(rows, z_BLD, snr_BL, key_B=key_B)
 
-  def tokens(self, tokens_BL, *, deterministic):
+  def tokens(self, tokens_BL, *, key_B=None):
     """The masked model inside: embedding rows straight into the blocks."""
     rows = self.embed()[tokens_BL]
     z = jnp.zeros((*tokens_BL.shape, self.cfg.sphere_dim))
-    return self.trunk(rows, z, deterministic=deterministic)
+    return self.trunk(rows, z, key_B=key_B)
 
   def convert(self, z_BLD):
     """Input embeddings of the blocks, each position on its own."""
     return self.converter(z_BLD, self.embed().astype(self.cfg.dtype))
 
-  def trunk(self, rows_BLM, z_BLD, snr_BL=None, *, deterministic):
-    """Blocks and final norm."""
+  def trunk(self, rows_BLM, z_BLD, snr_BL=None, *, key_B=None):
+    """Blocks and final norm; keys of the rows turn dropout on."""
     c = self.cfg
     s = jnp.zeros((1, 1))
     if c.snr_condition and snr_BL is not None:
@@ -52,7 +52,7 @@ class Network(nn.Module):
     cond = self.cond(s)
     angles = layers.rotary_angles(rows_BLM.shape[1], c.width // c.heads)
     x = rows_BLM.astype(c.dtype)
-    x, _ = self.blocks(x, cond, angles, deterministic)
+    x, _ = self.blocks(x, cond, angles, key_B)
     h = self.final(x, cond)
     if c.evidence_skip:
       h = jnp.concatenate([h, z_BLD.astype(h.dtype)], axis=-1)
@@ -65,9 +65,9 @@ class _Block(nn.Module):
   cfg: config.NetConfig
 
   @nn.compact
-  def __call__(self, x, cond, angles, deterministic):
+  def __call__(self, x, cond, angles, key_B):
     c, dtype = self.cfg, self.cfg.dtype
-    drop = nn.Dropout(c.dropout, deterministic=deterministic)
+    drop = layers.Dropout(c.dropout)
     moves = layers.Dense(6 * c.width, "float32", zero=True, name="adaln")(cond)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(moves, 6, -1)
 
@@ -78,13 +78,13 @@ class _Block(nn.Module):
     q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
     y = attention.attend(q, k, v, c.attention).reshape(x.shape)
     y = layers.Dense(c.width, dtype, use_bias=False, name="attn_out")(y)
-    x = x + gate_a.astype(dtype) * drop(y)
+    x = x + gate_a.astype(dtype) * drop(y, key_B)
 
     y = layers.modulate(layers.LayerNorm(name="norm2")(x), shift_m, scale_m)
     y = layers.Dense(c.mlp_ratio * c.width, dtype, name="mlp_in")(y)
     y = jax.nn.gelu(y, approximate=True)
     y = layers.Dense(c.width, dtype, name="mlp_out")(y)
-    return x + gate_m.astype(dtype) * drop(y), None
+    return x + gate_m.astype(dtype) * drop(y, key_B), None
 
 
 class _Final(nn.Module):
@@ -108,7 +108,7 @@ def _stack(cfg):
       "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
       "full": None,
     }[cfg.remat]
-    block = nn.remat(block, policy=keep, prevent_cse=False, static_argnums=(4,))
+    block = nn.remat(block, policy=keep, prevent_cse=False)
   return nn.scan(
     block,
     variable_axes={"params": 0},
