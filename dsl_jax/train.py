@@ -15,6 +15,7 @@ from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import (
   build,
   checkpoint,
+  costs,
   errors,
   loop,
   metrics,
@@ -51,6 +52,8 @@ def train(cfg: schema.Config, workdir: str) -> None:
     if cfg.init_from and not checkpoint.exists(workdir):
       given_params = convert(cfg)
     workdirs.claim(workdir, cfg, packed.manifest["data_sha256"])
+  if cfg.train.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", cfg.train.compilation_cache)
 
   # The pure functions of the run.
   denoiser = denoisers.make_denoiser(cfg.net)
@@ -92,14 +95,24 @@ def train(cfg: schema.Config, workdir: str) -> None:
   shape = cfg.train.batch_size, cfg.data.length
   mask_BL = partition.put_rows(mesh, np.ones(shape, bool))
   recorder = metrics.Recorder(
-    workdir, start=start, steps=cfg.train.steps, log_every=cfg.train.log_every
+    workdir,
+    start=start,
+    steps=cfg.train.steps,
+    log_every=cfg.train.log_every,
+    peak=costs.peak(cfg.net, cfg.data.length),
   )
   with contextlib.ExitStack() as stack:
     stack.callback(checkpoints.close)
     stack.callback(recorder.close)
     stopping = stack.enter_context(loop.stop_signal())
+    note = stack.enter_context(loop.watch())
+    traced = stack.enter_context(
+      loop.profile(workdir, cfg.train.profile_at, cfg.train.profile_steps)
+    )
+    traced(start)
     unread = None
     for step, tokens_BL in loop.prefetch(load, start, cfg.train.steps):
+      note(f"waiting for the devices at step {step}")
       state, sums = step_fn(state, tokens_BL, mask_BL)  # returns at once
       if unread:
         recorder.add(*unread)  # the step before, while this one runs
@@ -115,12 +128,15 @@ def train(cfg: schema.Config, workdir: str) -> None:
       if evaluating or saving:
         recorder.add(*unread)  # nothing is saved after a bad step
         unread = None
+        note(f"evaluating or saving at step {step}")
         scores = held_out_loss(state.ema) if evaluating else None
         if evaluating:
           recorder.write(step, "validation", scores)
         if saving:
           checkpoints.save(step, state, scores)
         recorder.restart_clock()
+      traced(step)
+      note(f"waiting for the rows of step {step + 1}")
       if last:
         break
 

@@ -128,6 +128,14 @@ def seconds(
   )
 
 
+def peak(net: NetConfig, length: int) -> float | None:
+  """Tokens/s of training at an MFU of one on all devices here, if known."""
+  chip = chips.of_device(jax.devices()[0].device_kind)
+  if chip is None:
+    return None
+  return chip.flops * jax.device_count() / work(net, length).model
+
+
 def per_device(tree) -> int:
   """Bytes a device holds of a tree of abstract arrays with shardings."""
   total = 0
