@@ -189,7 +189,8 @@ def make_held_out_loss(
   """Returns params -> {"loss", "bits"}: the same rows and noise every time."""
   loss_fn = build.loss(cfg, dropout=False)
   whole = partition.replicated(mesh)
-  sums_fn = partition.spread(mesh, abstract)(lambda *args: loss_fn(*args)[1:])
+  spread = partition.spread(mesh, abstract)
+  sums_fn = spread(lambda *args: loss_fn(*args)[1:], gradients=False)
 
   @functools.partial(jax.jit, out_shardings=whole)
   def batch_sums(params, tokens_BL, mask_BL, number):

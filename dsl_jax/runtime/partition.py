@@ -157,12 +157,13 @@ def spread(mesh: jax.sharding.Mesh, params) -> Callable:
     params: abstract, with the shardings of `of_tree`.
 
   Returns:
-    Takes fn: (params, *rows) -> sums, or (sums, grads) with grads like params;
-    gives the same function of params and rows that are spread over devices.
+    Takes fn: (params, *rows) -> (sums, grads), grads like params, and gives
+    the same function of cut params and of rows that are spread over devices.
+    With gradients=False fn gives (sums,).
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
 
-  def wrap(fn):
+  def wrap(fn, *, gradients=True):
     def local(params, *rows):
       whole = jax.tree.map(_gather, params, specs)
       sums, *grads = fn(whole, *rows)
@@ -170,12 +171,11 @@ def spread(mesh: jax.sharding.Mesh, params) -> Callable:
       return jax.lax.psum(sums, AXES), *grads
 
     def spread_fn(params, *rows):
-      outputs = len(jax.eval_shape(fn, params, *rows))
       return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(specs, *(P(AXES) for _ in rows)),
-        out_specs=(P(), specs)[:outputs],
+        out_specs=(P(), specs) if gradients else (P(),),
         check_vma=False,
       )(params, *rows)
 
