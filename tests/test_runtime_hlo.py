@@ -15,7 +15,7 @@ from dsl_jax.runtime import build, hlo, optim, partition, schema
 from dsl_jax.runtime import state as states
 
 # V is prime: it divides by nothing.
-NET = schema.NetConfig(131, 16, 2, 2, 4, cond_dim=8, dropout=0.1, unroll=1)
+NET = schema.NetConfig(131, 16, 1, 2, 4, cond_dim=8, dropout=0.1, unroll=1)
 B, L = 16, 8
 
 
@@ -52,9 +52,8 @@ def weight_bytes(state):
   return 4 * sum(x.size for x in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_data_parallelism_reduces_the_gradients_and_nothing_else(rows):
-  text, state = compiled((8, 1, 1), rows)
+def test_data_parallelism_reduces_the_gradients_and_nothing_else():
+  text, state = compiled((8, 1, 1), rows=1)  # in two passes
   sent = hlo.read(text).collectives
   assert {c.kind for c in sent} == {"all-reduce"}
   assert not any(c.looped for c in sent)
@@ -64,7 +63,7 @@ def test_data_parallelism_reduces_the_gradients_and_nothing_else(rows):
   assert {c.group for c in sent} == {8}
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
 def test_cut_weights_are_gathered_once_and_outside_every_loop(sizes):
   text, state = compiled(sizes, rows=1)
   sent = hlo.read(text).collectives
@@ -77,8 +76,8 @@ def test_cut_weights_are_gathered_once_and_outside_every_loop(sizes):
 
 
 def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):
-  net = dataclasses.replace(NET, vocab_size=2048, dropout=0.0)
-  whole = (B // 8) * 64 * 2048  # of one device
+  net = dataclasses.replace(NET, vocab_size=1024, dropout=0.0)
+  whole = (B // 8) * 64 * 1024  # of one device
   found = {}
   for slab in (whole, whole // 16):
     monkeypatch.setattr(vocab, "SLAB", slab)

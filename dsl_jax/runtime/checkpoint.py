@@ -21,6 +21,8 @@ from dsl_jax.runtime import errors
 from dsl_jax.runtime import state as states
 from dsl_jax.runtime import workdir as workdirs
 
+ITEMS = ("params", "ema", "rest")
+
 
 class Checkpoints:
   """Saves and restores train states; writes go on in the background.
@@ -171,7 +173,7 @@ def exists(workdir: str) -> bool:
 def _items(state):
   """Splits a state into what is restored together."""
   rest = {"step": state.step, "opt_state": state.opt_state}
-  return {"params": state.params, "ema": state.ema, "rest": rest}
+  return dict(zip(ITEMS, (state.params, state.ema, rest)))
 
 
 @jax.jit
@@ -187,7 +189,9 @@ def _read(path, item, like):
   """Restores one item; its digest must be the one that was saved."""
   reader = ocp.StandardCheckpointer()
   tree = _together(lambda: reader.restore(path / item, like))
-  digests = _together(lambda: reader.restore(path / "digest"))
+  # As NumPy: the devices that saved them may not be here.
+  digests = {name: np.zeros((), np.uint32) for name in ITEMS}
+  digests = _together(lambda: reader.restore(path / "digest", digests))
   if int(_digest(tree)) != int(digests[item]):
     raise ValueError(f"{item} is not what was saved")
   return tree
