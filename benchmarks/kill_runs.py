@@ -30,6 +30,7 @@ L, EVERY = 16, 20
 
 def make_rows(folder: pathlib.Path) -> None:
   """Packs random letters: 60 rows for training, 16 held out."""
+  folder.mkdir(parents=True, exist_ok=True)
   tokenizer, rng = tokenizers.load("text8"), np.random.default_rng(0)
   for split, count in (("train", 60), ("validation", 16)):
     text = tokenizer.decode(rng.integers(0, 27, count * L))
