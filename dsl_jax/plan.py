@@ -62,11 +62,11 @@ def plan(cfg: schema.Config, topology: str) -> None:
   """
   with errors.user_errors():
     chip, devices, count, why = _devices(topology)
-    mesh = jax.sharding.AbstractMesh(
-      partition.sizes(cfg.mesh, count), partition.AXES
-    )
     if devices:
       mesh = partition.make_mesh(cfg.mesh, devices)
+    else:
+      shape = partition.sizes(cfg.mesh, count)
+      mesh = jax.sharding.AbstractMesh(shape, partition.AXES)
     parts = mesh.size * partition.passes(mesh, cfg)
     if cfg.train.batch_size % parts:
       raise errors.UserError(
@@ -74,7 +74,7 @@ def plan(cfg: schema.Config, topology: str) -> None:
         f"{parts}, the number of devices times microbatches."
       )
   shown = " ".join(f"{k} {v}" for k, v in mesh.shape.items())
-  print(f"{cfg.name} on {topology}: {count} devices, mesh {shown}")
+  print(f"{cfg.name} on {topology}: {mesh.size} devices, mesh {shown}")
   state = _state(cfg, mesh)
   compiled = _compile(cfg, mesh, state) if devices else None
   if compiled and compiled.program:
@@ -87,7 +87,7 @@ def plan(cfg: schema.Config, topology: str) -> None:
   print("\n".join(lines))
   if compiled and compiled.program:
     print("\n".join(_collectives(compiled.program)))
-  print("\n".join(_time(cfg, chip, mesh, state, compiled)))
+  print("\n".join(_time(cfg, chip, count, mesh, state, compiled)))
   if not fits:
     print(_mend(cfg, chip, mesh))
 
@@ -122,7 +122,8 @@ def _devices(topology):
       f"--topology is {topology!r}, which XLA does not know "
       f"({str(error).splitlines()[0][:200]})."
     ) from error
-  return chip, devices, len(devices), ""
+  # Compiled for v4, XLA takes the two cores of a chip for devices.
+  return chip.core(len(devices) // count), devices, count, ""
 
 
 def _state(cfg, mesh):
@@ -214,21 +215,21 @@ def _collectives(program):
   return lines
 
 
-def _time(cfg, chip, mesh, state, compiled):
+def _time(cfg, chip, count, mesh, state, compiled):
   """Roofline of a step, and of the run."""
   net, length = cfg.net, cfg.data.length
   tokens = cfg.train.batch_size * length // mesh.size
-  count = sum(x.size for x in jax.tree.leaves(state.params))
+  weights = sum(x.size for x in jax.tree.leaves(state.params))
   passes = partition.passes(mesh, cfg)
   held = costs.per_device(state)
   work = costs.work(net, length)
   if compiled and compiled.program:
     sent = sum(c.sent for c in compiled.program.collectives)
   else:  # a ring sends each gradient twice, or gathers and scatters it
-    sent = 2 * 4 * count * (mesh.size - 1) / mesh.size
+    sent = 2 * 4 * weights * (mesh.size - 1) / mesh.size
   parts = {
     "matrix products": costs.seconds(net, length, tokens, chip),
-    "memory": (costs.traffic(net, length, tokens, passes, count) + 2 * held)
+    "memory": (costs.traffic(net, length, tokens, passes, weights) + 2 * held)
     / chip.memory_rate,
     "network": sent / chip.link_rate,
   }
@@ -243,7 +244,7 @@ def _time(cfg, chip, mesh, state, compiled):
     f"what is recomputed: {work.done * tokens * mesh.size:.3g}",
     f"a step takes at least {1e3 * step:.1f} ms: MFU at most {100 * mfu:.0f} %",
     f"{cfg.train.steps:,} steps take at least {days:.2f} days, "
-    f"{24 * days * mesh.size:,.0f} accelerator-hours",
+    f"{24 * days * count:,.0f} accelerator-hours",
     f"peak rates: {chip.source}",
   ]
 

@@ -38,6 +38,14 @@ class Chip(NamedTuple):
       return self.flops
     return self.exact_flops if exact else self.flops / 2
 
+  def core(self, count: int) -> "Chip":
+    """One of the equal cores that JAX sees as devices of their own."""
+    shares = {name: getattr(self, name) / count for name in _SHARED}
+    return self._replace(**shares)
+
+
+_SHARED = ("flops", "exact_flops", "memory", "memory_rate", "link_rate")
+
 
 def _tpu(kind, teraflops, gib, gigabytes, gigabits, page):
   # Six bf16 passes make an f32 product.
