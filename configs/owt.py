@@ -78,6 +78,7 @@ def fine_tune():
       checkpoint_every=2000,
       keep=3,
     ),
+    mesh=schema.Mesh(rows=4),  # [O] 16 GB chips hold no more at once
     eval=schema.Eval(batch_size=32, sequences=1024),
     sample=schema.Sample(
       path="masked",
@@ -123,5 +124,5 @@ def billion(base):
       base.optim, learning_rate=2e-4, warmup_steps=2500
     ),
     train=dataclasses.replace(base.train, steps=1_000_000),
-    mesh=schema.Mesh(data=1, fsdp=-1),
+    mesh=schema.Mesh(data=1, fsdp=-1, rows=2),
   )

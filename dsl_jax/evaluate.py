@@ -44,7 +44,9 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
     mesh = partition.make_mesh(cfg.mesh)
     train_rows = inputs.open_split(cfg, "train")
     held_out = inputs.open_split(cfg, "validation")
-    inputs.check_batch("eval.batch_size", cfg.eval.batch_size, held_out, mesh)
+    inputs.check_batch(
+      "eval.batch_size", cfg.eval.batch_size, held_out, mesh.size
+    )
     workdirs.compare(workdir, cfg, train_rows.manifest["data_sha256"])
     whole = partition.replicated(mesh)
     params, step = checkpoint.restore_params(workdir, sharding=whole)

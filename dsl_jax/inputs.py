@@ -2,8 +2,6 @@
 
 import re
 
-import jax
-
 from dsl_jax.data import packing, prepare, tokenizers
 from dsl_jax.runtime import errors, schema
 
@@ -80,7 +78,7 @@ def check_vocabulary(
 
 
 def check_batch(
-  name: str, size: int, packed: packing.Packed, mesh: jax.sharding.Mesh, parts=1
+  name: str, size: int, packed: packing.Packed, parts: int = 1
 ) -> None:
   """Refuses a batch that the data or the devices cannot give.
 
@@ -88,8 +86,7 @@ def check_batch(
     name: key of the size in the config.
     size: rows of the batch.
     packed: rows it is taken from.
-    mesh: rows go over its data and fsdp axes.
-    parts: microbatches.
+    parts: equal parts it must have, devices times the passes of each.
 
   Raises:
     errors.UserError: too large, or not to be divided equally.
@@ -100,9 +97,8 @@ def check_batch(
       f"{name} is {size}; there are only {rows} "
       f"{packed.manifest['split']} rows, so use at most that."
     )
-  parts *= mesh.shape["data"] * mesh.shape["fsdp"]
   if size % parts:
     raise errors.UserError(
-      f"{name} is {size}; use a multiple of {parts}, devices over data and "
-      "fsdp times microbatches."
+      f"{name} is {size}; use a multiple of {parts}, the number of devices "
+      "times microbatches."
     )

@@ -1,15 +1,24 @@
-"""Trains, evaluates or samples.
+"""Trains, evaluates, samples, or plans a run.
 
 python -m dsl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
   --mode=train|eval|sample [--config.train.steps=2000 ...]
+python -m dsl_jax.main --config=configs/owt.py --mode=plan --topology=v5e:16x16
 """
 
+import importlib
 import os
 import sys
 
 import jax
 
 from dsl_jax.runtime import command, errors
+
+MODES = {  # mode: module of dsl_jax and the function in it
+  "train": ("train", "train"),
+  "eval": ("evaluate", "evaluate"),
+  "sample": ("generate", "generate"),
+  "plan": ("plan", "plan"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -26,20 +35,13 @@ def main(argv: list[str]) -> int:
     return 0
   try:
     with errors.user_errors():
-      cfg, workdir, mode = command.parse(argv, ("train", "eval", "sample"))
+      special = {"plan": "topology"}
+      cfg, target, mode = command.parse(argv, list(MODES), special)
       join_hosts()
-    if mode == "train":
-      from dsl_jax import train
-
-      train.train(cfg, workdir)
-    elif mode == "eval":
-      from dsl_jax import evaluate
-
-      evaluate.evaluate(cfg, workdir)
-    else:
-      from dsl_jax import generate
-
-      generate.generate(cfg, workdir)
+    module, function = MODES[mode]
+    # Only what the mode needs is imported.
+    run = getattr(importlib.import_module(f"dsl_jax.{module}"), function)
+    run(cfg, target)
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

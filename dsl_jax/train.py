@@ -15,6 +15,7 @@ from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import (
   build,
   checkpoint,
+  costs,
   errors,
   loop,
   metrics,
@@ -51,6 +52,8 @@ def train(cfg: schema.Config, workdir: str) -> None:
     if cfg.init_from and not checkpoint.exists(workdir):
       given_params = convert(cfg)
     workdirs.claim(workdir, cfg, packed.manifest["data_sha256"])
+  if cfg.train.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", cfg.train.compilation_cache)
 
   # The pure functions of the run.
   denoiser = denoisers.make_denoiser(cfg.net)
@@ -63,19 +66,8 @@ def train(cfg: schema.Config, workdir: str) -> None:
 
   abstract = partition.abstract(mesh, jax.eval_shape(fresh, given_params))
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  step_fn = jax.jit(
-    functools.partial(
-      states.train_step,
-      loss_fn=build.loss(cfg, dropout=True),
-      tx=tx,
-      seed=cfg.seed,
-      ema_decay=cfg.optim.ema_decay,
-      microbatches=cfg.train.microbatches,
-    ),
-    donate_argnums=0,
-    out_shardings=(shardings, partition.replicated(mesh)),
-  )
-  held_out_loss = make_held_out_loss(cfg, mesh, held_out)
+  step_fn = build.step(cfg, mesh, tx, abstract)
+  held_out_loss = make_held_out_loss(cfg, mesh, held_out, abstract.params)
 
   # The state: restored, converted or new.
   checkpoints = checkpoint.Checkpoints(workdir, keep=cfg.train.keep)
@@ -89,22 +81,38 @@ def train(cfg: schema.Config, workdir: str) -> None:
     print(f"step {start} of {cfg.train.steps} on mesh {dict(mesh.shape)}")
 
   def load(step):
-    tokens_BL = batches.batch_at(
-      packed, step, batch_size=cfg.train.batch_size, seed=cfg.data.seed
+    share = functools.partial(
+      batches.batch_at,
+      packed,
+      step,
+      batch_size=cfg.train.batch_size,
+      seed=cfg.data.seed,
+      process_count=mesh.size,
     )
-    return partition.put_rows(mesh, tokens_BL)
+    read = lambda k: share(process_index=k)
+    return partition.read_rows(mesh, shape, read)
 
   shape = cfg.train.batch_size, cfg.data.length
   mask_BL = partition.put_rows(mesh, np.ones(shape, bool))
   recorder = metrics.Recorder(
-    workdir, start=start, steps=cfg.train.steps, log_every=cfg.train.log_every
+    workdir,
+    start=start,
+    steps=cfg.train.steps,
+    log_every=cfg.train.log_every,
+    peak=costs.peak(cfg.net, cfg.data.length),
   )
   with contextlib.ExitStack() as stack:
     stack.callback(checkpoints.close)
     stack.callback(recorder.close)
     stopping = stack.enter_context(loop.stop_signal())
+    note = stack.enter_context(loop.watch())
+    traced = stack.enter_context(
+      loop.profile(workdir, cfg.train.profile_at, cfg.train.profile_steps)
+    )
+    traced(start)
     unread = None
     for step, tokens_BL in loop.prefetch(load, start, cfg.train.steps):
+      note(f"waiting for the devices at step {step}")
       state, sums = step_fn(state, tokens_BL, mask_BL)  # returns at once
       if unread:
         recorder.add(*unread)  # the step before, while this one runs
@@ -120,11 +128,15 @@ def train(cfg: schema.Config, workdir: str) -> None:
       if evaluating or saving:
         recorder.add(*unread)  # nothing is saved after a bad step
         unread = None
+        note(f"evaluating or saving at step {step}")
+        scores = held_out_loss(state.ema) if evaluating else None
         if evaluating:
-          recorder.write(step, "validation", held_out_loss(state.ema))
+          recorder.write(step, "validation", scores)
         if saving:
-          checkpoints.save(step, state)
+          checkpoints.save(step, state, scores)
         recorder.restart_clock()
+      traced(step)
+      note(f"waiting for the rows of step {step + 1}")
       if last:
         break
 
@@ -136,10 +148,9 @@ def open_data(
   c = cfg.train
   packed = inputs.open_split(cfg, "train")
   held_out = inputs.open_split(cfg, "validation")
-  inputs.check_batch(
-    "train.batch_size", c.batch_size, packed, mesh, c.microbatches
-  )
-  inputs.check_batch("eval.batch_size", cfg.eval.batch_size, held_out, mesh)
+  parts = mesh.size * partition.passes(mesh, cfg)
+  inputs.check_batch("train.batch_size", c.batch_size, packed, parts)
+  inputs.check_batch("eval.batch_size", cfg.eval.batch_size, held_out)
   if c.max_minutes and jax.process_count() > 1:
     raise errors.UserError(
       f"train.max_minutes is {c.max_minutes}; use 0 on several hosts, whose "
@@ -170,20 +181,26 @@ def convert(cfg: schema.Config) -> dict:
 
 
 def make_held_out_loss(
-  cfg: schema.Config, mesh: jax.sharding.Mesh, held_out: packing.Packed
+  cfg: schema.Config,
+  mesh: jax.sharding.Mesh,
+  held_out: packing.Packed,
+  abstract: dict,
 ) -> Callable[[dict], dict]:
   """Returns params -> {"loss", "bits"}: the same rows and noise every time."""
-  loss_fn, B = build.loss(cfg, dropout=False), cfg.eval.batch_size
+  loss_fn = build.loss(cfg, dropout=False)
   whole = partition.replicated(mesh)
+  spread = partition.spread(mesh, abstract)
+  sums_fn = spread(lambda *args: loss_fn(*args)[1:], gradients=False)
 
   @functools.partial(jax.jit, out_shardings=whole)
   def batch_sums(params, tokens_BL, mask_BL, number):
     key = jax.random.fold_in(states.stream(cfg.seed, "eval"), number)
-    return loss_fn(params, jax.random.split(key, B), tokens_BL, mask_BL)[1]
+    key_B = jax.random.split(key, len(tokens_BL))
+    return sums_fn(params, key_B, tokens_BL, mask_BL)[0]
 
   parts = []
-  limit = B * cfg.train.eval_batches
-  for part in batches.eval_batches(held_out, B, limit):
+  limit = cfg.eval.batch_size * cfg.train.eval_batches
+  for part in batches.eval_batches(held_out, cfg.eval.batch_size, limit):
     number = jax.device_put(np.int32(len(parts)), whole)
     parts.append((*(partition.put_rows(mesh, x) for x in part), number))
 

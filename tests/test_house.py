@@ -20,6 +20,7 @@ FLOORS = {
   "evaluate": 5,
   "generate": 5,
   "report": 5,
+  "plan": 5,
   "main": 6,
 }
 FILES = sorted(ROOT.rglob("*.py"))

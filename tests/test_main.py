@@ -92,6 +92,7 @@ def assert_refused(result, *words):
     ({"eval.batch_size": 24}, ["eval.batch_size is 24", "only 16 validation"]),
     ({"train.batch_size": 12}, ["use a multiple of 8"]),
     ({"train.microbatches": 4}, ["use a multiple of 32"]),
+    ({"mesh.rows": -1}, ["mesh.rows is -1; use 0 or more"]),
     ({"train.microbatches": 3}, ["train.microbatches is 3"]),
     ({"mesh.model": 3}, ["model=3", "the 8 devices"]),
     ({"init_from": "nowhere.ckpt"}, ["nowhere.ckpt"]),

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import resource
 import shutil
 
 import chex
@@ -105,6 +106,34 @@ def test_keeps_the_newest(tmp_path):
   folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
   assert folders == {"10", "100"}
   assert restore(tmp_path).step == 100
+
+
+def test_keeps_the_best_besides(tmp_path):
+  mesh = partition.make_mesh(schema.Mesh())
+  saves = checkpoint.Checkpoints(tmp_path, keep=1)
+  for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0), (20, None)):
+    scores = loss and {"loss": loss, "bits": 2 * loss}
+    saves.save(step, put(make_state(step), mesh), scores)
+  saves.close()
+  folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+  assert folders == {"10", "20"}
+  assert restore(tmp_path).step == 20
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run):
+  mesh = partition.make_mesh(schema.Mesh())
+  saves = checkpoint.Checkpoints(run, keep=3)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # bytes of a file
+  try:
+    with pytest.raises(errors.UserError) as error:
+      saves.save(4, put(make_state(4), mesh))
+      saves.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert "make room there and start again, from step 3." in str(error.value)
+  assert "\n" not in str(error.value)
+  assert restore(run).step == 3
 
 
 def test_params_for_evaluation(run):

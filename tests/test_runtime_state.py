@@ -70,14 +70,14 @@ def batch():
   return tokens, mask
 
 
-def step_fn(tx, *, loss_fn=toy_loss, microbatches=1, ema_decay=0.9999):
+def step_fn(tx, *, loss_fn=toy_loss, ema_decay=0.9999, **settings):
   return functools.partial(
     states.train_step,
     loss_fn=loss_fn,
     tx=tx,
     seed=3,
     ema_decay=ema_decay,
-    microbatches=microbatches,
+    **settings,
   )
 
 
@@ -194,13 +194,18 @@ def test_schedules():
   )
 
 
-def test_eight_devices_do_what_one_does(monkeypatch):
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_eight_devices_do_what_one_does(monkeypatch, sizes):
   monkeypatch.setattr(partition, "_SMALL", 64)  # shard even this net
   state, alone, sums_1 = one_device()
-  mesh = partition.make_mesh(schema.Mesh(2, 2, 2))
+  mesh = partition.make_mesh(schema.Mesh(*sizes))
   shardings = partition.of_tree(mesh, state)
   step = quick_jit(
-    step_fn(optax.sgd(1.0), loss_fn=DSL_LOSS, microbatches=2),
+    step_fn(
+      optax.sgd(1.0),
+      loss_fn=DSL_LOSS,
+      spread=partition.spread(mesh, partition.abstract(mesh, state).params),
+    ),
     donate_argnums=0,
     out_shardings=(shardings, partition.replicated(mesh)),
   )
@@ -219,12 +224,32 @@ def test_moments_and_averages_are_sharded_like_parameters(monkeypatch):
   state = partition.of_tree(
     mesh, jax.eval_shape(lambda: states.create(dsl_params(), tx))
   )
+  cut = ("fsdp", "model")
   for tree in (state.params, state.ema, state.opt_state[1].mu):
-    assert tree["embed"]["embedding"].spec == P("model", "fsdp")  # 16 rows
-    assert tree["head"]["kernel"].spec == P(None, "fsdp")  # 15 rows
-    assert tree["blocks"]["qkv"]["kernel"].spec == P(None, None, "fsdp")
+    assert tree["embed"]["embedding"].spec == P(cut, None)  # 16 rows
+    assert tree["head"]["kernel"].spec == P(None, cut)  # 15 rows
+    assert tree["blocks"]["qkv"]["kernel"].spec == P(None, None, cut)
     assert tree["blocks"]["norm1"]["scale"].spec == P(None, None)
   assert state.step.spec == P()
+
+
+def test_a_device_computes_so_many_rows_at_once():
+  mesh = partition.make_mesh(schema.Mesh())
+  for batch, rows, parts, passes in (
+    (64, 0, 1, 1),
+    (64, 4, 1, 2),
+    (64, 3, 1, 4),  # of a share of 8, so that the passes are equal
+    (64, 99, 1, 1),
+    (64, 4, 4, 4),
+    (8, 4, 1, 1),
+  ):
+    cfg = schema.Config(
+      "toy",
+      NET,
+      train=schema.Train(batch_size=batch, microbatches=parts),
+      mesh=schema.Mesh(rows=rows),
+    )
+    assert partition.passes(mesh, cfg) == passes
 
 
 def test_mesh_must_fit_the_devices():

@@ -14,13 +14,13 @@ import sys
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from benchmarks import kill_runs
 from dsl_jax import train
-from dsl_jax.data import batches, packing, tokenizers
+from dsl_jax.data import batches
 from dsl_jax.nets import denoiser
 from dsl_jax.runtime import build, checkpoint, loop, schema
 
@@ -45,20 +45,7 @@ def compile_once(tmp_path_factory):
 def rows(tmp_path_factory):
   """A folder of packed rows, 60 for training and 16 held out."""
   folder = tmp_path_factory.mktemp("rows")
-  tokenizer = tokenizers.load("text8")
-  rng = np.random.default_rng(0)
-  for split, count in (("train", 60), ("validation", 16)):
-    text = tokenizer.decode(rng.integers(0, V, count * L))
-    packing.write(
-      str(folder),
-      split,
-      [text],
-      tokenizer,
-      length=L,
-      corpus="text",
-      source="random",
-      spec="text8",
-    )
+  kill_runs.make_rows(folder)
   return str(folder)
 
 

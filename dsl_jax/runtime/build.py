@@ -4,10 +4,14 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
+import optax
+
 from dsl_jax import objective
 from dsl_jax.core import laws
 from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import schema
+from dsl_jax.runtime import partition, schema
+from dsl_jax.runtime import state as states
 
 
 def law(cfg: schema.Config) -> laws.Law:
@@ -35,4 +39,34 @@ def loss(cfg: schema.Config, *, dropout: bool) -> Callable:
     denoiser=denoisers.make_denoiser(net),
     law=law(cfg),
     clean_snr=cfg.clean_snr,
+  )
+
+
+def step(
+  cfg: schema.Config,
+  mesh: jax.sharding.Mesh,
+  tx: optax.GradientTransformation,
+  abstract: states.TrainState,
+) -> Callable:
+  """Returns the jitted (state, tokens_BL, mask_BL) -> (state, sums).
+
+  Args:
+    cfg: the run.
+    mesh: its devices, or those of a topology that is not here.
+    tx: the optimiser.
+    abstract: shapes and shardings of the state, which is donated.
+  """
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  return jax.jit(
+    functools.partial(
+      states.train_step,
+      loss_fn=loss(cfg, dropout=True),
+      tx=tx,
+      seed=cfg.seed,
+      ema_decay=cfg.optim.ema_decay,
+      microbatches=partition.passes(mesh, cfg),
+      spread=partition.spread(mesh, abstract.params),
+    ),
+    donate_argnums=0,
+    out_shardings=(shardings, partition.replicated(mesh)),
   )

@@ -4,40 +4,72 @@ WORKDIR/checkpoints/STEP  items params, ema, rest (step, optimiser) and digest
 WORKDIR/unreadable/STEP   checkpoints that could not be restored
 """
 
+import contextlib
 import os
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
 
 from dsl_jax.nets import denoiser
 from dsl_jax.runtime import errors
 from dsl_jax.runtime import state as states
 from dsl_jax.runtime import workdir as workdirs
 
+ITEMS = ("params", "ema", "rest")
+
 
 class Checkpoints:
-  """Saves and restores train states; writes go on in the background."""
+  """Saves and restores train states; writes go on in the background.
+
+  The newest `keep` stay, and the one of the lowest held-out loss.
+  """
 
   def __init__(self, workdir: str, *, keep: int):
     self._root = pathlib.Path(workdir).absolute()
+    kept = checkpoint_managers.AnyPreservationPolicy(
+      [
+        checkpoint_managers.LatestN(keep),
+        checkpoint_managers.BestN(
+          get_metric_fn=lambda scores: scores["loss"],
+          reverse=True,
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        ),
+      ]
+    )
     self._manager = ocp.CheckpointManager(
       self._root / "checkpoints",
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
+        preservation_policy=kept, cleanup_tmp_directories=True
       ),
     )
 
-  def save(self, step: int, state: states.TrainState) -> None:
-    """Starts to save; the state may be donated as soon as this returns."""
+  def save(
+    self, step: int, state: states.TrainState, scores: dict | None = None
+  ) -> None:
+    """Starts to save; the state may be donated as soon as this returns.
+
+    Args:
+      step: updates done.
+      state: what to save.
+      scores: {"loss"} on held-out rows, where it was measured.
+
+    Raises:
+      errors.UserError: this save or the one before cannot be written.
+    """
     if step in self._manager.all_steps():
       return
     items = _items(state)
     items["digest"] = {name: _digest(item) for name, item in items.items()}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    self._manager.save(step, args=ocp.args.Composite(**args))
+    with self._told():
+      self._manager.save(step, args=ocp.args.Composite(**args), metrics=scores)
 
   def restore(self, abstract: states.TrainState) -> states.TrainState | None:
     """Restores the newest readable checkpoint.
@@ -63,14 +95,37 @@ class Checkpoints:
       aside = self._root / "unreadable"
       aside.mkdir(exist_ok=True)
       os.replace(path, aside / path.name)
+    if bad:
+      multihost_utils.sync_global_devices("moved unreadable checkpoints aside")
     self._manager.reload()
     rest = found.pop("rest")
     return states.TrainState(**found, **rest)
 
   def close(self) -> None:
-    """Waits for saves under way."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits for saves under way.
+
+    Raises:
+      errors.UserError: one of them cannot be written.
+    """
+    with self._told():
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
+
+  @contextlib.contextmanager
+  def _told(self):
+    """Tells in one sentence what a failed write means."""
+    try:
+      yield
+    except Exception as error:  # Orbax passes on whatever the storage raises
+      good = [path.name for path in _steps(self._root)]
+      reason = str(error).split("\n")[0][:200]
+      raise errors.UserError(
+        f"a checkpoint cannot be written to {self._root / 'checkpoints'} "
+        f"({type(error).__name__}: {reason}); make room there and start again, "
+        + (f"from step {good[0]}." if good else "from the beginning.")
+      ) from error
 
 
 def restore_params(
@@ -118,7 +173,7 @@ def exists(workdir: str) -> bool:
 def _items(state):
   """Splits a state into what is restored together."""
   rest = {"step": state.step, "opt_state": state.opt_state}
-  return {"params": state.params, "ema": state.ema, "rest": rest}
+  return dict(zip(ITEMS, (state.params, state.ema, rest)))
 
 
 @jax.jit
@@ -133,11 +188,28 @@ def _digest(tree):
 def _read(path, item, like):
   """Restores one item; its digest must be the one that was saved."""
   reader = ocp.StandardCheckpointer()
-  tree = reader.restore(path / item, like)
-  digests = reader.restore(path / "digest")
+  tree = _together(lambda: reader.restore(path / item, like))
+  # As NumPy: the devices that saved them may not be here.
+  digests = {name: np.zeros((), np.uint32) for name in ITEMS}
+  digests = _together(lambda: reader.restore(path / "digest", digests))
   if int(_digest(tree)) != int(digests[item]):
     raise ValueError(f"{item} is not what was saved")
   return tree
+
+
+def _together(read):
+  """Reads on every process, or fails on every process."""
+  try:
+    found, error = read(), None
+  except Exception as mine:  # whatever a damaged file makes Orbax raise
+    found, error = None, mine
+  if jax.process_count() > 1:
+    fine = multihost_utils.process_allgather(np.bool_(error is None))
+    if error is None and not fine.all():
+      error = ValueError(f"process {int(np.argmin(fine))} cannot read it")
+  if error is not None:
+    raise error
+  return found
 
 
 def _steps(root):
@@ -153,7 +225,7 @@ def _newest(root, load):
   for path in _steps(root):
     try:
       return load(path), bad
-    except Exception as error:  # whatever a damaged file makes Orbax raise
+    except Exception as error:
       logging.warning(
         "checkpoint %s cannot be read (%s: %s); trying the one before it",
         path,

@@ -3,7 +3,7 @@
 import os
 import re
 import runpy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -12,28 +12,34 @@ from dsl_jax.runtime import errors, schema
 
 
 def parse(
-  argv: Sequence[str], modes: Sequence[str]
+  argv: Sequence[str],
+  modes: Sequence[str],
+  special: Mapping[str, str] | None = None,
 ) -> tuple[schema.Config, str, str]:
   """Reads --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
 
   Args:
     argv: program name and arguments.
     modes: what --mode may be; the first is its default.
+    special: {mode: the flag it takes instead of --workdir}.
 
   Returns:
-    The validated config, workdir and mode.
+    The validated config, workdir (or what stands for it) and mode.
 
   Raises:
     errors.UserError: anything wrong with the above.
   """
-  values = flags.FlagValues()
-  for name, default in (("config", ""), ("workdir", ""), ("mode", modes[0])):
+  values, special = flags.FlagValues(), special or {}
+  names = {"config": "", "workdir": "", "mode": modes[0]}
+  for name, default in (names | dict.fromkeys(special.values(), "")).items():
     flags.DEFINE_string(name, default, "", values)
   try:
     overrides = values(argv, known_only=True)
-    for name in ("config", "workdir"):
+    target = special.get(values.mode, "workdir")
+    for name in ("config", target):
       if not values[name].value:
-        raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
+        kind = "CHIP:SHAPE" if name == "topology" else "PATH"
+        raise errors.UserError(f"--{name} is missing; write --{name}={kind}.")
     if values.mode not in modes:
       raise errors.UserError(
         f"--mode is {values.mode!r}" + errors.nearest(values.mode, modes)
@@ -49,7 +55,8 @@ def parse(
     raise errors.UserError(str(error)) from error
   if extra:
     raise errors.UserError(f"{extra[0]!r} is no flag; write --name=value.")
-  return schema.from_config_dict(fields.config), values.workdir, values.mode
+  cfg = schema.from_config_dict(fields.config)
+  return cfg, values[target].value, values.mode
 
 
 def _load(config):

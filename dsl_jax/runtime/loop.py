@@ -1,8 +1,10 @@
-"""Host-side helpers of a training loop: prefetch, and when to stop."""
+"""Host-side helpers of a training loop: prefetch, stops, stalls, a profile."""
 
 import concurrent.futures
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -49,3 +51,73 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
     yield lambda step: asked.is_set()
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def watch(seconds: float = 300.0) -> Iterator[Callable[[str], None]]:
+  """Reports on stderr when this host's loop stands still.
+
+  Every host reports what it waits for, so the one that holds up a pod is the
+  one that does not wait for the devices.
+
+  Args:
+    seconds: without news after which to report, and again after as many.
+
+  Yields:
+    A function to call with what the host does next.
+  """
+  doing, news, over = ["starting"], threading.Event(), threading.Event()
+
+  def report():
+    still = 0.0
+    while not over.is_set():
+      if news.wait(seconds):
+        news.clear()
+        still = 0.0
+        continue
+      still += seconds
+      host = f"host {jax.process_index()} of {jax.process_count()}"
+      print(f"{host} stands still for {still:g} s: {doing[0]}", file=sys.stderr)
+
+  def note(what):
+    doing[0] = what
+    news.set()
+
+  thread = threading.Thread(target=report, daemon=True)
+  thread.start()
+  try:
+    yield note
+  finally:
+    over.set()
+    news.set()
+    thread.join()
+
+
+@contextlib.contextmanager
+def profile(workdir: str, first: int, count: int) -> Iterator[Callable]:
+  """Writes WORKDIR/profile for `count` steps from the step `first` on.
+
+  Args:
+    workdir: of the run.
+    first: 0 for no profile.
+    count: steps.
+
+  Yields:
+    A function to call with the number of every step that is over.
+  """
+  running = False
+
+  def after(step):
+    nonlocal running
+    if first and step == first - 1:
+      jax.profiler.start_trace(os.path.join(workdir, "profile"))
+      running = True
+    elif running and step >= first - 1 + count:
+      jax.profiler.stop_trace()
+      running = False
+
+  try:
+    yield after
+  finally:
+    if running:
+      jax.profiler.stop_trace()

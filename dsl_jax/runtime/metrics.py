@@ -10,16 +10,28 @@ import jax
 import tqdm
 from absl import logging
 
+from dsl_jax.runtime import errors
+
 
 class Recorder:
   """Writes what training reports, on process 0 only.
 
   metrics.jsonl gets one line per report, {"step", "split": "train" | "valid",
   ...}. Lines after `start` are of steps that will be done again: they go.
+  With `peak`, the tokens/s at which the model's products alone would keep the
+  devices busy, training lines tell the share of it that is reached, the MFU.
   """
 
-  def __init__(self, workdir: str, *, start: int, steps: int, log_every: int):
-    self._log_every = log_every
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    start: int,
+    steps: int,
+    log_every: int,
+    peak: float | None = None,
+  ):
+    self._log_every, self._peak = log_every, peak
     self._sums, self._count = {}, 0
     self._first = jax.process_index() == 0
     if self._first:
@@ -68,6 +80,9 @@ class Recorder:
         "tokens_per_second": rate,
       }
       shown = {"loss": f"{loss:.4f}", "tokens/s": f"{rate:,.0f}"}
+      if self._peak:
+        row["mfu"] = rate / self._peak
+        shown["mfu"] = f"{row['mfu']:.1%}"
       self._bar.set_postfix(shown)
       self.write(step, "train", row)
       self._sums, self._count = {}, 0
@@ -78,8 +93,14 @@ class Recorder:
     if not self._first:
       return
     line = {"step": step, "split": split} | row
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(line) + "\n")
+      self._file.flush()
+    except OSError as error:
+      raise errors.UserError(
+        f"{self._file.name} cannot be written ({error.strerror}); make room "
+        "there and start again."
+      ) from error
     shown = "  ".join(f"{k} {v:.5g}" for k, v in row.items())
     tqdm.tqdm.write(f"step {step}  {split}  {shown}")
     if self._board:

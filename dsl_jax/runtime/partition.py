@@ -1,6 +1,12 @@
-"""Where arrays live: a mesh of devices, shardings from the shapes."""
+"""Where arrays live: a mesh of devices, shardings from the shapes.
+
+Rows of a batch go over all axes. Weights, averages and moments are whole along
+data and cut along fsdp and model; a step gathers them once and scatters the
+sums of its gradients once, whatever the number of microbatches.
+"""
 
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -10,30 +16,20 @@ from jax.sharding import PartitionSpec as P
 from dsl_jax.runtime import errors, schema
 
 AXES = ("data", "fsdp", "model")
-# Axis 0 of these is the vocabulary, which the model axis splits.
-_VOCABULARY = {
-  ("embed", "embedding"),
-  ("head", "kernel"),
-  ("head", "bias"),
-  ("converter", "table"),
-  ("converter", "bias"),
-}
 _SMALL = 2**14  # elements; smaller leaves are kept whole on every device
 
 
-def make_mesh(cfg: schema.Mesh) -> jax.sharding.Mesh:
-  """Arranges all devices as (data, fsdp, model).
+def sizes(cfg: schema.Mesh, count: int) -> tuple[int, int, int]:
+  """Returns how many devices lie along data, fsdp and model.
 
   Args:
-    cfg: sizes; at most one is -1 and takes what is left.
-
-  Returns:
-    The mesh.
+    cfg: at most one size is -1 and takes what is left.
+    count: of the devices.
 
   Raises:
     errors.UserError: the sizes do not multiply to the number of devices.
   """
-  count, shape = jax.device_count(), [cfg.data, cfg.fsdp, cfg.model]
+  shape = [cfg.data, cfg.fsdp, cfg.model]
   known = math.prod(n for n in shape if n > 0)
   if shape.count(-1) == 1 and count % known == 0:
     shape[shape.index(-1)] = count // known
@@ -42,7 +38,26 @@ def make_mesh(cfg: schema.Mesh) -> jax.sharding.Mesh:
       f"mesh is data={cfg.data} fsdp={cfg.fsdp} model={cfg.model}; with at "
       f"most one -1 it must multiply to the {count} devices here."
     )
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+  return tuple(shape)
+
+
+def make_mesh(cfg: schema.Mesh, devices=None) -> jax.sharding.Mesh:
+  """Arranges devices as (data, fsdp, model).
+
+  Args:
+    cfg: see `sizes`.
+    devices: None takes all there are.
+
+  Returns:
+    The mesh.
+
+  Raises:
+    errors.UserError: the sizes do not multiply to the number of devices.
+  """
+  shape = sizes(cfg, len(devices or jax.devices()))
+  return jax.make_mesh(
+    shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  )
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -51,37 +66,34 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def rows(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """Returns the sharding of a batch: rows over the data and fsdp axes."""
-  return NamedSharding(mesh, P(("data", "fsdp")))
+  """Returns the sharding of a batch: rows over all axes."""
+  return NamedSharding(mesh, P(AXES))
 
 
 def of_tree(mesh: jax.sharding.Mesh, tree):
   """Returns the tree of shardings for params, averages and moments.
 
-  The vocabulary goes over the model axis where it divides, and the largest
-  axis that is left over fsdp; small leaves stay whole.
+  The largest axis that divides goes over fsdp and model; small leaves stay
+  whole.
 
   Args:
     mesh: from `make_mesh`.
     tree: arrays or their shapes; optimiser states repeat the parameters'
-      paths and so follow the same rules.
+      shapes and so follow the same rules.
 
   Returns:
     The same tree of `NamedSharding`.
   """
+  parts = mesh.shape["fsdp"] * mesh.shape["model"]
 
-  def leaf(path, x):
-    names = tuple(getattr(k, "key", None) for k in path[-2:])
+  def leaf(x):
     spec = [None] * x.ndim
-    if names in _VOCABULARY and x.shape[0] % mesh.shape["model"] == 0:
-      spec[0] = "model"
-    free = [i for i, taken in enumerate(spec) if not taken]
-    free = [i for i in free if x.shape[i] % mesh.shape["fsdp"] == 0]
-    if free and math.prod(x.shape) >= _SMALL:
-      spec[max(free, key=lambda i: x.shape[i])] = "fsdp"
+    free = [i for i in range(x.ndim) if x.shape[i] % parts == 0]
+    if free and parts > 1 and math.prod(x.shape) >= _SMALL:
+      spec[max(free, key=lambda i: x.shape[i])] = ("fsdp", "model")
     return NamedSharding(mesh, P(*spec))
 
-  return jax.tree_util.tree_map_with_path(leaf, tree)
+  return jax.tree.map(leaf, tree)
 
 
 def abstract(mesh: jax.sharding.Mesh, tree):
@@ -104,8 +116,108 @@ def put_rows(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
     batch: the global batch, [B, ...].
 
   Returns:
-    The array, rows over data and fsdp.
+    The array, rows over all axes; zeros fill up to a multiple of the devices.
   """
+  missing = -len(batch) % mesh.size
+  batch = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
   return jax.make_array_from_callback(
     batch.shape, rows(mesh), lambda index: batch[index]
   )
+
+
+def passes(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
+  """Returns in how many equal parts a device computes its rows of a batch.
+
+  At least train.microbatches, and enough for at most mesh.rows at once.
+
+  Raises:
+    errors.UserError: the devices cannot have equal shares.
+  """
+  if cfg.train.batch_size % mesh.size:
+    raise errors.UserError(
+      f"train.batch_size is {cfg.train.batch_size}; use a multiple of "
+      f"{mesh.size}, the number of devices."
+    )
+  share = cfg.train.batch_size // mesh.size
+  parts = -(-share // (cfg.mesh.rows or share))
+  while share % parts:
+    parts += 1
+  return max(cfg.train.microbatches, parts)
+
+
+def spread(mesh: jax.sharding.Mesh, params) -> Callable:
+  """Returns fn -> fn that computes its sums over all devices.
+
+  Each device gathers the weights, calls fn on its own rows, and takes part in
+  one reduction of the results. No other communication is left to the
+  compiler: within fn everything is local.
+
+  Args:
+    mesh: from `make_mesh`.
+    params: abstract, with the shardings of `of_tree`.
+
+  Returns:
+    Takes fn: (params, *rows) -> (sums, grads), grads like params, and gives
+    the same function of cut params and of rows that are spread over devices.
+    With gradients=False fn gives (sums,).
+  """
+  specs = jax.tree.map(lambda x: x.sharding.spec, params)
+
+  def wrap(fn, *, gradients=True):
+    def local(params, *rows):
+      whole = jax.tree.map(_gather, params, specs)
+      sums, *grads = fn(whole, *rows)
+      grads = [jax.tree.map(_reduce, g, specs) for g in grads]
+      return jax.lax.psum(sums, AXES), *grads
+
+    def spread_fn(params, *rows):
+      return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, *(P(AXES) for _ in rows)),
+        out_specs=(P(), specs) if gradients else (P(),),
+        check_vma=False,
+      )(params, *rows)
+
+    return spread_fn
+
+  return wrap
+
+
+def _gather(x, spec):
+  """One whole array from the pieces that devices hold."""
+  for axis, names in enumerate(spec):
+    if names:
+      x = jax.lax.all_gather(x, names, axis=axis, tiled=True)
+  return x
+
+
+def _reduce(x, spec):
+  """The sum over devices, of which each keeps the piece that it holds."""
+  left = AXES
+  for axis, names in enumerate(spec):
+    if names:
+      x = jax.lax.psum_scatter(x, names, scatter_dimension=axis, tiled=True)
+      left = [name for name in left if name not in names]
+  return jax.lax.psum(x, left)
+
+
+def read_rows(
+  mesh: jax.sharding.Mesh, shape: tuple[int, ...], read: Callable
+) -> jax.Array:
+  """Makes a batch of which every process reads its own devices' rows only.
+
+  Args:
+    mesh: from `make_mesh`.
+    shape: of the global batch; its rows divide by the devices.
+    read: k -> the k-th of mesh.size equal, consecutive shares.
+
+  Returns:
+    The array, rows over all axes.
+  """
+  share = shape[0] // mesh.size
+
+  def piece(index):
+    return read((index[0].start or 0) // share)
+
+  return jax.make_array_from_callback(shape, rows(mesh), piece)

@@ -38,7 +38,8 @@ def check(flat: Mapping[str, object]) -> None:
 _RULES = (
   (
     "train.steps train.batch_size train.microbatches train.log_every "
-    "train.eval_batches train.checkpoint_every train.keep eval.batch_size "
+    "train.eval_batches train.profile_steps train.checkpoint_every train.keep "
+    "eval.batch_size "
     "eval.sequences eval.draws sample.steps sample.num sample.batch_size "
     "sample.block",
     lambda v: v >= 1,
@@ -50,7 +51,8 @@ _RULES = (
     "use at least 2",
   ),
   (
-    "seed data.seed sample.seed optim.warmup_steps train.eval_every "
+    "seed data.seed sample.seed mesh.rows train.profile_at "
+    "optim.warmup_steps train.eval_every "
     "train.max_minutes law.sigma optim.weight_decay sample.temperature",
     lambda v: 0 <= v < 2**32,
     "use 0 or more",

@@ -68,6 +68,9 @@ class Train:
   checkpoint_every: int = 500
   keep: int = 2  # checkpoints kept
   max_minutes: float = 0.0  # stop and save after this long, 0 = no limit
+  profile_at: int = 0  # first step of a profile in WORKDIR/profile, 0 = none
+  profile_steps: int = 5
+  compilation_cache: str = ""  # folder of compiled programs, "" = none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Mesh:
   data: int = -1
   fsdp: int = 1
   model: int = 1
+  rows: int = 0  # sequences a device computes at once, 0 = its whole share
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The train state and one pure training step."""
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,6 +40,47 @@ def stream(seed: int, name: str) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
+def sum_gradients(
+  params: dict,
+  key_B: jax.Array,
+  tokens_BL: jax.Array,
+  mask_BL: jax.Array,
+  *,
+  loss_fn: Callable,
+  microbatches: int = 1,
+) -> tuple[dict, dict]:
+  """Returns the sums of loss_fn and the gradient of its nll, part by part.
+
+  Args:
+    params: of the denoiser.
+    key_B: a key for every row.
+    tokens_BL: int32.
+    mask_BL: validity of every position.
+    loss_fn: see `train_step`.
+    microbatches: parts of the rows, computed one after the other; a divisor
+      of B.
+
+  Returns:
+    {"nll", "tokens"} and the gradient of "nll", like params.
+  """
+  parts = jax.tree.map(
+    lambda x: x.reshape(microbatches, -1, *x.shape[1:]),
+    (key_B, tokens_BL, mask_BL),
+  )
+
+  def nll(params, part):
+    _, sums = loss_fn(params, *part)
+    return sums["nll"], sums
+
+  def accumulate(total, part):
+    (_, sums), grads = jax.value_and_grad(nll, has_aux=True)(params, part)
+    return jax.tree.map(jnp.add, total, (sums, grads)), None
+
+  zero = {"nll": jnp.float32(0), "tokens": jnp.float32(0)}
+  zeros = zero, jax.tree.map(jnp.zeros_like, params)
+  return jax.lax.scan(accumulate, zeros, parts)[0]
+
+
 def train_step(
   state: TrainState,
   tokens_BL: jax.Array,
@@ -49,6 +91,7 @@ def train_step(
   seed: int,
   ema_decay: float,
   microbatches: int = 1,
+  spread: Callable = lambda fn: fn,
 ) -> tuple[TrainState, dict]:
   """Takes one optimiser step on the mean loss of all valid tokens.
 
@@ -65,8 +108,9 @@ def train_step(
     tx: the optimiser.
     seed: of the run.
     ema_decay: limit of the moving average's decay.
-    microbatches: parts of the batch, computed one after the other; a divisor
-      of B.
+    microbatches: parts in which a device computes its rows; a divisor of
+      their number.
+    spread: `partition.spread` for several devices.
 
   Returns:
     The new state, and sums {"nll", "tokens", "grad_norm", "bad"}, f32.
@@ -75,21 +119,10 @@ def train_step(
   key_B = jax.random.split(
     jax.random.fold_in(stream(seed, "train"), state.step), B
   )
-  parts = jax.tree.map(
-    lambda x: _microbatches(x, microbatches), (key_B, tokens_BL, mask_BL)
+  gradients = functools.partial(
+    sum_gradients, loss_fn=loss_fn, microbatches=microbatches
   )
-
-  def nll(params, part):
-    _, sums = loss_fn(params, *part)
-    return sums["nll"], sums
-
-  def accumulate(total, part):
-    (_, sums), grads = jax.value_and_grad(nll, has_aux=True)(state.params, part)
-    return jax.tree.map(jnp.add, total, (sums, grads)), None
-
-  zero = {"nll": jnp.float32(0), "tokens": jnp.float32(0)}
-  zeros = zero, jax.tree.map(jnp.zeros_like, state.params)
-  (sums, grads), _ = jax.lax.scan(accumulate, zeros, parts)
+  sums, grads = spread(gradients)(state.params, key_B, tokens_BL, mask_BL)
   grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), grads)
 
   grad_norm = optax.global_norm(grads)
@@ -104,12 +137,3 @@ def train_step(
   new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
   bad = 1.0 - good.astype(jnp.float32)
   return new, sums | {"grad_norm": grad_norm, "bad": bad}
-
-
-def _microbatches(x, parts):
-  """[B, ...] -> [parts, B / parts, ...], every part from all of the batch.
-
-  Taking every parts-th row keeps each part spread over all devices.
-  """
-  x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
-  return jnp.swapaxes(x, 0, 1)

@@ -27,6 +27,9 @@ _FREE_KEYS = {
   "train.checkpoint_every",
   "train.keep",
   "train.max_minutes",
+  "train.profile_at",
+  "train.profile_steps",
+  "train.compilation_cache",
 }
 
 

@@ -1,0 +1,231 @@
+"""Kills a training run at random moments until it has ended all the same.
+
+python -m benchmarks.kill_runs --kills=30 --processes=2
+
+A tiny run is made undisturbed, then again in another workdir with kill -9 on
+all its processes at random moments: while they start, step, save. Every new
+start may resume at most one interval and the save in flight before the last
+step that was reported, and the end must be the undisturbed run's, bit by bit.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from dsl_jax.data import packing, tokenizers
+
+ROOT = pathlib.Path(__file__).parent.parent
+L, EVERY = 16, 20
+
+
+def make_rows(folder: pathlib.Path) -> None:
+  """Packs random letters: 60 rows for training, 16 held out."""
+  folder.mkdir(parents=True, exist_ok=True)
+  tokenizer, rng = tokenizers.load("text8"), np.random.default_rng(0)
+  for split, count in (("train", 60), ("validation", 16)):
+    text = tokenizer.decode(rng.integers(0, 27, count * L))
+    packing.write(
+      str(folder),
+      split,
+      [text],
+      tokenizer,
+      length=L,
+      corpus="text",
+      source="random",
+      spec="text8",
+    )
+
+
+def start(
+  workdir: pathlib.Path,
+  rows: pathlib.Path,
+  *,
+  processes: int = 1,
+  devices: int = 1,
+  **changes,
+) -> list[subprocess.Popen]:
+  """Starts a tiny run on so many processes of this machine.
+
+  Args:
+    workdir: of the run, shared by all.
+    rows: from `make_rows`.
+    processes: each stands for a host.
+    devices: that every process fakes.
+    **changes: to the config, "train__steps" for train.steps.
+
+  Returns:
+    The processes; stdout and stderr of each are one pipe.
+  """
+  settings = {
+    "net.width": 8,
+    "net.depth": 1,
+    "net.heads": 2,
+    "net.dropout": 0.1,
+    "data.corpus": "text:none",
+    "data.length": L,
+    "data.dir": rows,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.eval_every": 0,
+    "train.eval_batches": 1,
+    "train.checkpoint_every": EVERY,
+    "train.max_minutes": 0.0,
+    "train.compilation_cache": rows / "compiled",
+    "eval.batch_size": 8,
+  } | {name.replace("__", "."): value for name, value in changes.items()}
+  command = [
+    sys.executable,
+    "-m",
+    "dsl_jax.main",
+    f"--config={ROOT / 'configs/quickstart.py'}",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in settings.items()),
+  ]
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  started = []
+  for number in range(processes):
+    environment = os.environ | {
+      "PYTHONPATH": str(ROOT),
+      "JAX_PLATFORMS": "cpu",
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+      f"--xla_force_host_platform_device_count={devices}",
+    }
+    if processes > 1:
+      environment |= {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(number),
+      }
+    started.append(
+      subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+    )
+  return started
+
+
+def finish(started: list[subprocess.Popen], seconds: float = 300) -> str:
+  """Waits until all have ended well; returns what the first one printed."""
+  printed = [process.communicate(timeout=seconds)[0] for process in started]
+  for process, text in zip(started, printed):
+    if process.returncode:
+      raise RuntimeError(f"exit code {process.returncode}:\n{text}")
+  return printed[0]
+
+
+def kill(started: list[subprocess.Popen], number: int) -> None:
+  """Sends a signal to all that still run, and waits."""
+  for process in started:
+    process.send_signal(number)
+  for process in started:
+    process.communicate()
+
+
+def reported(workdir: pathlib.Path) -> dict[int, float]:
+  """Returns {step: training loss} of what the run has written."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  found = {}
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      row = json.loads(line)
+    except ValueError:  # cut short by the kill
+      continue
+    if row["split"] == "train":
+      found[row["step"]] = row["loss"]
+  return found
+
+
+def newest(workdir: pathlib.Path) -> int:
+  """Returns the step of the newest complete checkpoint, 0 for none."""
+  steps = (pathlib.Path(workdir) / "checkpoints").glob("*")
+  return max([0, *(int(p.name) for p in steps if p.name.isdigit())])
+
+
+def same_weights(one: pathlib.Path, other: pathlib.Path) -> bool:
+  """Returns whether two runs ended with the same bits."""
+  from dsl_jax.runtime import checkpoint
+
+  for ema in (True, False):
+    a, b = (checkpoint.restore_params(w, ema=ema) for w in (one, other))
+    leaves = [
+      np.concatenate([x.ravel() for x in _leaves(t)]) for t, _ in (a, b)
+    ]
+    if a[1] != b[1] or leaves[0].tobytes() != leaves[1].tobytes():
+      return False
+  return True
+
+
+def _leaves(tree):
+  import jax
+
+  return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--kills", type=int, default=30)
+  parser.add_argument("--processes", type=int, default=1)
+  parser.add_argument("--steps", type=int, default=3000)
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args()
+  chance = random.Random(args.seed)
+  settings = {"processes": args.processes, "train__steps": args.steps}
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    make_rows(root / "rows")
+    began = time.monotonic()
+    finish(start(root / "whole", root / "rows", **settings))
+    print(f"undisturbed: {time.monotonic() - began:.1f} s", flush=True)
+    lost = []
+    for number in range(args.kills):
+      started = start(root / "killed", root / "rows", **settings)
+      # From the start, or once it steps again: both kinds of moment.
+      before, until = newest(root / "killed"), time.monotonic() + 60
+      if chance.random() < 0.8:
+        while (
+          max([0, *reported(root / "killed")]) <= before + 1
+          and time.monotonic() < until
+        ):
+          time.sleep(0.02)
+        time.sleep(chance.uniform(0, 1.5))
+      else:
+        time.sleep(chance.uniform(0, 6))
+      ended = all(p.poll() is not None for p in started)
+      kill(started, signal.SIGKILL)
+      last, saved = (
+        max([0, *reported(root / "killed")]),
+        newest(root / "killed"),
+      )
+      lost.append(last - saved)
+      print(f"kill {number + 1}: step {last}, saved {saved}", flush=True)
+      if ended:
+        print("the run has ended before; give it more --steps", flush=True)
+        break
+    finish(start(root / "killed", root / "rows", **settings))
+    same = same_weights(root / "whole", root / "killed")
+    print(
+      f"{len(lost)} kills on {args.processes} processes: same bits {same}, at "
+      f"most {max(lost)} steps lost, saving every {EVERY}"
+    )
+  sys.exit(not same)
+
+
+if __name__ == "__main__":
+  main()

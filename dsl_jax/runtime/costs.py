@@ -1,0 +1,152 @@
+"""What a training step costs, counted from shapes.
+
+XLA's own count takes a loop's body once, so it cannot be used here. Only
+matrix products count as FLOPs, two for each multiply-add.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from dsl_jax.core import vocab
+from dsl_jax.nets.config import NetConfig
+from dsl_jax.runtime import chips
+
+_VISITS = 8  # of each score in memory: written, read, and again backwards
+
+
+class Work(NamedTuple):
+  """FLOPs of a training step for one token.
+
+  Attributes:
+    model: forward and twice that backward, nothing recomputed.
+    exact: of products in the dtype's full precision, as they are run.
+    usual: of the others, as they are run.
+  """
+
+  model: float
+  exact: float
+  usual: float
+
+  @property
+  def done(self) -> float:
+    """All products that are run, recomputed ones included."""
+    return self.exact + self.usual
+
+
+def work(net: NetConfig, length: int) -> Work:
+  """Counts a training step's matrix products.
+
+  Args:
+    net: the network.
+    length: L.
+
+  Returns:
+    FLOPs per token.
+  """
+  M, V, D = net.width, net.vocab_size, net.sphere_dim
+  dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
+  attention = 4 * net.depth * length * M
+  scores = 2 * V * D + 2 * V * (M + D * net.evidence_skip)
+  values = 2 * V * M  # of the converter; the loss has none
+  model = 3 * (dense + attention + scores + values)
+  # Scores are computed forward and again backward, where the products with
+  # their gradients have default precision.
+  exact = 2 * scores
+  usual = 3 * (dense + attention + values) + 2 * scores
+  if net.remat != "none":
+    usual += attention
+  if net.remat == "full":
+    usual += dense
+  return Work(model, exact, usual)
+
+
+def per_token_saved(net: NetConfig) -> int:
+  """Bytes the blocks keep of a token for the backward pass, all together."""
+  size, M = _size(net), net.width
+  products = (5 + net.mlp_ratio) * M * size  # q, k, v, out, MLP in and out
+  kept = {
+    "full": M * size,
+    "dots": M * size + products,
+    # Norms, rotations, gelu and dropout besides.
+    "none": M * size + 2 * products + 8 * M * 4,
+  }
+  return net.depth * kept[net.remat]
+
+
+def activations(net: NetConfig, rows: int, length: int) -> float:
+  """Estimates the bytes a device needs beside weights and gradients.
+
+  Args:
+    net: the network.
+    rows: sequences computed at once.
+    length: L.
+
+  Returns:
+    Bytes: what the blocks keep, one block's attention, slabs of scores.
+  """
+  tokens, size = rows * length, _size(net)
+  scores = net.heads * length * (4 + size)  # of a token with all others
+  kept = tokens * per_token_saved(net)
+  depth = net.depth if net.remat == "none" else 2  # forward and backward
+  attention = tokens * scores * depth
+  ends = tokens * net.width * 4 * 6  # queries, means and their gradients
+  slabs = 3 * 4 * min(vocab.SLAB, tokens * net.vocab_size)
+  return kept + attention + ends + slabs
+
+
+def traffic(
+  net: NetConfig, length: int, tokens: int, passes: int, count: int
+) -> float:
+  """Estimates bytes to and from memory of the gradients of a step.
+
+  Args:
+    net: the network.
+    length: L.
+    tokens: of the device's rows.
+    passes: parts in which they are computed.
+    count: parameters of the network.
+
+  Returns:
+    Bytes, where no fused kernel keeps attention scores from memory.
+  """
+  size = _size(net)
+  layers = net.depth * 6 * (12 + net.mlp_ratio) * net.width * size
+  attention = net.depth * net.heads * length * (4 + size) * _VISITS / 2
+  scores = 2 * net.vocab_size * 4 * _VISITS
+  return tokens * (layers + attention + scores) + passes * 4 * count * 4
+
+
+def seconds(
+  net: NetConfig, length: int, tokens: int, chip: chips.Chip
+) -> float:
+  """Time of the matrix products of so many tokens at the chip's peak."""
+  found = work(net, length)
+  return tokens * (
+    found.exact / chip.rate(net.dtype, True)
+    + found.usual / chip.rate(net.dtype, False)
+  )
+
+
+def peak(net: NetConfig, length: int) -> float | None:
+  """Tokens/s of training at an MFU of one on all devices here, if known."""
+  chip = chips.of_device(jax.devices()[0].device_kind)
+  if chip is None:
+    return None
+  return chip.flops * jax.device_count() / work(net, length).model
+
+
+def per_device(tree) -> int:
+  """Bytes a device holds of a tree of abstract arrays with shardings."""
+  total = 0
+  for x in jax.tree.leaves(tree):
+    size = x.dtype.itemsize
+    for n in x.sharding.shard_shape(x.shape):
+      size *= n
+    total += size
+  return total
+
+
+def _size(net):
+  """Bytes of an element of activations."""
+  return 2 if net.dtype == "bfloat16" else 4

@@ -1,0 +1,146 @@
+"""The text of compiled programs, and what the training step sends."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dsl_jax.core import vocab
+from dsl_jax.nets import denoiser
+from dsl_jax.runtime import build, hlo, optim, partition, schema
+from dsl_jax.runtime import state as states
+
+# V is prime: it divides by nothing.
+NET = schema.NetConfig(131, 16, 1, 2, 4, cond_dim=8, dropout=0.1, unroll=1)
+B, L = 16, 8
+
+
+def compiled(sizes, rows=0, net=NET, length=L):
+  """The text of the step that trains, on eight devices, and its state."""
+  mesh = partition.make_mesh(schema.Mesh(*sizes))
+  cfg = schema.Config(
+    "toy",
+    net,
+    data=schema.Data(length=length),
+    train=schema.Train(batch_size=B),
+    mesh=schema.Mesh(*sizes, rows),
+  )
+  tx = optim.make(cfg.optim, 10)
+  init = denoiser.make_denoiser(net).init
+  state = partition.abstract(
+    mesh, jax.eval_shape(lambda: states.create(init(jax.random.key(0)), tx))
+  )
+  rows = partition.rows(mesh)
+  batch = [
+    jax.ShapeDtypeStruct((B, length), kind, sharding=rows)
+    for kind in (jnp.int32, jnp.bool_)
+  ]
+  step = build.step(cfg, mesh, tx, state)
+  return step.lower(state, *batch).compile().as_text(), state
+
+
+@pytest.fixture(autouse=True)
+def shard_small_leaves(monkeypatch):
+  monkeypatch.setattr(partition, "_SMALL", 64)
+
+
+def weight_bytes(state):
+  return 4 * sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def test_data_parallelism_reduces_the_gradients_and_nothing_else():
+  text, state = compiled((8, 1, 1), rows=1)  # in two passes
+  sent = hlo.read(text).collectives
+  assert {c.kind for c in sent} == {"all-reduce"}
+  assert not any(c.looped for c in sent)
+  # Gradients, and the two sums of the loss.
+  total = sum(c.bytes * c.times for c in sent)
+  assert total == weight_bytes(state) + 8
+  assert {c.group for c in sent} == {8}
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+def test_cut_weights_are_gathered_once_and_outside_every_loop(sizes):
+  text, state = compiled(sizes, rows=1)
+  sent = hlo.read(text).collectives
+  cut = [x for x in jax.tree.leaves(state.params) if any(x.sharding.spec)]
+  gathered = sum(c.bytes for c in sent if c.kind == "all-gather")
+  assert gathered == 4 * sum(x.size for x in cut)
+  assert not any(c.looped for c in sent)
+  assert {c.times for c in sent} == {1}
+  assert sum(x.size for x in cut) > 0.5 * weight_bytes(state) / 4
+
+
+def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):
+  net = dataclasses.replace(NET, vocab_size=1024, dropout=0.0)
+  whole = (B // 8) * 64 * 1024  # of one device
+  found = {}
+  for slab in (whole, whole // 16):
+    monkeypatch.setattr(vocab, "SLAB", slab)
+    text, _ = compiled((8, 1, 1), net=net, length=64)
+    found[slab] = hlo.read(text).largest
+  assert found[whole] >= whole
+  assert found[whole // 16] < whole / 4
+
+
+def test_loops_multiply_what_is_in_them():
+  mesh = partition.make_mesh(schema.Mesh())
+
+  def local(x):
+    def body(x, _):
+      return jnp.sin(jax.lax.psum(x, "data")), None
+
+    return jax.lax.scan(body, x, None, length=5)[0]
+
+  fn = jax.shard_map(
+    local, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False
+  )
+  x = jax.ShapeDtypeStruct(
+    (8, 4), jnp.float32, sharding=NamedSharding(mesh, P("data"))
+  )
+  text = jax.jit(fn).lower(x).compile().as_text()
+  (found,) = hlo.read(text).collectives
+  assert found == hlo.Collective("all-reduce", 16, 5, 8, True)
+  np.testing.assert_allclose(found.sent, 2 * 16 * 5 * 7 / 8)
+
+
+TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0:T(128)}) parameter(0)
+  %g = f32[8]{0:T(128)} get-tuple-element(%p), index=1
+  %ag = (bf16[2]{0}, bf16[8]{0}) all-gather-start(%g), replica_groups={{0,1}}
+  %agd = bf16[8]{0} all-gather-done(%ag)
+  ROOT %t = (s32[], f32[8]{0}) tuple(%g)
+}
+
+%cond (p.1: (s32[], f32[8])) -> pred[] {
+  %p.1 = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %n = s32[]{:T(128)} constant(7)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%wrapped (q: f32[8]) -> f32[2] {
+  %q = f32[8]{0} parameter(0)
+  ROOT %rs = f32[2]{0} reduce-scatter(%q), replica_groups={}, dimensions={0}
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %w = (s32[], f32[8]{0}) while(%a), condition=%cond, body=%body
+  %s = ((f32[8]{0}), f32[2]{0}, u32[]) async-start(%a), calls=%wrapped
+  %d = f32[2]{0} async-done(%s), calls=%wrapped
+  ROOT %r = f32[8]{0} get-tuple-element(%w), index=1
+}
+"""
+
+
+def test_reads_what_compilers_for_tpus_write():
+  gather, scatter = hlo.read(TPU).collectives
+  assert gather == hlo.Collective("all-gather", 16, 7, 2, True)
+  assert scatter == hlo.Collective("reduce-scatter", 32, 1, 4, False)
