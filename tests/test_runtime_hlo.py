@@ -76,8 +76,8 @@ def test_cut_weights_are_gathered_once_and_outside_every_loop(sizes):
 
 
 def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):
-  net = dataclasses.replace(NET, vocab_size=1024, dropout=0.0)
-  whole = (B // 8) * 64 * 1024  # of one device
+  net = dataclasses.replace(NET, vocab_size=4096, dropout=0.0)
+  whole = (B // 8) * 64 * 4096  # of one device
   found = {}
   for slab in (whole, whole // 16):
     monkeypatch.setattr(vocab, "SLAB", slab)

@@ -91,7 +91,8 @@ def activations(net: NetConfig, rows: int, length: int) -> float:
   depth = net.depth if net.remat == "none" else 2  # forward and backward
   attention = tokens * scores * depth
   ends = tokens * net.width * 4 * 6  # queries, means and their gradients
-  slabs = 3 * 4 * min(vocab.SLAB, tokens * net.vocab_size)
+  rows = -(-net.vocab_size // vocab.slabs(tokens, net.vocab_size))
+  slabs = 3 * 4 * tokens * rows
   return kept + attention + ends + slabs
 
 
