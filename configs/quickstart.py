@@ -41,6 +41,7 @@ def get_config(arg=""):
     train=schema.Train(
       steps=1150,  # [O] five to six minutes on two cores
       batch_size=16,  # [O]
+      steps_per_call=5,  # [O] a small model waits for memory otherwise
       eval_every=500,
       checkpoint_every=500,
       max_minutes=6.0,  # [O] a slower machine stops here

@@ -66,7 +66,7 @@ def train(cfg: schema.Config, workdir: str) -> None:
 
   abstract = partition.abstract(mesh, jax.eval_shape(fresh, given_params))
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  step_fn = build.step(cfg, mesh, tx, abstract)
+  steps_fn = build.steps(cfg, mesh, tx, abstract)
   held_out_loss = make_held_out_loss(cfg, mesh, held_out, abstract.params)
 
   # The state: restored, converted or new.
@@ -80,7 +80,13 @@ def train(cfg: schema.Config, workdir: str) -> None:
     print(overview(abstract.params, include_stats=False))
     print(f"step {start} of {cfg.train.steps} on mesh {dict(mesh.shape)}")
 
-  def load(step):
+  def load(call):
+    first, count = call
+    rows = [read(first + k) for k in range(count)]
+    rows += rows[-1:] * (cfg.train.steps_per_call - count)
+    return tuple(rows), jax.device_put(np.int32(count), whole)
+
+  def read(step):
     share = functools.partial(
       batches.batch_at,
       packed,
@@ -89,10 +95,16 @@ def train(cfg: schema.Config, workdir: str) -> None:
       seed=cfg.data.seed,
       process_count=mesh.size,
     )
-    read = lambda k: share(process_index=k)
-    return partition.read_rows(mesh, shape, read)
+    share_of = lambda k: share(process_index=k)
+    return partition.read_rows(mesh, shape, share_of)
+
+  def record(first, count, sums):
+    sums = jax.device_get(sums)  # waits for the devices
+    for k in range(count):
+      recorder.add(first + k + 1, {name: x[k] for name, x in sums.items()})
 
   shape = cfg.train.batch_size, cfg.data.length
+  whole = partition.replicated(mesh)
   mask_BL = partition.put_rows(mesh, np.ones(shape, bool))
   recorder = metrics.Recorder(
     workdir,
@@ -111,12 +123,19 @@ def train(cfg: schema.Config, workdir: str) -> None:
     )
     traced(start)
     unread = None
-    for step, tokens_BL in loop.prefetch(load, start, cfg.train.steps):
+    calls = loop.calls(
+      start,
+      cfg.train.steps,
+      cfg.train.steps_per_call,
+      *(cfg.train.log_every, cfg.train.eval_every, cfg.train.checkpoint_every),
+    )
+    for (first, count), (tokens_KBL, count_here) in loop.prefetch(load, calls):
+      step = first + count
       note(f"waiting for the devices at step {step}")
-      state, sums = step_fn(state, tokens_BL, mask_BL)  # returns at once
+      state, sums = steps_fn(state, tokens_KBL, mask_BL, count_here)
       if unread:
-        recorder.add(*unread)  # the step before, while this one runs
-      unread = step, sums
+        record(*unread)  # the steps before, while these run
+      unread = first, count, sums
       minutes = (time.monotonic() - began) / 60
       last = (
         step == cfg.train.steps
@@ -126,7 +145,7 @@ def train(cfg: schema.Config, workdir: str) -> None:
       evaluating = loop.due(step, cfg.train.eval_every, last)
       saving = loop.due(step, cfg.train.checkpoint_every, last)
       if evaluating or saving:
-        recorder.add(*unread)  # nothing is saved after a bad step
+        record(*unread)  # nothing is saved after a bad step
         unread = None
         note(f"evaluating or saving at step {step}")
         scores = held_out_loss(state.ema) if evaluating else None

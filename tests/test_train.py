@@ -182,8 +182,12 @@ def test_a_finished_run_can_be_made_longer(whole_run, rows, tmp_path):
   assert_same_run(tmp_path, whole_run)
 
 
-def test_a_diverged_run_stops_and_keeps_what_is_good(rows, table, tmp_path):
+@pytest.mark.parametrize("steps_per_call", [1, 3])
+def test_a_diverged_run_stops_and_keeps_what_is_good(
+  steps_per_call, rows, table, tmp_path
+):
   changes = {"optim.learning_rate": 1e38, "train.checkpoint_every": 1}
+  changes["train.steps_per_call"] = steps_per_call
   with pytest.raises(FloatingPointError, match="step 2, batch index 1"):
     train.train(config(rows, **changes), tmp_path)
   assert saved_steps(tmp_path) == [1]
@@ -250,3 +254,22 @@ def test_kill_9_and_ten_more_steps_equal_twenty(rows, tmp_path):
   assert (11, "train") in records(tmp_path / "killed")
   assert run("killed") == 0
   assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_calls_end_on_edges_and_cover_every_step():
+  calls = list(loop.calls(3, 20, 5, 4, 0, 7))
+  assert calls == [(3, 1), (4, 3), (7, 1), (8, 4), (12, 2), (14, 2), (16, 4)]
+  assert list(loop.calls(5, 5, 3)) == []
+
+
+def test_several_steps_in_one_program_are_the_same_steps(
+  whole_run, rows, table, tmp_path
+):
+  changes = {"train.steps_per_call": 5, "train.log_every": 5}
+  train.train(config(rows, **changes), tmp_path)
+  found, whole = records(tmp_path), records(whole_run)
+  for key in ((6, "validation"), (12, "validation")):
+    assert found[key] == pytest.approx(whole[key], rel=1e-5)
+  assert saved_steps(tmp_path) == [8, 12]
+  mean = np.mean([whole[step, "train"] for step in range(6, 11)])
+  assert found[10, "train"] == pytest.approx(mean, rel=1e-5)

@@ -56,17 +56,33 @@ def step(
     tx: the optimiser.
     abstract: shapes and shardings of the state, which is donated.
   """
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  return jax.jit(
-    functools.partial(
-      states.train_step,
-      loss_fn=loss(cfg, dropout=True),
-      tx=tx,
-      seed=cfg.seed,
-      ema_decay=cfg.optim.ema_decay,
-      microbatches=partition.passes(mesh, cfg),
-      spread=partition.spread(mesh, abstract.params),
-    ),
-    donate_argnums=0,
-    out_shardings=(shardings, partition.replicated(mesh)),
+  return _jit(_step(cfg, mesh, tx, abstract), mesh, abstract)
+
+
+def steps(
+  cfg: schema.Config,
+  mesh: jax.sharding.Mesh,
+  tx: optax.GradientTransformation,
+  abstract: states.TrainState,
+) -> Callable:
+  """Returns the jitted `states.train_steps`; see `step` for the arguments."""
+  one = _step(cfg, mesh, tx, abstract)
+  return _jit(functools.partial(states.train_steps, step=one), mesh, abstract)
+
+
+def _step(cfg, mesh, tx, abstract):
+  return functools.partial(
+    states.train_step,
+    loss_fn=loss(cfg, dropout=True),
+    tx=tx,
+    seed=cfg.seed,
+    ema_decay=cfg.optim.ema_decay,
+    microbatches=partition.passes(mesh, cfg),
+    spread=partition.spread(mesh, abstract.params),
   )
+
+
+def _jit(fn, mesh, abstract):
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  outputs = shardings, partition.replicated(mesh)
+  return jax.jit(fn, donate_argnums=0, out_shardings=outputs)

@@ -2,32 +2,55 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
 
-def prefetch(load: Callable, start: int, stop: int) -> Iterator:
-  """Loads one batch ahead in a thread.
+def calls(
+  start: int, stop: int, most: int, *edges: int
+) -> Iterator[tuple[int, int]]:
+  """Cuts a run into calls of several steps that cross no edge.
 
   Args:
-    load: number of a batch -> the batch.
-    start: the first batch.
+    start: the first step.
     stop: one past the last.
+    most: steps of a call.
+    *edges: a call ends on every multiple of these, 0 for none.
 
   Yields:
-    (n + 1, load(n)): the number of updates done once the batch is used.
+    (first, count): of each call.
+  """
+  while start < stop:
+    ends = [start + most, stop]
+    ends += [start - start % edge + edge for edge in edges if edge]
+    yield start, min(ends) - start
+    start = min(ends)
+
+
+def prefetch(load: Callable, jobs: Iterable) -> Iterator:
+  """Loads one job ahead in a thread.
+
+  Args:
+    load: job -> what it needs.
+    jobs: in order.
+
+  Yields:
+    (job, load(job)).
   """
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    batch = pool.submit(load, start)
-    for step in range(start + 1, stop + 1):
-      ready, batch = batch.result(), pool.submit(load, step)
-      yield step, ready
+    ahead = None
+    for job in itertools.chain(jobs, [None]):
+      following = job and (job, pool.submit(load, job))
+      if ahead:
+        yield ahead[0], ahead[1].result()
+      ahead = following
 
 
 def due(step: int, every: int, last: bool) -> bool:
@@ -109,7 +132,7 @@ def profile(workdir: str, first: int, count: int) -> Iterator[Callable]:
 
   def after(step):
     nonlocal running
-    if first and step == first - 1:
+    if first and not running and first - 1 <= step < first - 1 + count:
       jax.profiler.start_trace(os.path.join(workdir, "profile"))
       running = True
     elif running and step >= first - 1 + count:

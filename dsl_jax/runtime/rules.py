@@ -37,7 +37,8 @@ def check(flat: Mapping[str, object]) -> None:
 
 _RULES = (
   (
-    "train.steps train.batch_size train.microbatches train.log_every "
+    "train.steps train.batch_size train.microbatches train.steps_per_call "
+    "train.log_every "
     "train.eval_batches train.profile_steps train.checkpoint_every train.keep "
     "eval.batch_size "
     "eval.sequences eval.draws sample.steps sample.num sample.batch_size "

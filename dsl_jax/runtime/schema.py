@@ -62,6 +62,7 @@ class Train:
   steps: int = 1000
   batch_size: int = 32  # sequences per step, all devices together
   microbatches: int = 1  # parts a step's batch is computed in
+  steps_per_call: int = 1  # steps in one program; more help a small model
   log_every: int = 50
   eval_every: int = 500  # 0 = never
   eval_batches: int = 8  # of eval.batch_size held-out rows

@@ -137,3 +137,39 @@ def train_step(
   new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
   bad = 1.0 - good.astype(jnp.float32)
   return new, sums | {"grad_norm": grad_norm, "bad": bad}
+
+
+def train_steps(
+  state: TrainState,
+  tokens_KBL: tuple[jax.Array, ...],
+  mask_BL: jax.Array,
+  count: jax.Array,
+  *,
+  step: Callable,
+) -> tuple[TrainState, dict]:
+  """Takes several steps in one program.
+
+  A small model spends much of its time between programs: the host starts each
+  of them and gives it fresh memory.
+
+  Args:
+    state: donate it when jitting.
+    tokens_KBL: K batches.
+    mask_BL: validity of every position, for all of them.
+    count: int32, steps to take, at most K; the other batches are ignored.
+    step: `train_step` with its settings.
+
+  Returns:
+    The new state, and the sums of every step, each [K].
+  """
+  tokens = jnp.stack(tokens_KBL)
+  shapes = jax.eval_shape(step, state, tokens[0], mask_BL)[1]
+  zeros = jax.tree.map(lambda x: jnp.zeros(len(tokens), x.dtype), shapes)
+
+  def body(k, carry):
+    state, sums_K = carry
+    state, sums = step(state, tokens[k], mask_BL)
+    put = lambda all_K, x: all_K.at[k].set(x)
+    return state, jax.tree.map(put, sums_K, sums)
+
+  return jax.lax.fori_loop(0, count, body, (state, zeros))

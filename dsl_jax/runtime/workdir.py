@@ -20,6 +20,7 @@ _FREE_KEYS = {
   "net.unroll",
   "net.attention",
   "train.microbatches",
+  "train.steps_per_call",
   "train.steps",
   "train.log_every",
   "train.eval_every",
