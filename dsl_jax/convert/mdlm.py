@@ -11,6 +11,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from dsl_jax.convert import folder, mapping, source
 from dsl_jax.nets import denoiser
@@ -28,6 +29,7 @@ def load(
   beta_init: float = 1.0,
   mask_prior: float = 0.99,
   seed: int = 0,
+  progress: bool = False,
 ) -> tuple[dict, denoiser.NetConfig]:
   """Loads an MDLM as a DSL model.
 
@@ -38,11 +40,13 @@ def load(
       and not the raw ones; published files hold one set only.
     mask_id: the mask's id in the file; None is what a file of `save` says,
       else 4 for the 35 rows of text8, else the last.
-    heads: attention heads, for a file without the rotary buffer only.
+    heads: attention heads, for a file with neither the rotary buffer nor a
+      config.json.
     sphere_dim: D of a fresh converter.
     beta_init: inverse temperature of a fresh converter.
     mask_prior: weight of a fresh converter's mask row at z = 0.
     seed: of a fresh converter's token table.
+    progress: whether to show a bar of the bytes read.
 
   Returns:
     params, cfg: for `make_denoiser(cfg)`, whose `hidden_tokens` and `head`
@@ -62,7 +66,7 @@ def load(
     mask_prior=mask_prior,
     evidence_skip=found.config.get(source.EVIDENCE_SKIP, False),
   )
-  params = _read_weights(path, found)
+  params = _read_weights(path, found, progress)
   if not found.converter:
     # Only the converter is computed: the compiler drops the rest.
     init = denoiser.make_denoiser(cfg).init
@@ -95,7 +99,8 @@ def save(
     length: MDLM's `model_length`, for a folder's config.json.
 
   Raises:
-    ValueError: the parameters are no DSL model's, or the heads are unknown.
+    ValueError: the parameters are no DSL model's, the heads are unknown, or
+      the folder holds something else.
   """
   path = pathlib.Path(path)
   tensors, sizes, mask_id = _mdlm_tensors(params, mask_id)
@@ -116,31 +121,42 @@ def save(
     )
 
 
-def _read_weights(path, found) -> dict:
+def _read_weights(path, found, progress) -> dict:
   """Reads weight after weight into the tree, blocks stacked."""
   groups = {}
   for entry in mapping.entries(found.sizes.depth):
     groups.setdefault(entry.path, []).append(entry)
   params = {}
-  for place, group in groups.items():
-    arrays = [
-      mapping.to_dsl(
-        source.read(path, entry.key, found.tensors[entry.key]),
-        *(entry.layout, found.mask_id),
-      )
-      for entry in group
-    ]
-    stacked = group[0].block is not None
-    *parents, leaf = place.split(".")
-    node = params
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = jnp.array(np.stack(arrays) if stacked else arrays[0])
-  if found.converter:
-    params["converter"] = {
-      name: jnp.array(source.read(path, source.CONVERTER + name, tensor))
-      for name, tensor in found.converter.items()
-    }
+  bar = tqdm.tqdm(
+    **{"total": found.nbytes, "unit": "B", "unit_scale": True},
+    **{"desc": "reading", "disable": not progress},
+  )
+
+  def read(key, tensor):
+    array = source.read(path, key, tensor)
+    bar.update(tensor.nbytes)
+    return array
+
+  with bar:
+    for place, group in groups.items():
+      arrays = [
+        mapping.to_dsl(
+          read(entry.key, found.tensors[entry.key]),
+          *(entry.layout, found.mask_id),
+        )
+        for entry in group
+      ]
+      stacked = group[0].block is not None
+      *parents, leaf = place.split(".")
+      node = params
+      for parent in parents:
+        node = node.setdefault(parent, {})
+      node[leaf] = jnp.array(np.stack(arrays) if stacked else arrays[0])
+    if found.converter:
+      params["converter"] = {
+        name: jnp.array(read(source.CONVERTER + name, tensor))
+        for name, tensor in found.converter.items()
+      }
   return params
 
 
