@@ -8,6 +8,7 @@ costs no more memory than the weights taken from it.
 import dataclasses
 import json
 import pathlib
+import struct
 
 from dsl_jax.convert import lazy, torchfiles
 
@@ -85,11 +86,12 @@ def _read_file(path) -> Container:
   """Tells the formats apart by their first bytes."""
   with path.open("rb") as file:
     start = file.read(9)
+  # The brace first: the length before it may begin with any bytes.
+  if start[8:] == b"{":
+    return _read_safetensors(path)
   if start.startswith((b"PK", b"\x80")):
     found = torchfiles.read(path)
     return Container(found.state, found.ema, found.checkpoint)
-  if start[8:] == b"{":
-    return _read_safetensors(path)
   raise ValueError(
     f"{path} is neither a PyTorch checkpoint nor a safetensors file, or its "
     "beginning is damaged: fetch it again."
@@ -133,8 +135,24 @@ def _read_safetensors(path) -> Container:
         tensors[name] = lazy.Lazy(
           shape, lazy.DTYPES.get(kind), kind, reader(name)
         )
+      _check_header(path)
       return Container(tensors, metadata=file.metadata() or {})
   except safetensors.SafetensorError as error:
     raise ValueError(
       f"{path} is no readable safetensors file: {torchfiles.reason(error)}."
     ) from error
+
+
+def _check_header(path):
+  """Refuses a key that stands twice, of which the library takes the last."""
+
+  def once(pairs):
+    if len(dict(pairs)) < len(pairs):
+      keys = [key for key, _ in pairs]
+      twice = next(key for key in keys if keys.count(key) > 1)
+      raise ValueError(f"{path} holds {twice[:80]} twice.")
+    return dict(pairs)
+
+  with path.open("rb") as file:
+    (size,) = struct.unpack("<Q", file.read(8))
+    json.loads(file.read(size), object_pairs_hook=once)

@@ -99,11 +99,18 @@ def save(
     length: MDLM's `model_length`, for a folder's config.json.
 
   Raises:
-    ValueError: the parameters are no DSL model's, the heads are unknown, or
-      the folder holds something else.
+    ValueError: the parameters are no DSL model's or not cfg's, the heads are
+      unknown, or the folder holds something else.
   """
   path = pathlib.Path(path)
   tensors, sizes, mask_id = _mdlm_tensors(params, mask_id)
+  if cfg:
+    said = (cfg.vocab_size + 1, cfg.width, cfg.depth, cfg.cond_dim)
+    if said != sizes:
+      raise ValueError(
+        f"cfg is of rows, width, depth and cond_dim {said}; params are of "
+        f"{tuple(sizes)}: give the cfg of these params."
+      )
   heads = cfg.heads if cfg else _PUBLISHED_HEADS.get(sizes.width)
   if heads:
     frequencies = mapping.inverse_frequencies(sizes.width // heads)

@@ -239,7 +239,8 @@ def _heads(path, buffer, sizes, heads):
     )
   if heads not in (None, sizes.width // head_dim):
     raise ValueError(
-      f"The argument heads is {heads}; {path} has {sizes.width // head_dim}."
+      f"heads is {heads}, but {path} has {sizes.width // head_dim}: set it to "
+      "that."
     )
   return sizes.width // head_dim
 

@@ -6,8 +6,10 @@ a header, the pickled content, the pickled names of the storages, then these,
 each behind its length.
 """
 
+import contextlib
 import functools
 import itertools
+import mmap
 import pathlib
 import struct
 import zipfile
@@ -112,7 +114,7 @@ def _record(archive, name) -> bytes:
 def _stream(path) -> Content:
   """Walks the stream and notes where every storage begins."""
   storages, places = {}, {}
-  with path.open("rb") as file:
+  with _mapped(path) as file:
     magic, version, system = (pickles.read_one(file, {}) for _ in range(3))
     if magic != _MAGIC or version != 1001 or not isinstance(system, dict):
       raise ValueError("it begins as no file of torch.save does")
@@ -128,15 +130,25 @@ def _stream(path) -> Content:
         raise ValueError(f"its storage {name[:80]} has another length")
       places[name] = file.tell()
       file.seek(storage.size * _BYTES[storage.kind], 1)
-    if file.tell() != path.stat().st_size:
+    if file.tell() != len(file):
       raise ValueError("it is longer or shorter than its storages")
 
   def load(storage):
-    with path.open("rb") as file:
+    with _mapped(path) as file:
       file.seek(places[storage.record])
       return file.read(storage.size * _BYTES[storage.kind])
 
   return _content(path, content, load)
+
+
+@contextlib.contextmanager
+def _mapped(path):
+  """Opens a file whose `read` never sets aside more than the file has."""
+  with (
+    path.open("rb") as file,
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+  ):
+    yield mapped
 
 
 def _content(path, content, load) -> Content:
