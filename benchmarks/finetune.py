@@ -31,7 +31,7 @@ from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import checkpoint, command, optim, schema
 
 CONFIG = "configs/finetune.py"
-VARIANTS = ("", "skip", "paper", "beta")
+VARIANTS = ("", "skip", "keep", "paper", "beta")
 _MASK_ID = 4  # of text8 in MDLM
 SNRS = (2.8, 9.5, 17.5, 32.0)
 BASE = schema.Optim(learning_rate=3e-3, warmup_steps=100, schedule="cosine")
@@ -216,7 +216,7 @@ def run(args):
     return convert.mdlm.load(path, **fresh)[0], cfg
 
   keep("MDLM", 0, lambda: judge(*converted(base), masked=True))
-  for variant in VARIANTS[:-1]:  # "beta" starts as "paper" does
+  for variant in ("", "skip", "paper"):  # the others start as one of these
     name = f"DSL {variant}".strip()
     keep(
       *(f"{name}, fresh", 0),
@@ -232,7 +232,7 @@ def run(args):
       *("MDLM trained on", seed),
       lambda path=path: judge(*converted(path), masked=True),
     )
-    for variant in VARIANTS:
+    for variant in args.variants:
       name = f"DSL {variant}".strip()
       workdir = f"{out}/{variant or 'ours'}_{seed}"
       words = [f"--config={CONFIG}:{variant}", f"--workdir={workdir}"]
@@ -257,6 +257,7 @@ def parse(argv=None):
   parser.add_argument("--base_steps", type=int, default=6000)
   parser.add_argument("--steps", type=int, default=600)
   parser.add_argument("--seeds", type=int, default=2)
+  parser.add_argument("--variants", nargs="*", default=VARIANTS)
   parser.add_argument("--sequences", type=int, default=256)
   return parser.parse_args(argv)
 

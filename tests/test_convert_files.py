@@ -155,6 +155,7 @@ def test_any_length_of_the_header_is_read(tmp_path, length):
     '{"n_blocks": null}',
     '{"dsl_evidence_skip": 1.5}',
     '{"model_length": "long"}',
+    '{"dsl_clean_snr": -1}',
     "[]",
     "{",
     "[" * 100_000,
@@ -318,4 +319,9 @@ def test_run_is_exported(tmp_path, capsys):
     again, cfg_again = convert.mdlm.load(out)
     jax.tree.map(np.testing.assert_array_equal, again, want)
     assert cfg_again == net
-  assert json.loads((out / "config.json").read_text())["model_length"] == 77
+  said = json.loads((out / "config.json").read_text())
+  assert (said["model_length"], said["dsl_clean_snr"]) == (77, cfg.clean_snr)
+  assert "clean_snr = 100" in (out / "README.md").read_text()
+  assert command.main(["export", str(out), "--out", str(tmp_path / "b")]) == 0
+  again = json.loads((tmp_path / "b" / "config.json").read_text())
+  assert again == said

@@ -10,7 +10,7 @@ import sys
 
 import jax
 
-from dsl_jax.convert import fingerprint, folder, mdlm, source
+from dsl_jax.convert import description, fingerprint, folder, mdlm, source
 from dsl_jax.runtime import checkpoint
 from dsl_jax.runtime import workdir as workdirs
 
@@ -30,10 +30,16 @@ def main(argv: list[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   try:
     args.run(args)
-  except (ValueError, OSError) as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+  except OSError as error:
+    return _failed(f"{error.filename} cannot be used ({error.strerror}).")
+  except ValueError as error:
+    return _failed(error)
   return 0
+
+
+def _failed(error) -> int:
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   convert.add_argument("--mask_id", type=int, help="if it is unusual")
   convert.add_argument("--heads", type=int, help="if the file does not tell")
+  convert.add_argument("--length", type=int, help="of a sequence, if unsaid")
   convert.add_argument("--sphere_dim", type=int, default=64)
   convert.add_argument("--beta_init", type=float, default=1.0)
   convert.add_argument("--mask_prior", type=float, default=0.99)
@@ -80,8 +87,10 @@ def _from_mdlm(args):
   params, cfg = mdlm.load(
     args.source, use_ema=not args.raw, progress=True, **options
   )
-  length = found.config.get("model_length", 1024)
-  _write(args.out, params, cfg, mask_id=found.mask_id, length=length)
+  said = found.config
+  length = vars(args).get("length") or said.get("model_length", 1024)
+  options = {"length": length, "clean_snr": said.get(description.CLEAN_SNR)}
+  _write(args.out, params, cfg, mask_id=found.mask_id, **options)
 
 
 def _export(args):
@@ -93,7 +102,8 @@ def _export(args):
   cfg, _ = workdirs.stored(args.source)
   params, step = checkpoint.restore_params(args.source, ema=not args.raw)
   print(f"{workdir}: the weights of step {step}", flush=True)
-  _write(args.out, params, cfg.net, length=cfg.data.length)
+  options = {"length": cfg.data.length, "clean_snr": cfg.clean_snr}
+  _write(args.out, params, cfg.net, **options)
 
 
 def _write(out, params, cfg, **options):

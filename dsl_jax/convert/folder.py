@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from dsl_jax.convert import mapping, source
+from dsl_jax.convert import description, source
 
 _CARD = """---
 library_name: dsl_jax
@@ -38,7 +38,9 @@ model.load_state_dict(mdlm)  # model.backbone is MDLM's network
 _CONVERTER = """
 The tensors `dsl.converter.*` belong to Discrete Stochastic Localization (arXiv
 2605.12836), a fine-tuning that lets the same network read tokens at any noise
-level. Their rows are in the order of the vocabulary without the mask. In JAX:
+level. Their rows are in the order of the vocabulary without the mask.
+{clean_snr}
+In JAX:
 
 ```python
 from dsl_jax import convert, make_denoiser
@@ -47,35 +49,6 @@ params, cfg = convert.mdlm.load("this/folder")
 denoiser = make_denoiser(cfg)
 ```
 """
-
-
-def make_config(
-  sizes: mapping.Sizes, heads: int, length: int, evidence_skip: bool
-) -> dict:
-  """Describes a model in the words of MDLM's config.json.
-
-  Args:
-    sizes: of the network; `rows` counts the mask.
-    heads: attention heads.
-    length: of the sequences it was trained on.
-    evidence_skip: DSL's option of that name.
-
-  Returns:
-    The config, ready for JSON.
-  """
-  return {
-    "model_type": "mdlm",
-    "vocab_size": sizes.rows,
-    "hidden_dim": sizes.width,
-    "n_blocks": sizes.depth,
-    "n_heads": heads,
-    "cond_dim": sizes.cond_dim,
-    "model_length": length,
-    "dropout": 0.1,
-    "time_conditioning": False,
-    "torch_dtype": "float32",
-    source.EVIDENCE_SKIP: evidence_skip,
-  }
 
 
 def write(
@@ -90,7 +63,7 @@ def write(
     tensors: by the names in the file.
     path: the folder, made if absent.
     mask_id: the mask's row, noted in the file.
-    config: from `make_config`.
+    config: from `description.make`.
 
   Raises:
     ValueError: the folder holds something else.
@@ -111,9 +84,15 @@ def write(
     mask_id=mask_id,
     length=config["model_length"],
     title=", read at any noise level" if ours else "",
-    converter=_CONVERTER if ours else "",
+    converter=_CONVERTER.format(clean_snr=_clean_snr(config)) if ours else "",
   )
   (path / "README.md").write_text(card, encoding="utf-8")
+
+
+def _clean_snr(config) -> str:
+  """The card's words on a committed token's scale, if it is known."""
+  snr = config.get(description.CLEAN_SNR)
+  return f"A committed token is stored at clean_snr = {snr:g}.\n" if snr else ""
 
 
 def check_free(path: str | pathlib.Path) -> None:
@@ -129,7 +108,7 @@ def check_free(path: str | pathlib.Path) -> None:
   if path.is_dir():
     try:
       config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-      ours = source.EVIDENCE_SKIP in config
+      ours = description.EVIDENCE_SKIP in config
     except (OSError, ValueError, TypeError):
       ours = False
     if not ours and any(path.iterdir()):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from dsl_jax.convert import folder, mapping, source
+from dsl_jax.convert import description, folder, mapping, source
 from dsl_jax.nets import denoiser
 
 _PUBLISHED_HEADS = {768: 12}  # by width
@@ -64,7 +64,7 @@ def load(
     cond_dim=found.sizes.cond_dim,
     beta_init=beta_init,
     mask_prior=mask_prior,
-    evidence_skip=found.config.get(source.EVIDENCE_SKIP, False),
+    evidence_skip=found.config.get(description.EVIDENCE_SKIP, False),
   )
   params = _read_weights(path, found, progress)
   if not found.converter:
@@ -82,6 +82,7 @@ def save(
   cfg: denoiser.NetConfig | None = None,
   mask_id: int | None = None,
   length: int = 1024,
+  clean_snr: float | None = None,
 ) -> None:
   """Writes parameters under MDLM's names, for PyTorch to read.
 
@@ -97,6 +98,7 @@ def save(
     mask_id: the mask's id in the file; None is 4 for text8's 35 rows, else the
       last.
     length: MDLM's `model_length`, for a folder's config.json.
+    clean_snr: of the training, for config.json and the model card.
 
   Raises:
     ValueError: the parameters are no DSL model's or not cfg's, the heads are
@@ -119,7 +121,7 @@ def save(
     folder.write_weights(tensors, path, mask_id)
   elif heads:
     skip = bool(cfg and cfg.evidence_skip)
-    config = folder.make_config(sizes, heads, length, skip)
+    config = description.make(sizes, heads, length, skip, clean_snr)
     folder.write(tensors, path, mask_id, config)
   else:
     raise ValueError(

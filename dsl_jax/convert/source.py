@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsl_jax.convert import containers, lazy, mapping
+from dsl_jax.convert import containers, description, lazy, mapping
 
 CONVERTER = "dsl.converter."
-EVIDENCE_SKIP = "dsl_evidence_skip"  # our one word in config.json
 CONVERTER_NAMES = ("table", "beta", "bias", "mask_bias")
 
 
@@ -96,7 +95,7 @@ def open_mdlm(
       f"heads is {str(heads)[:80]} for {path}; give the number of attention "
       f"heads, a divisor of half the width {sizes.width}."
     )
-  _check_config(path, container.config, sizes, heads)
+  description.check(path, container.config, sizes, heads)
   mask_id = _mask_id(path, container.metadata, tensors, sizes, mask_id)
   return Source(tensors, converter, sizes, heads, mask_id, container.config)
 
@@ -243,31 +242,6 @@ def _heads(path, buffer, sizes, heads):
       "that."
     )
   return sizes.width // head_dim
-
-
-def _check_config(path, config, sizes, heads):
-  """What config.json says must agree with the weights."""
-  facts = {
-    "vocab_size": sizes.rows,
-    "hidden_dim": sizes.width,
-    "n_blocks": sizes.depth,
-    "cond_dim": sizes.cond_dim,
-    "n_heads": heads,
-    "time_conditioning": False,
-    EVIDENCE_SKIP: config.get(EVIDENCE_SKIP) is True,
-  }
-  for name, fact in facts.items():
-    if config.get(name, fact) != fact:
-      raise ValueError(
-        f"{path}: config.json has {name} {str(config[name])[:80]}; the "
-        f"weights or this reader need {fact}."
-      )
-  length = config.get("model_length", 1)
-  if type(length) is not int or length < 1:
-    raise ValueError(
-      f"{path}: config.json has model_length {str(length)[:80]}; give the "
-      "number of tokens in a sequence."
-    )
 
 
 def _mask_id(path, metadata, tensors, sizes, mask_id):
