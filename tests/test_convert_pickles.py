@@ -103,7 +103,12 @@ def test_hostile_streams_run_nothing(tmp_path):
     path.write_bytes(stream(data))
     assert_refused(path, "pytorch_model.bin")
   shell = b"cos\nsystem\n" + text(f"touch {marker}") + b"\x85R"
-  for whole in (b"\x80\x02" + shell + b".", stream(b"\x80\x02}.", shell)):
+  for whole in (
+    b"\x80\x02" + shell + b".",
+    stream(b"\x80\x02}.", shell),
+    stream(b"\x80\x02}.", b"](K\0X\1\0\0\0ae"),  # names that do not sort
+    stream(b"\x80\x02}.", b"]")[:-1],
+  ):
     path.write_bytes(whole)
     assert_refused(path, "pytorch_model.bin")
   assert not marker.exists()

@@ -37,6 +37,7 @@ _BROKEN = (
   KeyError,
   RuntimeError,
   OverflowError,
+  TypeError,
   ValueError,
 )
 
