@@ -5,7 +5,7 @@ python -m benchmarks.finetune   trains such an MDLM, then all variants
 Variants, --config=configs/finetune.py:NAME
   ""     our converter init: beta = 1, its learning rate x 10
   skip   the same with the evidence skip
-  keep   with the skip and three quarters of endpoint sequences
+  keep   with the skip and nine tenths of endpoint sequences
   paper  the authors' converter init
   beta   the same with a learning rate x 100 for beta alone
 
@@ -62,7 +62,7 @@ def get_config(arg=""):
   paper = dataclasses.replace(net, beta_init=1 / math.sqrt(16))  # [P]
   one_rate = dataclasses.replace(base.optim, converter_lr_scale=1.0)  # [P]
   own_rate = dataclasses.replace(one_rate, beta_lr_scale=100.0)  # [O]
-  endpoints = dataclasses.replace(base.law, endpoint_share=0.75)  # [O]
+  endpoints = dataclasses.replace(base.law, endpoint_share=0.9)  # [O]
   variants = {
     "": base,
     "skip": dataclasses.replace(base, name="finetune_skip", net=skip),
