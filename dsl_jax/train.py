@@ -180,8 +180,9 @@ def open_data(
 
 def convert(cfg: schema.Config) -> dict:
   """Loads the MDLM at cfg.init_from as parameters of cfg.net."""
-  from dsl_jax.convert import mdlm
+  from dsl_jax.convert import fingerprint, mdlm
 
+  first = jax.process_index() == 0
   params, net = mdlm.load(
     cfg.init_from,
     heads=cfg.net.heads,
@@ -189,13 +190,17 @@ def convert(cfg: schema.Config) -> dict:
     beta_init=cfg.net.beta_init,
     mask_prior=cfg.net.mask_prior,
     seed=cfg.seed,
+    progress=first,
   )
-  for name in ("vocab_size", "width", "depth", "cond_dim", "sphere_dim"):
+  sizes = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
+  for name in sizes:
     want, found = getattr(cfg.net, name), getattr(net, name)
     if want != found:
       raise errors.UserError(
         f"net.{name} is {want}; {cfg.init_from} has {found}, so set it to that."
       )
+  if first:
+    print(f"{cfg.init_from}: fingerprint {fingerprint.compute(params, net)}")
   return params
 
 

@@ -1,7 +1,9 @@
 """Files that are damaged, hostile or of another model; PyTorch not needed."""
 
+import dataclasses
 import json
 import re
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +119,32 @@ def test_truncated_and_foreign_files(tmp_path):
   assert_refused(tmp_path, "model.safetensors")
 
 
+def test_header_with_a_key_twice_is_refused(tmp_path):
+  path = tmp_path / "a.safetensors"
+  safetensors_numpy.save_file(mdlm_tensors(), path)
+  whole = path.read_bytes()
+  size = struct.unpack("<Q", whole[:8])[0]
+  header, data = whole[8 : 8 + size].rstrip(), whole[8 + size :]
+  entry = re.search(rb'"backbone.vocab_embed.embedding":{[^}]*}', header)[0]
+  for other in (entry, entry.replace(b"[12,8]", b"[8,12]")):
+    twice = header[:-1] + b"," + other + b"}"
+    path.write_bytes(struct.pack("<Q", len(twice)) + twice + data)
+    assert_refused(path, "backbone.vocab_embed.embedding twice")
+
+
+@pytest.mark.parametrize("length", [19280 + 65536, 25216])
+def test_any_length_of_the_header_is_read(tmp_path, length):
+  """The length comes first and may begin as an archive or a pickle does."""
+  path = tmp_path / "a.safetensors"
+  safetensors_numpy.save_file(mdlm_tensors(), path)
+  whole = path.read_bytes()
+  size = struct.unpack("<Q", whole[:8])[0]
+  header = whole[8 : 8 + size].ljust(length)
+  path.write_bytes(struct.pack("<Q", length) + header + whole[8 + size :])
+  assert path.read_bytes()[:2] == b"PK" or path.read_bytes()[:1] == b"\x80"
+  assert convert.mdlm.load(path)[1].heads == HEADS
+
+
 @pytest.mark.parametrize(
   "config",
   [
@@ -126,6 +154,8 @@ def test_truncated_and_foreign_files(tmp_path):
     '{"time_conditioning": true}',
     '{"n_blocks": null}',
     '{"dsl_evidence_skip": 1.5}',
+    '{"model_length": "long"}',
+    '{"dsl_clean_snr": -1}',
     "[]",
     "{",
     "[" * 100_000,
@@ -133,9 +163,50 @@ def test_truncated_and_foreign_files(tmp_path):
 )
 def test_config_must_agree(tmp_path, config):
   safetensors_numpy.save_file(mdlm_tensors(), tmp_path / "model.safetensors")
-  assert_refused(tmp_path, "config.json")
+  assert convert.mdlm.load(tmp_path)[1].heads == HEADS
   (tmp_path / "config.json").write_text(config)
   assert_refused(tmp_path, "config.json")
+
+
+@pytest.mark.parametrize("heads, named", [(1, 1), (4, 4), (3, "heads is 3")])
+def test_config_tells_the_heads_where_the_buffer_is_gone(
+  tmp_path, heads, named
+):
+  tensors = mdlm_tensors()
+  del tensors[BUFFER]
+  safetensors_numpy.save_file(tensors, tmp_path / "model.safetensors")
+  (tmp_path / "config.json").write_text(json.dumps({"n_heads": heads}))
+  if heads == named:
+    assert convert.mdlm.load(tmp_path)[1].heads == heads
+    with pytest.raises(ValueError, match="n_heads"):
+      convert.mdlm.load(tmp_path, heads=2)
+  else:
+    assert_refused(tmp_path, named)
+
+
+def test_unmoved_row_of_the_head_checks_the_mask(tmp_path):
+  tensors, path = mdlm_tensors(), tmp_path / "a.safetensors"
+  tensors["backbone.output_layer.linear.bias"][3] = 0
+  safetensors_numpy.save_file(tensors, path)
+  assert_refused(path, "mask_id=3")
+  convert.mdlm.load(path, mask_id=3)
+
+
+def test_places_that_are_no_files(tmp_path):
+  (tmp_path / "empty.ckpt").touch()
+  (tmp_path / "loop").symlink_to(tmp_path / "loop")
+  (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+  (tmp_path / "folder").mkdir()
+  for name in ("empty.ckpt", "loop", "broken", "folder", "nowhere"):
+    assert_refused(tmp_path / name, name)
+  assert_refused("/dev/null", "/dev/null")
+  index = tmp_path / "folder" / "model.safetensors.index.json"
+  index.write_text("{}")
+  assert_refused(tmp_path / "folder", "several files")
+  real = tmp_path / "real.safetensors"
+  safetensors_numpy.save_file(mdlm_tensors(), real)
+  (tmp_path / "link").symlink_to(real)
+  assert convert.mdlm.load(tmp_path / "link")[1].heads == HEADS
 
 
 @pytest.mark.parametrize("mask_id", [0, 5, 11])
@@ -182,6 +253,9 @@ def test_save_refuses_other_trees(tmp_path):
     convert.mdlm.save({**params, "extra": np.ones(3)}, path, cfg=cfg)
   with pytest.raises(ValueError, match="mask_id"):
     convert.mdlm.save(params, path, cfg=cfg, mask_id=12)
+  other = dataclasses.replace(cfg, width=16, heads=4)
+  with pytest.raises(ValueError, match="cfg is of"):
+    convert.mdlm.save(params, path, cfg=other)
   plain = {name: tree for name, tree in params.items() if name != "converter"}
   convert.mdlm.save(plain, path, cfg=cfg)
   assert set(safetensors_numpy.load_file(path)) == set(mdlm_tensors())
@@ -200,6 +274,28 @@ def test_command_reports_in_one_sentence(tmp_path, capsys):
   assert command.main(["mdlm", str(path), "--out", out]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_command_covers_nothing_of_others(tmp_path, capsys):
+  path, out = tmp_path / "a.safetensors", tmp_path / "out"
+  safetensors_numpy.save_file(mdlm_tensors(), path)
+  call = lambda out: command.main(["mdlm", str(path), "--out", str(out)])
+  out.mkdir()
+  assert call(out) == 0  # it was empty
+  assert call(out) == 0  # it is ours
+  capsys.readouterr()
+  (out / "config.json").write_text('{"model_type": "mdlm"}')
+  before = {file.name: file.read_bytes() for file in out.iterdir()}
+  assert call(out) == 2
+  assert "not ours" in capsys.readouterr().err
+  assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+  whole = path.read_bytes()
+  assert call(path) == 2 and path.read_bytes() == whole
+  assert capsys.readouterr().err.count("\n") == 1
+  assert call(path / "below") == 2
+  params, cfg = convert.mdlm.load(path)
+  with pytest.raises(ValueError, match="not ours"):
+    convert.mdlm.save(params, out, cfg=cfg)
 
 
 def test_run_is_exported(tmp_path, capsys):
@@ -223,4 +319,9 @@ def test_run_is_exported(tmp_path, capsys):
     again, cfg_again = convert.mdlm.load(out)
     jax.tree.map(np.testing.assert_array_equal, again, want)
     assert cfg_again == net
-  assert json.loads((out / "config.json").read_text())["model_length"] == 77
+  said = json.loads((out / "config.json").read_text())
+  assert (said["model_length"], said["dsl_clean_snr"]) == (77, cfg.clean_snr)
+  assert "clean_snr = 100" in (out / "README.md").read_text()
+  assert command.main(["export", str(out), "--out", str(tmp_path / "b")]) == 0
+  again = json.loads((tmp_path / "b" / "config.json").read_text())
+  assert again == said

@@ -89,6 +89,37 @@ def test_hostile_pickles_run_nothing(tmp_path):
   assert not marker.exists()
 
 
+def stream(data, names=b"]"):
+  """A file as torch.save wrote them before 1.6, around a pickle."""
+  parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+  return b"".join(
+    (*(pickle.dumps(part, 2) for part in parts), data, b"\x80\x02", names, b".")
+  )
+
+
+def test_hostile_streams_run_nothing(tmp_path):
+  marker, path = tmp_path / "marker", tmp_path / "pytorch_model.bin"
+  for data in hostile_pickles(marker):
+    path.write_bytes(stream(data))
+    assert_refused(path, "pytorch_model.bin")
+  shell = b"cos\nsystem\n" + text(f"touch {marker}") + b"\x85R"
+  for whole in (
+    b"\x80\x02" + shell + b".",
+    stream(b"\x80\x02}.", shell),
+    stream(b"\x80\x02}.", b"](K\0X\1\0\0\0ae"),  # names that do not sort
+    stream(b"\x80\x02}.", b"]")[:-1],
+  ):
+    path.write_bytes(whole)
+    assert_refused(path, "pytorch_model.bin")
+  assert not marker.exists()
+
+
+def test_keys_set_twice_are_refused():
+  twice = b"\x80\x02}" + 2 * (text("a") + b"Ns") + b"."
+  with pytest.raises(ValueError, match="sets a twice"):
+    pickles.read(twice)
+
+
 def tensor_pickle(size, offset, shape, strides):
   """A state dict of one tensor, as PyTorch pickles it."""
   raw = lambda value: pickle.dumps(value, 2)[2:-1]
@@ -109,9 +140,16 @@ def tensor_pickle(size, offset, shape, strides):
     ((4, 0, (2**36,), (1,)), "beyond its storage"),
     ((2**36, 0, (2**36,), (1,)), "unknown backbone.weight"),
     ((4, 1, (4,), (1,)), "beyond its storage"),
-    ((4, 0, (2**36,), (0,)), "strided"),
-    ((4, 0, (2, 2), (1, 2)), "strided"),
-    ((4, 0, (2, 2), (2,)), "strided"),
+    ((4, 0, (2, 2), (2, 1)), "unknown backbone.weight"),  # another
+    ((9, 1, (2, 3), (1, 2)), "unknown backbone.weight"),  # transposed
+    ((9, 0, (2, 2), (4, 2)), "unknown backbone.weight"),  # with gaps
+    ((4, 0, (2**36,), (0,)), "twice"),
+    ((4, 0, (2, 3), (1, 1)), "twice"),
+    ((4, 0, (2, 2), (1, 2)), "square"),
+    ((4, 0, (2, 2), (2,)), "no plain strides"),
+    ((4, 0, (2, 2), None), "no plain strides"),
+    ((4, 0, (2, 2), (2, -1)), "impossible shape"),
+    ((4, 0, (2, 2), (2**38, 1)), "beyond its storage"),
     ((4, 0, (-1,), (1,)), "impossible shape"),
     ((4, -1, (1,), (1,)), "impossible shape"),
     ((4, 0, (2**80,), (1,)), "impossible shape"),

@@ -152,12 +152,19 @@ def test_ema_follows_the_warm_up_rule():
   chex.assert_trees_all_close(state.ema, average, atol=1e-6)
 
 
-def test_converter_moves_ten_times_as_far():
+@pytest.mark.parametrize("beta_scale", [1.0, 5.0])
+def test_converter_and_beta_move_further(beta_scale):
   grads = jax.tree.map(jnp.ones_like, toy_params())
-  tx = optim.make(schema.Optim(learning_rate=1e-2, clip_norm=1e9), 10)
+  grads["converter"]["bias"] = jnp.ones(3)
+  cfg = schema.Optim(
+    learning_rate=1e-2, clip_norm=1e9, beta_lr_scale=beta_scale
+  )
+  tx = optim.make(cfg, 10)
   updates, _ = tx.update(grads, tx.init(grads), grads)
+  fresh = updates["converter"]
   np.testing.assert_allclose(updates["head"]["kernel"], -1e-2, rtol=1e-5)
-  np.testing.assert_allclose(updates["converter"]["beta"], -1e-1, rtol=1e-5)
+  np.testing.assert_allclose(fresh["bias"], -1e-1, rtol=1e-5)
+  np.testing.assert_allclose(fresh["beta"], -1e-1 * beta_scale, rtol=1e-5)
 
 
 def test_weight_decay_is_only_on_kernels():

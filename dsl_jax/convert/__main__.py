@@ -10,11 +10,12 @@ import sys
 
 import jax
 
-from dsl_jax.convert import fingerprint, mdlm, source
+from dsl_jax.convert import description, fingerprint, folder, mdlm, source
 from dsl_jax.runtime import checkpoint
 from dsl_jax.runtime import workdir as workdirs
 
 _LOAD = ("mask_id", "heads", "sphere_dim", "beta_init", "mask_prior", "seed")
+_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,10 +30,16 @@ def main(argv: list[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   try:
     args.run(args)
-  except (ValueError, OSError) as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+  except OSError as error:
+    return _failed(f"{error.filename} cannot be used ({error.strerror}).")
+  except ValueError as error:
+    return _failed(error)
   return 0
+
+
+def _failed(error) -> int:
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   convert.add_argument("--mask_id", type=int, help="if it is unusual")
   convert.add_argument("--heads", type=int, help="if the file does not tell")
+  convert.add_argument("--length", type=int, help="of a sequence, if unsaid")
   convert.add_argument("--sphere_dim", type=int, default=64)
   convert.add_argument("--beta_init", type=float, default=1.0)
   convert.add_argument("--mask_prior", type=float, default=0.99)
@@ -66,26 +74,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _from_mdlm(args):
   """Reads weights as MDLM has them and writes a folder."""
+  folder.check_free(args.out)
   options = {name: value for name, value in vars(args).items() if name in _LOAD}
   found = source.open_mdlm(
     *(args.source, not args.raw, options.get("mask_id"), options.get("heads"))
   )
-  print(f"reading {args.source}", flush=True)
-  params, cfg = mdlm.load(args.source, use_ema=not args.raw, **options)
-  length = found.config.get("model_length", 1024)
-  _write(args.out, params, cfg, mask_id=found.mask_id, length=length)
+  print(
+    f"{args.source}: {len(found.tensors)} tensors, {_size(found.nbytes)} to "
+    "read",
+    flush=True,
+  )
+  params, cfg = mdlm.load(
+    args.source, use_ema=not args.raw, progress=True, **options
+  )
+  said = found.config
+  length = vars(args).get("length") or said.get("model_length", 1024)
+  options = {"length": length, "clean_snr": said.get(description.CLEAN_SNR)}
+  _write(args.out, params, cfg, mask_id=found.mask_id, **options)
 
 
 def _export(args):
   """Writes the newest weights of a run, or a folder again."""
+  folder.check_free(args.out)
   workdir = pathlib.Path(args.source)
   if not (workdir / "checkpoints").is_dir():
     return _from_mdlm(args)
-  print(f"reading the run in {workdir}", flush=True)
   cfg, _ = workdirs.stored(args.source)
   params, step = checkpoint.restore_params(args.source, ema=not args.raw)
-  print(f"step {step}")
-  _write(args.out, params, cfg.net, length=cfg.data.length)
+  print(f"{workdir}: the weights of step {step}", flush=True)
+  options = {"length": cfg.data.length, "clean_snr": cfg.clean_snr}
+  _write(args.out, params, cfg.net, **options)
 
 
 def _write(out, params, cfg, **options):
@@ -93,16 +111,20 @@ def _write(out, params, cfg, **options):
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   print(
     f"{count:,} parameters: {cfg.depth} blocks of width {cfg.width}, "
-    f"{cfg.heads} heads, {cfg.vocab_size} tokens and the mask, "
+    f"{cfg.heads} heads, {cfg.vocab_size:,} tokens and the mask, "
     f"D = {cfg.sphere_dim}"
   )
   print(f"fingerprint {fingerprint.compute(params, cfg)}", flush=True)
   mdlm.save(params, out, cfg=cfg, **options)
   out = pathlib.Path(out)
-  size = sum(
-    f.stat().st_size for f in ([out] if out.is_file() else out.iterdir())
-  )
-  print(f"wrote {out}, {size / 1e6:.1f} MB")
+  for file in sorted(out.iterdir()) if out.is_dir() else [out]:
+    print(f"wrote {file}, {_size(file.stat().st_size)}")
+
+
+def _size(count):
+  """Bytes as a person reads them."""
+  unit = next((u for u in ("GB", "MB") if count >= _UNITS[u]), "kB")
+  return f"{count / _UNITS[unit]:.1f} {unit}"
 
 
 if __name__ == "__main__":

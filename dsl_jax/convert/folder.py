@@ -6,31 +6,41 @@ import pathlib
 
 import numpy as np
 
-from dsl_jax.convert import mapping, source
+from dsl_jax.convert import description, source
 
 _CARD = """---
 library_name: dsl_jax
+pipeline_tag: text-generation
 tags:
 - masked-diffusion
 - discrete-diffusion
 - mdlm
 ---
 
-# A masked diffusion model with Discrete Stochastic Localization
+# A masked diffusion language model{title}
 
 {blocks} blocks of width {width} with {heads} heads, {parameters:,} parameters,
-{tokens:,} tokens and the mask, whose id is {mask_id}.
+sequences of {length:,} tokens. The vocabulary has {tokens:,} tokens and the
+mask, whose id is {mask_id}.
 
 The tensors `backbone.*` in `model.safetensors` are an MDLM (arXiv 2406.07524)
 under its own names. The head's row for the mask holds zeros, as in MDLM, which
-overwrites that logit.
-{converter}
-"""
+overwrites that logit. In PyTorch, with the modules of MDLM:
+
+```python
+import safetensors.torch
+
+tensors = safetensors.torch.load_file("model.safetensors")
+mdlm = {{k: v for k, v in tensors.items() if k.startswith("backbone.")}}
+model.load_state_dict(mdlm)  # model.backbone is MDLM's network
+```
+{converter}"""
 _CONVERTER = """
 The tensors `dsl.converter.*` belong to Discrete Stochastic Localization (arXiv
 2605.12836), a fine-tuning that lets the same network read tokens at any noise
-level; MDLM's code ignores them. Their rows are in the order of the vocabulary
-without the mask.
+level. Their rows are in the order of the vocabulary without the mask.
+{clean_snr}
+In JAX:
 
 ```python
 from dsl_jax import convert, make_denoiser
@@ -39,35 +49,6 @@ params, cfg = convert.mdlm.load("this/folder")
 denoiser = make_denoiser(cfg)
 ```
 """
-
-
-def make_config(
-  sizes: mapping.Sizes, heads: int, length: int, evidence_skip: bool
-) -> dict:
-  """Describes a model in the words of MDLM's config.json.
-
-  Args:
-    sizes: of the network; `rows` counts the mask.
-    heads: attention heads.
-    length: of the sequences it was trained on.
-    evidence_skip: DSL's option of that name.
-
-  Returns:
-    The config, ready for JSON.
-  """
-  return {
-    "model_type": "mdlm",
-    "vocab_size": sizes.rows,
-    "hidden_dim": sizes.width,
-    "n_blocks": sizes.depth,
-    "n_heads": heads,
-    "cond_dim": sizes.cond_dim,
-    "model_length": length,
-    "dropout": 0.1,
-    "time_conditioning": False,
-    "torch_dtype": "float32",
-    source.EVIDENCE_SKIP: evidence_skip,
-  }
 
 
 def write(
@@ -82,9 +63,13 @@ def write(
     tensors: by the names in the file.
     path: the folder, made if absent.
     mask_id: the mask's row, noted in the file.
-    config: from `make_config`.
+    config: from `description.make`.
+
+  Raises:
+    ValueError: the folder holds something else.
   """
   path = pathlib.Path(path)
+  check_free(path)
   path.mkdir(parents=True, exist_ok=True)
   write_weights(tensors, path / "model.safetensors", mask_id)
   text = json.dumps(config, indent=2) + "\n"
@@ -97,9 +82,41 @@ def write(
     parameters=sum(array.size for array in tensors.values()),
     tokens=config["vocab_size"] - 1,
     mask_id=mask_id,
-    converter=_CONVERTER if ours else "",
+    length=config["model_length"],
+    title=", read at any noise level" if ours else "",
+    converter=_CONVERTER.format(clean_snr=_clean_snr(config)) if ours else "",
   )
-  (path / "README.md").write_text(card.strip() + "\n", encoding="utf-8")
+  (path / "README.md").write_text(card, encoding="utf-8")
+
+
+def _clean_snr(config) -> str:
+  """The card's words on a committed token's scale, if it is known."""
+  snr = config.get(description.CLEAN_SNR)
+  return f"A committed token is stored at clean_snr = {snr:g}.\n" if snr else ""
+
+
+def check_free(path: str | pathlib.Path) -> None:
+  """Refuses a place where writing would cover what is not ours.
+
+  Args:
+    path: nothing yet, an empty folder, or one that `write` made.
+
+  Raises:
+    ValueError: it is a file, or a folder of something else.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    try:
+      config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+      ours = description.EVIDENCE_SKIP in config
+    except (OSError, ValueError, TypeError):
+      ours = False
+    if not ours and any(path.iterdir()):
+      raise ValueError(
+        f"The folder {path} holds what is not ours: give a new or empty one."
+      )
+  elif path.exists():
+    raise ValueError(f"There is a file {path}: give a new name.")
 
 
 def write_weights(

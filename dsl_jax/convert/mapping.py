@@ -107,6 +107,7 @@ def to_mdlm(array: np.ndarray, layout: str, mask_id: int) -> np.ndarray:
 
 
 def inverse_frequencies(head_dim: int) -> np.ndarray:
-  """The rotary buffer, 10000^(-2j / head_dim)."""
+  """The rotary buffer, 10000^(-2j / head_dim), rounded where PyTorch rounds."""
   power = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-  return np.float32(1) / np.float32(10000) ** power
+  rate = 10000.0 ** power.astype(np.float64)
+  return np.float32(1) / rate.astype(np.float32)

@@ -11,8 +11,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
-from dsl_jax.convert import folder, mapping, source
+from dsl_jax.convert import description, folder, mapping, source
 from dsl_jax.nets import denoiser
 
 _PUBLISHED_HEADS = {768: 12}  # by width
@@ -28,6 +29,7 @@ def load(
   beta_init: float = 1.0,
   mask_prior: float = 0.99,
   seed: int = 0,
+  progress: bool = False,
 ) -> tuple[dict, denoiser.NetConfig]:
   """Loads an MDLM as a DSL model.
 
@@ -38,11 +40,13 @@ def load(
       and not the raw ones; published files hold one set only.
     mask_id: the mask's id in the file; None is what a file of `save` says,
       else 4 for the 35 rows of text8, else the last.
-    heads: attention heads, for a file without the rotary buffer only.
+    heads: attention heads, for a file with neither the rotary buffer nor a
+      config.json.
     sphere_dim: D of a fresh converter.
     beta_init: inverse temperature of a fresh converter.
     mask_prior: weight of a fresh converter's mask row at z = 0.
     seed: of a fresh converter's token table.
+    progress: whether to show a bar of the bytes read.
 
   Returns:
     params, cfg: for `make_denoiser(cfg)`, whose `hidden_tokens` and `head`
@@ -60,9 +64,9 @@ def load(
     cond_dim=found.sizes.cond_dim,
     beta_init=beta_init,
     mask_prior=mask_prior,
-    evidence_skip=found.config.get(source.EVIDENCE_SKIP, False),
+    evidence_skip=found.config.get(description.EVIDENCE_SKIP, False),
   )
-  params = _read_weights(path, found)
+  params = _read_weights(path, found, progress)
   if not found.converter:
     # Only the converter is computed: the compiler drops the rest.
     init = denoiser.make_denoiser(cfg).init
@@ -78,6 +82,7 @@ def save(
   cfg: denoiser.NetConfig | None = None,
   mask_id: int | None = None,
   length: int = 1024,
+  clean_snr: float | None = None,
 ) -> None:
   """Writes parameters under MDLM's names, for PyTorch to read.
 
@@ -93,12 +98,21 @@ def save(
     mask_id: the mask's id in the file; None is 4 for text8's 35 rows, else the
       last.
     length: MDLM's `model_length`, for a folder's config.json.
+    clean_snr: of the training, for config.json and the model card.
 
   Raises:
-    ValueError: the parameters are no DSL model's, or the heads are unknown.
+    ValueError: the parameters are no DSL model's or not cfg's, the heads are
+      unknown, or the folder holds something else.
   """
   path = pathlib.Path(path)
   tensors, sizes, mask_id = _mdlm_tensors(params, mask_id)
+  if cfg:
+    said = (cfg.vocab_size + 1, cfg.width, cfg.depth, cfg.cond_dim)
+    if said != sizes:
+      raise ValueError(
+        f"cfg is of rows, width, depth and cond_dim {said}; params are of "
+        f"{tuple(sizes)}: give the cfg of these params."
+      )
   heads = cfg.heads if cfg else _PUBLISHED_HEADS.get(sizes.width)
   if heads:
     frequencies = mapping.inverse_frequencies(sizes.width // heads)
@@ -107,7 +121,7 @@ def save(
     folder.write_weights(tensors, path, mask_id)
   elif heads:
     skip = bool(cfg and cfg.evidence_skip)
-    config = folder.make_config(sizes, heads, length, skip)
+    config = description.make(sizes, heads, length, skip, clean_snr)
     folder.write(tensors, path, mask_id, config)
   else:
     raise ValueError(
@@ -116,31 +130,42 @@ def save(
     )
 
 
-def _read_weights(path, found) -> dict:
+def _read_weights(path, found, progress) -> dict:
   """Reads weight after weight into the tree, blocks stacked."""
   groups = {}
   for entry in mapping.entries(found.sizes.depth):
     groups.setdefault(entry.path, []).append(entry)
   params = {}
-  for place, group in groups.items():
-    arrays = [
-      mapping.to_dsl(
-        source.read(path, entry.key, found.tensors[entry.key]),
-        *(entry.layout, found.mask_id),
-      )
-      for entry in group
-    ]
-    stacked = group[0].block is not None
-    *parents, leaf = place.split(".")
-    node = params
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = jnp.array(np.stack(arrays) if stacked else arrays[0])
-  if found.converter:
-    params["converter"] = {
-      name: jnp.array(source.read(path, source.CONVERTER + name, tensor))
-      for name, tensor in found.converter.items()
-    }
+  bar = tqdm.tqdm(
+    **{"total": found.nbytes, "unit": "B", "unit_scale": True},
+    **{"desc": "reading", "disable": not progress},
+  )
+
+  def read(key, tensor):
+    array = source.read(path, key, tensor)
+    bar.update(tensor.nbytes)
+    return array
+
+  with bar:
+    for place, group in groups.items():
+      arrays = [
+        mapping.to_dsl(
+          read(entry.key, found.tensors[entry.key]),
+          *(entry.layout, found.mask_id),
+        )
+        for entry in group
+      ]
+      stacked = group[0].block is not None
+      *parents, leaf = place.split(".")
+      node = params
+      for parent in parents:
+        node = node.setdefault(parent, {})
+      node[leaf] = jnp.array(np.stack(arrays) if stacked else arrays[0])
+    if found.converter:
+      params["converter"] = {
+        name: jnp.array(read(source.CONVERTER + name, tensor))
+        for name, tensor in found.converter.items()
+      }
   return params
 
 

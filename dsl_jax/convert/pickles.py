@@ -9,7 +9,9 @@ inert `Opaque`.
 """
 
 import dataclasses
+import io
 import pickletools
+from typing import BinaryIO
 
 _MAX_OPCODES = 5_000_000  # a checkpoint with a tokenizer has below 1 million
 
@@ -67,13 +69,33 @@ def read(data: bytes) -> object:
   Raises:
     ValueError: the bytes are not a whole and well-formed pickle.
   """
+  file = io.BytesIO(data)
+  content = read_one(file, {})
+  if file.read(1):
+    raise ValueError("its pickle ends too early")
+  return content
+
+
+def read_one(file: BinaryIO, storages: dict[str, Storage]) -> object:
+  """Evaluates the pickle at the file's position and moves behind it.
+
+  Args:
+    file: open for reading.
+    storages: takes up every storage that the pickle mentions, by its record.
+
+  Returns:
+    As `read`.
+
+  Raises:
+    ValueError: there is no whole and well-formed pickle.
+  """
   try:
-    return _run(data)
+    return _run(file, storages)
   except (IndexError, KeyError, TypeError, AttributeError) as error:
     raise ValueError("its pickle is malformed") from error
 
 
-def _run(data: bytes) -> object:
+def _run(file, storages) -> object:
   """Walks the opcodes over a stack, as the pickle machine would."""
   stack, marks, memo = [], [], {}
 
@@ -84,7 +106,7 @@ def _run(data: bytes) -> object:
     del stack[start:]
     return items
 
-  for count, (opcode, arg, place) in enumerate(pickletools.genops(data)):
+  for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
     if count > _MAX_OPCODES:
       raise ValueError(f"its pickle has over {_MAX_OPCODES} opcodes")
     match opcode.name:
@@ -127,7 +149,10 @@ def _run(data: bytes) -> object:
       case "STACK_GLOBAL":
         stack.append(Global(" ".join(pop_from(len(stack) - 2))))
       case "BINPERSID":
-        stack.append(_storage(stack.pop()))
+        storage = _storage(stack.pop())
+        if storages.setdefault(storage.record, storage) != storage:
+          raise ValueError("its pickle has two storages of one name")
+        stack.append(storage)
       case "REDUCE":
         stack.append(_reduce(*pop_from(len(stack) - 2)))
       case "NEWOBJ" | "NEWOBJ_EX" as name:
@@ -143,7 +168,7 @@ def _run(data: bytes) -> object:
       case "POP" | "BUILD":  # BUILD would set attributes: none are kept
         stack.pop()
       case "STOP":
-        if marks or len(stack) != 1 or place != len(data) - 1:
+        if marks or len(stack) != 1:
           raise ValueError("its pickle ends too early")
         return stack.pop()
       case "PROTO" | "FRAME":
@@ -164,13 +189,17 @@ def _update(target, items):
   if isinstance(target, dict):
     for key, value in zip(items[::2], items[1::2]):
       if isinstance(key, str):
+        if key in target:
+          raise ValueError(f"its pickle sets {key[:80]} twice")
         target[key] = value
 
 
 def _storage(identity) -> Storage:
-  """Reads ("storage", type, record, device, number of elements)."""
-  tag, kind, record, _, size = identity
-  if tag != "storage" or not isinstance(record, str):
+  """Reads ("storage", type, record, device, number of elements, None)."""
+  tag, kind, record, _, size, *view = identity
+  if (
+    tag != "storage" or not isinstance(record, str) or view not in ([], [None])
+  ):
     raise ValueError("its pickle refers to something that is no tensor storage")
   return Storage(kind.name.split()[-1], record, size)
 

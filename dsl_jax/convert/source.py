@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsl_jax.convert import containers, mapping
+from dsl_jax.convert import containers, description, lazy, mapping
 
 CONVERTER = "dsl.converter."
-EVIDENCE_SKIP = "dsl_evidence_skip"  # our one word in config.json
 CONVERTER_NAMES = ("table", "beta", "bias", "mask_bias")
 
 
@@ -26,12 +25,18 @@ class Source(NamedTuple):
     config: config.json's content, empty without one.
   """
 
-  tensors: dict[str, containers.Lazy]
-  converter: dict[str, containers.Lazy]
+  tensors: dict[str, lazy.Lazy]
+  converter: dict[str, lazy.Lazy]
   sizes: mapping.Sizes
   heads: int
   mask_id: int
   config: dict
+
+  @property
+  def nbytes(self) -> int:
+    """What will be read."""
+    tensors = (*self.tensors.values(), *self.converter.values())
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def open_mdlm(
@@ -46,7 +51,8 @@ def open_mdlm(
     path: as `containers.read` takes it.
     use_ema: take a checkpoint's averaged weights.
     mask_id: the mask's row; None to find it.
-    heads: attention heads of a file without the rotary buffer.
+    heads: attention heads of a file without the rotary buffer; None is what
+      its config.json says.
 
   Returns:
     The weights of an MDLM.
@@ -60,6 +66,8 @@ def open_mdlm(
   blocks = set(re.findall(r"\bblocks\.([0-9]+)\.", "\n".join(named)))
   entries = list(mapping.entries(max(len(blocks), 1)))
   wanted = [prefix + entry.key for entry in entries]
+  if prefix + mapping.BUFFER not in named and heads is None:
+    heads = container.config.get("n_heads")
   if heads is None or prefix + mapping.BUFFER in named:
     wanted.append(prefix + mapping.BUFFER)
   if any(name.startswith(CONVERTER) for name in named):
@@ -82,8 +90,13 @@ def open_mdlm(
     _check_shapes(path, tensors, entries, sizes)
   if prefix + mapping.BUFFER in named:
     heads = _heads(path, named[prefix + mapping.BUFFER], sizes, heads)
-  _check_config(path, container.config, sizes, heads)
-  mask_id = _mask_id(path, container.metadata, sizes, mask_id)
+  elif type(heads) is not int or heads < 1 or sizes.width % (2 * heads):
+    raise ValueError(
+      f"heads is {str(heads)[:80]} for {path}; give the number of attention "
+      f"heads, a divisor of half the width {sizes.width}."
+    )
+  description.check(path, container.config, sizes, heads)
+  mask_id = _mask_id(path, container.metadata, tensors, sizes, mask_id)
   return Source(tensors, converter, sizes, heads, mask_id, container.config)
 
 
@@ -92,7 +105,7 @@ def default_mask_id(rows: int) -> int:
   return 4 if rows == 35 else rows - 1
 
 
-def read(path, name: str, tensor: containers.Lazy) -> np.ndarray:
+def read(path, name: str, tensor: lazy.Lazy) -> np.ndarray:
   """Reads a tensor as float32 and refuses numbers that are not finite."""
   array = tensor.read().astype(np.float32)
   if not np.isfinite(array).all():
@@ -225,37 +238,31 @@ def _heads(path, buffer, sizes, heads):
     )
   if heads not in (None, sizes.width // head_dim):
     raise ValueError(
-      f"The argument heads is {heads}; {path} has {sizes.width // head_dim}."
+      f"heads is {heads}, but {path} has {sizes.width // head_dim}: set it to "
+      "that."
     )
   return sizes.width // head_dim
 
 
-def _check_config(path, config, sizes, heads):
-  """What config.json says must agree with the weights."""
-  facts = {
-    "vocab_size": sizes.rows,
-    "hidden_dim": sizes.width,
-    "n_blocks": sizes.depth,
-    "cond_dim": sizes.cond_dim,
-    "n_heads": heads,
-    "time_conditioning": False,
-    EVIDENCE_SKIP: config.get(EVIDENCE_SKIP) is True,
-  }
-  for name, fact in facts.items():
-    if config.get(name, fact) != fact:
-      raise ValueError(
-        f"{path}: config.json has {name} {str(config[name])[:80]}; the "
-        f"weights or this reader need {fact}."
-      )
+def _mask_id(path, metadata, tensors, sizes, mask_id):
+  """The argument, else what `save` noted, else the known vocabularies.
 
-
-def _mask_id(path, metadata, sizes, mask_id):
-  """The argument, else what `save` noted, else the known vocabularies."""
+  MDLM's head starts at zero and training never moves the mask's row, so a
+  single zero in the bias tells where the mask is, if it tells anything.
+  """
   if mask_id is None:
     noted = metadata.get("mask_id", str(default_mask_id(sizes.rows)))
     mask_id = int(noted) if noted.isdecimal() and len(noted) < 9 else -1
   if not 0 <= mask_id < sizes.rows:
     raise ValueError(
       f"mask_id is {mask_id} in {path}; give one in [0, {sizes.rows})."
+    )
+  name = "output_layer.linear.bias"
+  unmoved = np.flatnonzero(read(path, name, tensors[name]) == 0)
+  if len(unmoved) == 1 and unmoved[0] != mask_id:
+    raise ValueError(
+      f"mask_id is {mask_id} in {path}, whose {name} is zero at "
+      f"{unmoved[0]} alone, as MDLM leaves it at the mask: give mask_id="
+      f"{unmoved[0]}."
     )
   return mask_id

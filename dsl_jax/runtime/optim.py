@@ -10,8 +10,9 @@ from dsl_jax.runtime import schema
 def make(cfg: schema.Optim, steps: int) -> optax.GradientTransformation:
   """Builds AdamW with a larger learning rate for the converter.
 
-  The converter starts far from where training takes it (beta above all), and
-  one learning rate for everything moves it too slowly.
+  The converter starts far from where training takes it (beta above all, which
+  has one more factor), and one learning rate for everything moves it too
+  slowly.
 
   Args:
     cfg: rates and moments; weight decay, when set, acts on kernels only.
@@ -27,7 +28,8 @@ def make(cfg: schema.Optim, steps: int) -> optax.GradientTransformation:
   if cfg.weight_decay:
     transforms.append(optax.add_decayed_weights(cfg.weight_decay, _kernels))
   transforms += [
-    optax.masked(optax.scale(cfg.converter_lr_scale), _converter),
+    optax.masked(optax.scale(cfg.converter_lr_scale), _under("converter")),
+    optax.masked(optax.scale(cfg.beta_lr_scale), _under("converter", "beta")),
     optax.scale_by_learning_rate(schedule(cfg, steps)),
   ]
   chain = optax.chain(*transforms)
@@ -76,12 +78,16 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
   return jnp.minimum(jnp.float32(decay), (1 + n) / (10 + n))
 
 
-def _converter(params):
-  """True below the top-level key `converter`."""
-  return {
-    name: jax.tree.map(lambda _, name=name: name == "converter", branch)
-    for name, branch in params.items()
-  }
+def _under(*names):
+  """Makes a mask that is true for the branch of these keys."""
+
+  def mask(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: tuple(key.key for key in path[: len(names)]) == names,
+      params,
+    )
+
+  return mask
 
 
 def _kernels(params):

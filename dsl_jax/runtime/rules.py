@@ -60,8 +60,8 @@ _RULES = (
   ),
   (
     "clean_snr optim.learning_rate optim.eps optim.clip_norm "
-    "optim.converter_lr_scale eval.snr_min eval.snr_max sample.snr_min "
-    "sample.snr_max",
+    "optim.converter_lr_scale optim.beta_lr_scale eval.snr_min eval.snr_max "
+    "sample.snr_min sample.snr_max",
     lambda v: 0 < v < float("inf"),
     "use a positive number",
   ),

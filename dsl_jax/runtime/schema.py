@@ -52,6 +52,7 @@ class Optim:
   warmup_steps: int = 0
   schedule: str = "constant"  # constant | cosine (to 0 over train.steps)
   converter_lr_scale: float = 10.0
+  beta_lr_scale: float = 1.0  # of the converter's beta, on top of that
   ema_decay: float = 0.9999
 
 

@@ -36,7 +36,7 @@ def shadow_mutations(i, bare):
   ):
     yield lambda shadow, f=change: shadow.__setitem__(i, f(shadow[i])), bare
   yield lambda shadow: shadow.__setitem__(i, [1.0]), f"ema {i} is not a"
-  yield lambda shadow: shadow.__setitem__(i, shadow[i - 1]), "share one storage"
+  yield lambda shadow: shadow.__setitem__(i, shadow[i - 1]), "share numbers"
 
 
 def mutations():
@@ -58,7 +58,7 @@ def mutations():
     yield content, name.removeprefix("backbone.")
     if array.ndim == 2:  # square ones too: PyTorch keeps the strides
       content["state_dict"][name] = array.T
-      yield content, name
+      yield content, name.removeprefix("backbone.")
 
 
 def test_every_wrong_checkpoint_is_named(tmp_path):
@@ -100,13 +100,53 @@ def test_checkpoint_without_averages_gives_the_raw_weights(tmp_path):
   np.testing.assert_array_equal(params["embed"]["embedding"], want)
 
 
-def test_old_format_is_refused(tmp_path):
-  path = tmp_path / "pytorch_model.bin"
-  torch.save(
-    checkpoint()["state_dict"], path, _use_new_zipfile_serialization=False
-  )
-  with pytest.raises(ValueError, match="save it again"):
-    convert.mdlm.load(path)
+@pytest.mark.parametrize("new", [True, False])
+def test_views_of_one_storage_are_read(tmp_path, new):
+  """Flat buffers, gaps, transposed views, and averages that are the weights."""
+  state = checkpoint()["state_dict"]
+  flat = torch.cat([t.flatten() for t in state.values()])
+  parts = flat.split([t.numel() for t in state.values()])
+  views = {k: p.view(t.shape) for (k, t), p in zip(state.items(), parts)}
+  name = "backbone.blocks.0.attn_qkv.weight"
+  views[name] = torch.stack([views[name].T, views[name].T])[1].T
+  assert not views[name].is_contiguous()
+  shadow = [t for k, t in views.items() if "inv_freq" not in k]
+  content = {"state_dict": views, "ema": {"shadow_params": shadow}}
+  options = {"_use_new_zipfile_serialization": new}
+  torch.save(content, tmp_path / "views.ckpt", **options)
+  torch.save(state, tmp_path / "plain.bin", **options)
+  want = outcome(tmp_path / "plain.bin")
+  assert want is not None
+  assert outcome(tmp_path / "views.ckpt") == want
+
+
+def test_transposed_square_is_refused(tmp_path):
+  content = checkpoint()
+  name = "backbone.blocks.0.attn_out.weight"
+  content["state_dict"][name] = content["state_dict"][name].T
+  torch.save(content, tmp_path / "last.ckpt")
+  with pytest.raises(ValueError, match=f"{name} is a square"):
+    convert.mdlm.load(tmp_path / "last.ckpt", use_ema=False)
+
+
+def test_damaged_streams_never_load_other_shapes(tmp_path):
+  path, draw = tmp_path / "pytorch_model.bin", random.Random(0)
+  state = checkpoint()["state_dict"]
+  torch.save(state, path, _use_new_zipfile_serialization=False)
+  whole, good = path.read_bytes(), outcome(path)
+  weights = sum(t.numel() * 4 + 8 for t in state.values())
+  head = len(whole) - weights
+  assert good is not None
+  for size in (1, 100, head, head + 9, len(whole) - 1):
+    path.write_bytes(whole[:size])
+    assert outcome(path) is None
+  path.write_bytes(whole + b"x")
+  assert outcome(path) is None
+  for _ in range(150):
+    damaged = bytearray(whole)
+    damaged[draw.randrange(head)] ^= 1 << draw.randrange(8)
+    path.write_bytes(damaged)
+    assert outcome(path) in (None, good)
 
 
 def outcome(path):

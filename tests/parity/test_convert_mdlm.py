@@ -145,7 +145,10 @@ def test_round_trip_is_bitwise(tmp_path, twin_cfg):
   back = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
   shared = {k: v for k, v in back.items() if not k.startswith("dsl.converter.")}
   for name, tensor in twin.state_dict().items():
-    assert torch.equal(shared.pop(name), tensor), name
+    if name.endswith("inv_freq"):  # computed anew, on any machine
+      torch.testing.assert_close(shared.pop(name), tensor, rtol=3e-7, atol=0)
+    else:
+      assert torch.equal(shared.pop(name), tensor), name
   assert not shared
   torch_twin.MDLM(twin_cfg).load_state_dict(
     {k: v for k, v in back.items() if k.startswith("backbone.")}
