@@ -1,15 +1,27 @@
-"""Trains, evaluates or samples.
+"""Trains, evaluates, samples, and what builds on these.
 
 python -m dsl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
-  --mode=train|eval|sample [--config.train.steps=2000 ...]
+  --mode=train|eval|sample|analyze|reproduce|correct
+  [--text=FILE] [--table=owt_mauve] [--config.train.steps=2000 ...]
 """
 
+import importlib
 import os
 import sys
 
 import jax
 
 from dsl_jax.runtime import command, errors
+
+# Mode -> (module, function); a module is imported when its mode is asked for.
+MODES = {
+  "train": ("train", "train"),
+  "eval": ("evaluate", "evaluate"),
+  "sample": ("generate", "generate"),
+  "analyze": ("analyze", "analyze"),
+  "reproduce": ("reproduce", "reproduce"),
+  "correct": ("correct", "correct"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -26,20 +38,11 @@ def main(argv: list[str]) -> int:
     return 0
   try:
     with errors.user_errors():
-      cfg, workdir, mode = command.parse(argv, ("train", "eval", "sample"))
+      cfg, workdir, mode = command.parse(argv, tuple(MODES))
       join_hosts()
-    if mode == "train":
-      from dsl_jax import train
-
-      train.train(cfg, workdir)
-    elif mode == "eval":
-      from dsl_jax import evaluate
-
-      evaluate.evaluate(cfg, workdir)
-    else:
-      from dsl_jax import generate
-
-      generate.generate(cfg, workdir)
+    name, function = MODES[mode]
+    module = importlib.import_module(f"dsl_jax.{name}")
+    getattr(module, function)(cfg, workdir)
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -39,8 +39,8 @@ _RULES = (
   (
     "train.steps train.batch_size train.microbatches train.log_every "
     "train.eval_batches train.checkpoint_every train.keep eval.batch_size "
-    "eval.sequences eval.draws sample.steps sample.num sample.batch_size "
-    "sample.block",
+    "eval.sequences eval.draws eval.samples sample.steps sample.num "
+    "sample.batch_size sample.block",
     lambda v: v >= 1,
     "use at least 1",
   ),
@@ -69,7 +69,7 @@ _RULES = (
   ),
   (
     "law.endpoint_share sample.noise sample.eta sample.continuous_share "
-    "sample.commit",
+    "sample.commit eval.suspicion",
     lambda v: 0 <= v <= 1,
     "use a number in [0, 1]",
   ),
