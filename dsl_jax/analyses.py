@@ -52,15 +52,18 @@ def repair(cfg, params, run):
     probes.repair, denoiser=_denoiser(cfg), clean_snr=cfg.clean_snr
   )
   pairs = [(rate, snr) for rate in _RATES for snr in snrs]
-  counts = run(
-    "repair",
-    lambda key, tokens: [
-      probe(params, jax.random.fold_in(key, i), tokens, rate=rate, snr=snr)
-      for i, (rate, snr) in enumerate(pairs)
-    ],
-  )
+  rate_P, snr_P = np.float32(pairs).T
+
+  def all_pairs(key, tokens):
+    keys = jax.random.split(key, len(pairs))
+    one = lambda x: probe(params, x[0], tokens, rate=x[1], snr=x[2])
+    counts = jax.lax.map(one, (keys, rate_P, snr_P))
+    return {name: count_PB.T for name, count_PB in counts.items()}
+
+  counts = run("repair", all_pairs)
   table = []
-  for (rate, snr), n in zip(pairs, counts):
+  for i, (rate, snr) in enumerate(pairs):
+    n = {name: count_NP[:, i] for name, count_NP in counts.items()}
     row = {"rate": rate, "snr": "clean" if math.isinf(snr) else round(snr, 2)}
     for key, total in (("repaired", "wrong"), ("kept", "clean")):
       some = n[total].sum() > 0
@@ -89,9 +92,7 @@ def information(cfg, params, run):
 
   def one(key, tokens):  # a curve of every row, for its error
     keys = jax.random.split(key, len(tokens))
-    return jax.lax.map(
-      lambda x: probe(params, x[0], x[1][None]), (keys, tokens)
-    )
+    return jax.vmap(lambda k, row: probe(params, k, row[None]))(keys, tokens)
 
   mmse_NT = run("information", one)
   mmse, error = mmse_NT.mean(axis=0), _error(mmse_NT)

@@ -43,7 +43,7 @@ seed {{ seed }}</p>
 <td>{{ "%.3f" | format(row.bits_per_token) }}
 <td>{{ "%.3f" | format(row.stderr) if row.stderr is defined else "" }}
 <td>{{ "%.3f" | format(row.bits_per_char) if row.bits_per_char is defined }}
-<td>{{ "%.2f" | format(row.perplexity) }}
+<td>{{ "%.2f" | format(2 ** row.bits_per_token) }}
 <td class="protocol">{{ row.protocol }}</tr>
 {% endfor %}</table>
 <p class="note">{{ sequences }} held-out sequences, drawn without

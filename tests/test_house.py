@@ -22,6 +22,7 @@ FLOORS = {
   "plots": 4.5,
   "published": 4,
   "sampling": 4.7,
+  "tables": 4.7,
   "analyses": 4.8,
   "analyze": 5,
   "reproduce": 5,

@@ -1,7 +1,9 @@
 """The modes that score, analyse, reproduce and correct, end to end."""
 
+import itertools
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -13,15 +15,16 @@ from dsl_jax import (
   held_out,
   main,
   report,
-  reproduce,
   sampling,
+  tables,
 )
-from dsl_jax.data import tokenizers
+from dsl_jax.data import corpora, packing, tokenizers
 from dsl_jax.quality import judge as judges
 from dsl_jax.runtime import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {
+  "data.corpus": "text:none",
   "net.width": 16,
   "net.depth": 1,
   "net.heads": 2,
@@ -70,6 +73,20 @@ def quickstart(*extra):
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
   root = tmp_path_factory.mktemp("scoring")
+  tokenizer = tokenizers.load("text8")
+  chapters = corpora.kjv().splits["validation"]
+  for split, text in (("train", chapters[:1]), ("validation", chapters[1:2])):
+    (root / "rows").mkdir(exist_ok=True)
+    packing.write(
+      str(root / "rows"),
+      split,
+      text,
+      tokenizer,
+      length=16,
+      corpus="text",
+      source="two chapters",
+      spec="text8",
+    )
 
   def of(mode, *extra, workdir="run", **changes):
     settings = TINY | {"data.dir": str(root / "rows")} | changes
@@ -90,6 +107,7 @@ def arguments(tmp_path_factory):
 def run(arguments, monkeypatch):
   """Runs a mode; returns its exit code."""
   monkeypatch.setattr(judges, "CausalJudge", LetterJudge)
+  monkeypatch.setitem(sys.modules, "mauve", None)  # as where it is absent
   root, of = arguments
   return root, lambda *args, **kwargs: main.main(of(*args, **kwargs))
 
@@ -121,9 +139,10 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
 
 def test_evaluation_repeats_itself(run):
   root, mode = run
-  assert mode("eval") == 0
+  short = {"eval.bounds": "endpoint"}
+  assert mode("eval", **short) == 0
   first = (root / "run/eval.json").read_text()
-  assert mode("eval") == 0
+  assert mode("eval", **short) == 0
   assert (root / "run/eval.json").read_text() == first
 
 
@@ -161,7 +180,8 @@ def test_analysis_writes_numbers_plots_and_a_page(run):
   assert found["changes"]["masked"]["remasks"] == 0
   assert found["invariance"]["gain_stderr"] > 0
   assert (np.diff(found["information"]["bits_per_token"]) > 0).all()
-  assert mode("eval") == 0 and mode("sample") == 0
+  assert mode("eval", **{"eval.bounds": "endpoint"}) == 0
+  assert mode("sample") == 0
   page = report.write(str(root / "run")).read_text()
   assert page.count("data:image/png;base64,") == 2 + len(names)
 
@@ -212,8 +232,18 @@ def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
     assert cell["samples"] == 6 and cell["settings"]["strict_top_p"]
 
 
+def test_a_missing_judge_is_told_before_a_sample_is_drawn(
+  run, monkeypatch, capsys
+):
+  _, mode = run
+  monkeypatch.setattr(sampling, "draw", None)
+  assert mode("reproduce", **{"eval.judge": "none"}) == 2
+  error = capsys.readouterr().err.strip().splitlines()[-1]
+  assert error.startswith("error: the judge 'none' cannot be loaded")
+
+
 def test_published_figures_stand_in_their_column():
-  table, steps = reproduce.parse("owt_mauve")
+  table = tables.parse(quickstart("--table=owt_mauve"))
   cell = {
     "mauve": {"value": 0.5, "stderr": 0.01},
     "gen_ppl_remdm": {"value": 30.0, "stderr": 0.4},
@@ -222,12 +252,41 @@ def test_published_figures_stand_in_their_column():
     "judge": "letters",
     "seed": 0,
   }
-  scores = {(name, T): cell for name in ("masked", "remask") for T in steps}
-  lines = reproduce.show(scores, table, steps).splitlines()
+  places = itertools.product(table.samplers, table.columns)
+  lines = table.show(table, dict.fromkeys(places, cell)).splitlines()
   column = lines[1].index("T=256") + 5
   row = next(x for x in lines if x.startswith("ReMDM"))
   assert row[:column].endswith("0.216 / 30.5 / 5.34")
   assert lines[2][:column].endswith("0.500(0.010) / 30.0(0.4) / 5.30(0.02)")
+
+
+def test_remasking_follows_the_published_protocol():
+  cfg = quickstart("--table=owt_mauve:4,999")
+  table = tables.parse(cfg)
+  low, high = (table.section(cfg, "remask", T) for T in table.columns)
+  assert (low.path, low.eta, low.steps) == ("remask_cap", 0.04, 4)
+  assert (high.path, high.eta, high.steps) == ("remask_loop", 0.02, 999)
+  assert low.top_p == 0.9 and low.strict_top_p and low.temperature == 1
+
+
+def test_the_frontier_compares_at_the_entropy_of_text(run, capsys):
+  _, mode = run
+  assert mode("reproduce", "--table=frontier:0.2,1.0") == 0
+  out = capsys.readouterr().out
+  assert "2 cells of 6 samples" in out and "temperature 0.2" in out
+  cfg = quickstart("--table=frontier:0.5,1.5")
+  table = tables.parse(cfg)
+  cell = lambda entropy, value: {
+    "entropy": {"value": entropy, "stderr": 0.01},
+    "gen_ppl_remdm": {"value": value, "stderr": 1.0},
+    "reference_entropy": 5.0,
+    "samples": 8,
+    "judge": "letters",
+    "seed": 0,
+  }
+  scores = {("masked", 0.5): cell(4.5, 10.0), ("masked", 1.5): cell(5.5, 40.0)}
+  line = table.show(table, scores).splitlines()[2]
+  assert line.startswith("masked") and line.endswith("20.0")
 
 
 def test_correction_marks_and_keeps_the_rest(run, tmp_path, capsys):
@@ -284,9 +343,10 @@ def test_windows_cover_a_text_once():
     ("correct", {}, "eval.text is empty"),
     ("correct", {"eval.text": "EMPTY"}, "which is empty"),
     ("correct", {"eval.suspicion": 1.5}, "eval.suspicion is 1.5"),
-    ("reproduce", {"eval.table": "owt"}, "did you mean 'owt_mauve'"),
+    ("reproduce", {"eval.table": "owt_mauv"}, "did you mean 'owt_mauve'"),
     ("reproduce", {"eval.table": "owt_mauve:x"}, "write owt_mauve:128,256"),
-    ("reproduce", {"eval.judge": "none"}, "the judge 'none' cannot be"),
+    ("reproduce", {"eval.table": "owt_mauve:0"}, "write owt_mauve:128,256"),
+    ("reproduce", {"eval.table": "frontier:-1"}, "write frontier:0.8,0.9"),
     ("reproduce", {"eval.samples": 10**6}, "validation rows"),
     ("reproduce", {"eval.samples": 1}, "eval.samples is 1"),
     ("analyze", {"eval.control": "nowhere"}, "nowhere/config.json"),

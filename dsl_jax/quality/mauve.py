@@ -8,6 +8,7 @@ Scores hang on the features, the number of texts and the clustering: compare
 only scores of one protocol.
 """
 
+import importlib
 from typing import NamedTuple
 
 import numpy as np
@@ -88,6 +89,21 @@ def score(
     resampled, value, seed=seed, replicates=replicates
   )
   return Score(value, stderr, max(low, 0.0), min(high, 1.0), buckets)
+
+
+def by_package(
+  features_ND: np.ndarray, references_ND: np.ndarray
+) -> float | None:
+  """Returns the score of the package mauve-text, None where it is absent.
+
+  The package is under GPL-3, so nothing here needs it.
+  """
+  try:
+    package = importlib.import_module("mauve")
+  except ImportError:
+    return None
+  p, q = np.asarray(features_ND), np.asarray(references_ND)
+  return float(package.compute_mauve(p_features=p, q_features=q).mauve)
 
 
 def from_histograms(p_C: np.ndarray, q_C: np.ndarray) -> float:

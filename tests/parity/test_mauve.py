@@ -31,3 +31,5 @@ def test_score_is_that_of_mauve_text(
   ours = mauve.score(p, q, buckets=buckets, replicates=2)
   assert ours.value == pytest.approx(theirs.mauve, abs=0.01)
   assert ours.buckets == theirs.num_buckets
+  if buckets is None:
+    assert mauve.by_package(p, q) == pytest.approx(theirs.mauve)
