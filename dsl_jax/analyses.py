@@ -33,10 +33,17 @@ def calibration(cfg, params, run):
   confidence, correct, hidden = run(
     "calibration", lambda key, tokens: probe(params, key, tokens)
   )
-  confidence = np.clip(confidence[hidden], 0, 1)
-  found = calibration_lib.reliability(confidence, correct[hidden])
+
+  def of(rows):
+    where = hidden[rows]
+    p = np.clip(confidence[rows][where], 0, 1)
+    return calibration_lib.reliability(p, correct[rows][where])
+
+  ece = estimate.jackknife(lambda rows: of(rows).ece, len(hidden))
+  found = of(slice(None))
   table = {
-    "ece": found.ece,
+    "ece": ece.value,
+    "ece_stderr": ece.stderr,
     "confidence": found.confidence_C.tolist(),
     "accuracy": found.accuracy_C.tolist(),
     "count": found.count_C.tolist(),

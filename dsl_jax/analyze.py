@@ -71,8 +71,8 @@ def analyze(cfg: schema.Config, workdir: str) -> None:
     folder.mkdir(exist_ok=True)
     for name, image in images.items():
       (folder / f"{name}.png").write_bytes(image)
-    workdirs.write_json(workdir, "analysis.json", result)
     print(summary(result))
+    workdirs.write_json(workdir, "analysis.json", result)
 
 
 def load_control(
@@ -107,7 +107,8 @@ def load_control(
 
 def summary(result: dict) -> str:
   """Returns the analyses as lines of text."""
-  lines = [f"ECE on hidden tokens {result['calibration']['ece']:.4f}"]
+  row = result["calibration"]
+  lines = [f"ECE on hidden tokens {row['ece']:.4f} +- {row['ece_stderr']:.4f}"]
   for row in result["repair"]:
     lines.append(
       f"{row['rate']:.0%} replaced, seen at SNR {row['snr']}: repaired "

@@ -69,22 +69,14 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
     bounds[name] = _entry(values_N, rows_NL.shape[1], characters_N) | {
       "protocol": _PROTOCOLS[name if name in _PROTOCOLS else "path"],
       "seed": cfg.seed,
-      "settings": _settings(cfg, plans[name]),
+      "settings": _settings(cfg, name, plans[name]),
     }
     error_N = within[name]
     if np.isfinite(error_N).all():
       spread = np.sqrt(np.square(error_N).sum()) / rows_NL.size
       bounds[name]["stderr_draws"] = float(spread / math.log(2))
   if train_rows and cfg.net.vocab_size <= _NGRAM_VOCABULARY:
-    for order in (2, 3):
-      value = ngrams.bits(
-        train_rows.tokens_NL, test_rows.tokens_NL, cfg.net.vocab_size, order
-      )
-      bounds[f"ngram_{order}"] = {
-        "bits_per_token": float(value),
-        "perplexity": 2**value,
-        "protocol": _PROTOCOLS["ngram"],
-      }
+    bounds |= _baselines(cfg, train_rows, test_rows)
   result = {
     "train_step": step,
     "split": c.text or "validation",
@@ -99,8 +91,8 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
   }
   if jax.process_index() == 0:
     name = f"eval-{pathlib.Path(c.text).stem}" if c.text else "eval"
-    workdirs.write_json(workdir, f"{name}.json", result)
     print(table(bounds))
+    workdirs.write_json(workdir, f"{name}.json", result)
 
 
 def plan(cfg: schema.Config) -> dict[str, schema.Sample | None]:
@@ -245,18 +237,32 @@ def _entry(nats_N, length, characters_N):
   return entry
 
 
+def _baselines(cfg, train_rows, test_rows):
+  """Entries of n-gram models, which are exact."""
+  entries = {}
+  for order in (2, 3):
+    bits = ngrams.bits(
+      train_rows.tokens_NL, test_rows.tokens_NL, cfg.net.vocab_size, order
+    )
+    entries[f"ngram_{order}"] = {
+      "bits_per_token": bits,
+      "perplexity": 2**bits,
+      "protocol": _PROTOCOLS["ngram"],
+    }
+  return entries
+
+
 def _error_of(name):
   """Key of a number's standard error."""
   return "stderr" if name == "bits_per_token" else f"{name}_stderr"
 
 
-def _settings(cfg, section):
+def _settings(cfg, name, section):
   """What a bound's number hangs on, beside the rows."""
   c = cfg.eval
   settings = {"draws": c.draws, "clean_snr": cfg.clean_snr}
-  if section is None:
-    return settings | {
-      k: getattr(c, k) for k in ("snr_min", "snr_max", "snr_points")
-    }
-  keys = ("path", "steps", "snr_min", "snr_max", "block")
+  if name == "integral":
+    keys, section = ("snr_min", "snr_max", "snr_points"), c
+  else:
+    keys = ("path", "steps", "snr_min", "snr_max", "block") if section else ()
   return settings | {k: getattr(section, k) for k in keys}

@@ -149,23 +149,27 @@ def score(
   result = {
     "mauve": mauve.score(features, human)._asdict(),
     "mauve_text": mauve.by_package(features, human),
-    "entropy": _entropy(tokens_NL)._asdict(),
-    "reference_entropy": _entropy(references_NL).value,
-    "self_bleu": diversity.self_bleu(tokens_NL[:_BLEU_SAMPLES]),
+    "entropy": _mean(_entropies(tokens_NL)),
+    "reference_entropy": _mean(_entropies(references_NL)),
+    "self_bleu": _mean(diversity.self_bleu(tokens_NL[:_BLEU_SAMPLES])),
     "judge": judge.name,
   }
   for protocol in (perplexity.remdm, perplexity.corrected):
     scored = protocol(judge, texts)
     result[f"gen_ppl_{scored.protocol}"] = scored._asdict()
   for n in (1, 2, 3, 4):
-    result[f"distinct_{n}"] = diversity.distinct(tokens_NL, n)
+    distinct = lambda kept, n=n: diversity.distinct(tokens_NL[kept], n)
+    found = estimate.jackknife(distinct, len(tokens_NL))
+    result[f"distinct_{n}"] = found._asdict()
   return result
 
 
-def _entropy(tokens_NL):
-  """Mean unigram entropy of each row, nats."""
-  found = [diversity.unigram_entropy(row) for row in tokens_NL]
-  return estimate.ratio(np.array(found), np.ones(len(found)))
+def _entropies(tokens_NL):
+  return [diversity.unigram_entropy(row) for row in tokens_NL]
+
+
+def _mean(values):
+  return estimate.ratio(values, np.ones(len(values)))._asdict()
 
 
 def _samples(cfg, params, cell):

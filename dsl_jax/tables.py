@@ -116,7 +116,7 @@ def _show_published(table, scores):
 def _show_frontier(table, scores):
   lines = ["Gen-PPL / entropy in nats"]
   heads = [f"temperature {x:g}" for x in table.columns]
-  target = next(iter(scores.values()))["reference_entropy"]
+  target = next(iter(scores.values()))["reference_entropy"]["value"]
   lines.append(_line("", [*heads, f"Gen-PPL at {target:.3f} nats"]))
   for sampler in table.samplers:
     cells = [scores[sampler, column] for column in table.columns]

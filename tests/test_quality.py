@@ -113,7 +113,7 @@ def test_distinct_counts_over_all_samples():
 
 def test_self_bleu_is_one_for_copies_and_matches_a_slow_bleu():
   row = np.arange(9)
-  assert diversity.self_bleu([row, row, row]) == pytest.approx(1)
+  assert diversity.self_bleu([row, row, row]) == pytest.approx([1, 1, 1])
   rng = np.random.default_rng(0)
   samples = [rng.integers(0, 4, n) for n in (9, 12, 7, 12)]
 
@@ -132,7 +132,7 @@ def test_self_bleu_is_one_for_copies_and_matches_a_slow_bleu():
     nearest = min((len(o) for o in others), key=lambda x: abs(x - size))
     return math.exp(np.mean(logs)) * min(1, math.exp(1 - nearest / size))
 
-  want = np.mean([bleu(i) for i in range(4)])
+  want = [bleu(i) for i in range(4)]
   assert diversity.self_bleu(samples) == pytest.approx(want)
   for bad in ([row], [row, []]):
     with pytest.raises(ValueError, match="two or more"):
@@ -183,6 +183,17 @@ def test_ratio_has_the_error_of_its_repetitions():
   assert one.value == 1.5 and math.isnan(one.stderr)
   with pytest.raises(ValueError, match="0 units"):
     estimate.ratio([], [])
+
+
+def test_jackknife_of_a_mean_is_the_usual_error_and_counts_stay_right():
+  x = np.random.default_rng(0).normal(size=50)
+  found = estimate.jackknife(lambda kept: x[kept].mean(), 50, groups=50)
+  assert found.value == pytest.approx(x.mean())
+  assert found.stderr == pytest.approx(x.std(ddof=1) / 50**0.5)
+  seen = []
+  estimate.jackknife(lambda kept: seen.append(len(set(kept))) or 0.0, 25)
+  assert seen[0] == 25 and sorted(seen[1:]) == [22] * 5 + [23] * 5
+  assert math.isnan(estimate.jackknife(lambda kept: 1.0, 1).stderr)
 
 
 def test_mauve_of_equal_disjoint_and_swapped_histograms():

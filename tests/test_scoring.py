@@ -175,6 +175,7 @@ def test_analysis_writes_numbers_plots_and_a_page(run):
     assert picture.read_bytes()[:4] == b"\x89PNG"
   assert len(found["repair"]) == 15 and found["repair"][4]["snr"] == "clean"
   assert 0 < found["calibration"]["ece"] < 1
+  assert 0 < found["calibration"]["ece_stderr"] < 1
   assert sum(found["calibration"]["count"]) >= 11
   assert found["changes"]["remask_cap"]["remasks"] > 0
   assert found["changes"]["masked"]["remasks"] == 0
@@ -229,6 +230,8 @@ def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
       assert cell[name]["value"] == pytest.approx(27, rel=0.5)
       assert cell[name]["stderr"] >= 0 and cell[name]["judge"] == "letters"
     assert cell["entropy"]["value"] < np.log(16) + 1e-9
+    for name in ("self_bleu", "distinct_2"):
+      assert 0 < cell[name]["value"] <= 1 and cell[name]["stderr"] >= 0
     assert cell["samples"] == 6 and cell["settings"]["strict_top_p"]
 
 
@@ -279,7 +282,7 @@ def test_the_frontier_compares_at_the_entropy_of_text(run, capsys):
   cell = lambda entropy, value: {
     "entropy": {"value": entropy, "stderr": 0.01},
     "gen_ppl_remdm": {"value": value, "stderr": 1.0},
-    "reference_entropy": 5.0,
+    "reference_entropy": {"value": 5.0, "stderr": 0.01},
     "samples": 8,
     "judge": "letters",
     "seed": 0,

@@ -42,15 +42,15 @@ def distinct(samples: Sequence[np.ndarray], order: int) -> float:
   return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def self_bleu(samples: Sequence[np.ndarray], order: int = 4) -> float:
-  """Mean BLEU of each sample against all others (Zhu et al. 2018).
+def self_bleu(samples: Sequence[np.ndarray], order: int = 4) -> np.ndarray:
+  """BLEU of each sample against all others (Zhu et al. 2018).
 
   Args:
     samples: ids of at least two samples, none empty.
     order: longest n-gram.
 
   Returns:
-    A number in [0, 1]; high means that samples repeat each other.
+    scores_N in [0, 1]; high means that samples repeat each other.
   """
   if len(samples) < 2 or not all(len(tokens) for tokens in samples):
     raise ValueError(
@@ -77,7 +77,7 @@ def self_bleu(samples: Sequence[np.ndarray], order: int = 4) -> float:
     others = np.delete(lengths, i)
     nearest = others[np.argmin(np.abs(others - length))]
     scores[i] *= min(1.0, np.exp(1 - nearest / length))
-  return float(scores.mean())
+  return scores
 
 
 def _grams(tokens, order) -> Iterator[tuple[int, ...]]:

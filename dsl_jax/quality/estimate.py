@@ -1,4 +1,4 @@
-"""Means with standard errors, and bootstrap intervals."""
+"""Means with standard errors, jackknife, and bootstrap intervals."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -46,6 +46,31 @@ def ratio(
   left = (a - value * b)[: groups * group].reshape(groups, group).sum(axis=1)
   stderr = np.sqrt(len(a) / group * left.var(ddof=1)) / b.sum()
   return Estimate(float(value), float(stderr))
+
+
+def jackknife(
+  statistic: Callable[[np.ndarray], float], units: int, *, groups: int = 10
+) -> Estimate:
+  """Estimates a statistic of units, its error by leaving out groups of them.
+
+  stderr^2 = (G - 1) / G sum_g (value without g - their mean)^2. Units are left
+  out, never repeated, so that counts of different things stay right.
+
+  Args:
+    statistic: numbers of the units kept -> value.
+    units: N, at least 1.
+    groups: G, at most N; unit i is in group i mod G.
+
+  Returns:
+    The estimate; its error is NaN for a single unit.
+  """
+  place = np.arange(units)
+  value = float(statistic(place))
+  groups = min(groups, units)
+  if groups < 2:
+    return Estimate(value, float("nan"))
+  left = [statistic(place[place % groups != g]) for g in range(groups)]
+  return Estimate(value, float(np.sqrt((groups - 1) * np.var(left))))
 
 
 def bootstrap(

@@ -67,9 +67,8 @@ def write_json(workdir: str, name: str, tree: dict) -> None:
 
 
 def write(workdir: str, name: str, text: str) -> None:
-  """Writes a file whole or not at all; folders in its name are made."""
+  """Writes a file of a workdir, whole or not at all."""
   target = pathlib.Path(workdir) / name
-  target.parent.mkdir(parents=True, exist_ok=True)
   fresh = target.with_name(target.name + ".tmp")
   fresh.write_text(text, encoding="utf-8")
   os.replace(fresh, target)
