@@ -145,7 +145,8 @@ def table(bounds: dict) -> str:
     line = f"{name:<24}"
     for column in columns:
       value, error = row.get(column), row.get(_error_of(column))
-      line += f"{'' if value is None else f'{value:.5g}':>12}"
+      digits = ".5g" if column == "perplexity" else ".4f"
+      line += f"{'' if value is None else format(value, digits):>12}"
       line += f"{'' if error is None else f'{error:.2g}':>9}"
     lines.append(line)
   return "\n".join(lines)
