@@ -95,7 +95,7 @@ class Eval:
   table: str = "owt_mauve"  # of --mode=reproduce: NAME or NAME:T,T,...
   samples: int = 5000  # of every cell of a table
   control: str = ""  # a workdir whose network sees log SNR, for --mode=analyze
-  suspicion: float = 0.05  # --mode=correct marks tokens less probable than this
+  suspicion: float = 0.01  # --mode=correct marks tokens less probable than this
 
 
 @dataclasses.dataclass(frozen=True)
