@@ -103,8 +103,9 @@ def information(cfg, params, run):
 
   mmse_NT = run("information", one)
   mmse, error = mmse_NT.mean(axis=0), _error(mmse_NT)
-  middle = (mmse[1:] + mmse[:-1]) / 2
-  steps = np.append(grid[0] * mmse[0], np.diff(grid) * middle)
+  rate = grid * mmse  # per log SNR: the grid is geometric
+  steps = np.diff(np.log(grid)) * (rate[1:] + rate[:-1]) / 2
+  steps = np.append(rate[0], steps)
   bits = 0.5 * np.cumsum(steps) / math.log(2)
   table = {
     "snr": grid.tolist(),

@@ -55,6 +55,9 @@ def curves(
       axes.fill_between(x, y - error, y + error, alpha=0.2, linewidth=0)
   if log_x:
     axes.set_xscale("log")
+    if len(x) < 10:
+      axes.set_xticks(x, [f"{value:.3g}" for value in x])
+      axes.minorticks_off()
   axes.set_title(title)
   if len(lines) > 1:
     axes.legend(frameon=False)
