@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+import tqdm
 
 from dsl_jax import held_out, inputs, sampling, tables
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
@@ -155,7 +156,7 @@ def score(
     "judge": judge.name,
   }
   for protocol in (perplexity.remdm, perplexity.corrected):
-    scored = protocol(judge, texts)
+    scored = protocol(judge, _watched(texts, protocol.__name__))
     result[f"gen_ppl_{scored.protocol}"] = scored._asdict()
   for n in (1, 2, 3, 4):
     distinct = lambda kept, n=n: diversity.distinct(tokens_NL[kept], n)
@@ -190,8 +191,12 @@ def _features(cache, judge, texts):
   path = cache / f"{_digest([judge.name, texts])}.npy"
   if not path.exists():
     cache.mkdir(exist_ok=True)
-    _save(path, perplexity.features(judge, texts))
+    _save(path, perplexity.features(judge, _watched(texts, "features")))
   return np.load(path)
+
+
+def _watched(texts, name):
+  return tqdm.tqdm(texts, desc=name, unit="text", leave=False)
 
 
 def _save(path, array):
