@@ -38,7 +38,7 @@ seed {{ seed }}</p>
 {% endfor %}</div>
 <h2>Held-out text</h2>
 <table><tr><th>bound<th>bits per token<th>standard error
-<th>bits per character<th>perplexity<th>protocol</tr>
+<th>bits per character<th>perplexity<th class="protocol">protocol</tr>
 {% for name, row in bounds.items() %}<tr><td>{{ name }}
 <td>{{ "%.3f" | format(row.bits_per_token) }}
 <td>{{ "%.3f" | format(row.stderr) if row.stderr is defined else "" }}
