@@ -48,8 +48,9 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
     c = cfg.eval
     mesh = partition.make_mesh(cfg.mesh)
     plans = plan(cfg)
-    train_rows, tokenizer = None, held_out.tokenizer(cfg)
+    train_rows = None
     if c.text:
+      tokenizer = held_out.tokenizer(cfg)
       rows_NL = held_out.text_rows(cfg, tokenizer)
       workdirs.compare(workdir, cfg)
     else:
@@ -57,6 +58,7 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
       test_rows = inputs.open_split(cfg, "validation")
       inputs.check_batch("eval.batch_size", c.batch_size, test_rows, mesh)
       rows_NL = held_out.draw_rows(test_rows, c.sequences, cfg.seed)
+      tokenizer = held_out.tokenizer(cfg)
       workdirs.compare(workdir, cfg, train_rows.manifest["data_sha256"])
     held_out.check_batch(cfg, mesh)
     whole = partition.replicated(mesh)

@@ -44,13 +44,13 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
     for place in itertools.product(table.samplers, table.columns):
       section = table.section(cfg, *place)
       schedules.build(section, jax.random.key(0), 1, cfg.data.length)
+    rows = inputs.open_split(cfg, "validation")
     tokenizer = held_out.tokenizer(cfg)
     if tokenizer is None:
       raise errors.UserError(
         f"data.tokenizer is {cfg.data.tokenizer!r}, which cannot be loaded; "
         "samples are judged as text, so give a local copy."
       )
-    rows = inputs.open_split(cfg, "validation")
     num = cfg.eval.samples
     if not 2 <= num <= len(rows.tokens_NL):
       raise errors.UserError(
