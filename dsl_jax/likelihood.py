@@ -2,6 +2,12 @@
 
 Every bound is a Monte-Carlo estimate whose expectation over the data is at
 least the entropy, with equality for the exact denoiser where noted.
+
+What is drawn uniformly for every sequence, the SNR within an interval or the
+number of visible tokens, is drawn in strata: of `GROUP` neighbouring rows one
+lies in each. The law of a row stays uniform, draws of one row stay independent,
+and groups are independent of one another, so that the spread of group means is
+an honest standard error.
 """
 
 import chex
@@ -12,6 +18,8 @@ import numpy as np
 from dsl_jax.core import channel, laws, paths, sphere, vocab
 from dsl_jax.nets import readout
 from dsl_jax.nets.denoiser import Denoiser
+
+GROUP = 4  # rows that share strata
 
 
 def path_nats(
@@ -111,7 +119,8 @@ def integral_nats(
     key: typed random key.
     tokens_BL: ids, int32.
     denoiser: functions of the network.
-    snr_grid: increasing, finite SNRs; the last one is the cut-off T.
+    snr_grid: increasing, finite SNRs; the last one is the cut-off T, the same
+      for every sequence.
     draws: independent repetitions.
 
   Returns:
@@ -128,8 +137,7 @@ def integral_nats(
     def interval(total, inputs):
       key, low, high = inputs
       time_key, noise_key = jax.random.split(key)
-      B = len(tokens_BL)
-      snr = jax.random.uniform(time_key, (B,), minval=low, maxval=high)
+      snr = low + (high - low) * _strata(time_key, len(tokens_BL))
       error = _square_error(params, noise_key, x_BLD, snr, denoiser)
       return total + 0.5 * (high - low) * jnp.sum(error, axis=-1), None
 
@@ -174,14 +182,19 @@ def endpoint_nats(
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 
   def once(key):
-    visible_BL = laws.visible_subset(key, tokens_BL.shape)
+    count_key, order_key = jax.random.split(key)
+    B, L = tokens_BL.shape
+    count_B = (L * _strata(count_key, B)).astype(jnp.int32)
+    visible_BL = (
+      laws.ranks(order_key, (B, L)) < jnp.minimum(count_B, L - 1)[:, None]
+    )
     snr_BL = jnp.where(visible_BL, jnp.inf, jnp.float32(0))
     z_BLD = channel.hard(x_BLD, visible_BL, clean_snr=clean_snr)
     h_BLM = readout.see(denoiser, params, z_BLD, snr_BL)
     nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)
     hidden_BL = 1.0 - visible_BL.astype(jnp.float32)
     mean_B = jnp.sum(nll_BL * hidden_BL, axis=-1) / jnp.sum(hidden_BL, axis=-1)
-    return tokens_BL.shape[1] * mean_B
+    return L * mean_B
 
   return _repeat(once, key, draws)
 
@@ -215,6 +228,23 @@ def mmse_curve(
     return jnp.mean(_square_error(params, key, x_BLD, snr_B, denoiser))
 
   return jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
+
+
+def _strata(key, batch):
+  """Uniform numbers below 1, [B]: one in each stratum for GROUP rows.
+
+  The rows that are left over are a smaller group with strata of their own.
+  """
+  keys = jax.random.split(key, 3)
+  whole, rest = divmod(batch, GROUP)
+  parts = [
+    laws.ranks(key, shape).reshape(-1) / shape[1]
+    for key, shape in zip(keys, ((whole, GROUP), (1, rest)))
+    if shape[0] * shape[1]
+  ]
+  start_B = jnp.concatenate(parts)
+  size_B = np.repeat(np.float32([GROUP, rest]), [whole * GROUP, rest])
+  return start_B + jax.random.uniform(keys[2], (batch,)) / size_B
 
 
 def _square_error(params, key, x_BLD, snr_B, denoiser):

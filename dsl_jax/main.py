@@ -1,7 +1,8 @@
-"""Trains, evaluates, samples, or plans a run.
+"""Trains, evaluates, samples, plans a run, and what builds on these.
 
 python -m dsl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
-  --mode=train|eval|sample [--config.train.steps=2000 ...]
+  --mode=train|eval|sample|analyze|reproduce|correct
+  [--text=FILE] [--table=owt_mauve] [--config.train.steps=2000 ...]
 python -m dsl_jax.main --config=configs/owt.py --mode=plan --topology=v5e:16x16
 """
 
@@ -13,10 +14,14 @@ import jax
 
 from dsl_jax.runtime import command, errors
 
-MODES = {  # mode: module of dsl_jax and the function in it
+# Mode -> (module, function); a module is imported when its mode is asked for.
+MODES = {
   "train": ("train", "train"),
   "eval": ("evaluate", "evaluate"),
   "sample": ("generate", "generate"),
+  "analyze": ("analyze", "analyze"),
+  "reproduce": ("reproduce", "reproduce"),
+  "correct": ("correct", "correct"),
   "plan": ("plan", "plan"),
 }
 

@@ -4,11 +4,11 @@ python -m dsl_jax.report WORKDIR
 """
 
 import base64
-import io
 import json
 import pathlib
 import sys
 
+from dsl_jax import plots
 from dsl_jax.data import extras
 from dsl_jax.runtime import errors
 
@@ -25,7 +25,7 @@ _PAGE = """<!doctype html>
  .plots img { width: 29rem; max-width: 100%; }
  table { border-collapse: collapse; } td, th { padding: .3rem .9rem;
   border-bottom: 1px solid #d9dee5; text-align: right; }
- td:first-child, th:first-child { text-align: left; }
+ td:first-child, th:first-child, .protocol { text-align: left; }
  pre { background: #f4f6f8; padding: .8rem; white-space: pre-wrap;
        overflow-wrap: anywhere; border-radius: 6px; }
 </style>
@@ -37,16 +37,21 @@ seed {{ seed }}</p>
 <img alt="{{ title }}" src="data:image/png;base64,{{ image }}"></figure>
 {% endfor %}</div>
 <h2>Held-out text</h2>
-<table><tr><th>bound<th>bits per token<th>standard error<th>perplexity</tr>
+<table><tr><th>bound<th>bits per token<th>standard error
+<th>bits per character<th>perplexity<th class="protocol">protocol</tr>
 {% for name, row in bounds.items() %}<tr><td>{{ name }}
 <td>{{ "%.3f" | format(row.bits_per_token) }}
 <td>{{ "%.3f" | format(row.stderr) if row.stderr is defined else "" }}
-<td>{{ "%.2f" | format(2 ** row.bits_per_token) }}</tr>
+<td>{{ "%.3f" | format(row.bits_per_char) if row.bits_per_char is defined }}
+<td>{{ "%.2f" | format(2 ** row.bits_per_token) }}
+<td class="protocol">{{ row.protocol }}</tr>
 {% endfor %}</table>
-<p class="note">{{ sequences }} sequences. endpoint: masked bound. integral:
-I-MMSE bound along the path on which all tokens share one SNR. masked: bound of
-the masked sampler with that many steps. ngram: exact, fitted to the training
-text.</p>
+<p class="note">{{ sequences }} held-out sequences, drawn without
+replacement.</p>
+{% if analyses %}<h2>Analyses</h2><div class="plots">
+{% for title, image in analyses %}<figure>
+<img alt="{{ title }}" src="data:image/png;base64,{{ image }}"></figure>
+{% endfor %}</div>{% endif %}
 {% for path, group in samples.items() %}<h2>Samples: {{ path }}</h2>
 <p class="note">{{ group[0].settings.steps }} steps, temperature
 {{ group[0].settings.temperature }}, top-p {{ group[0].settings.top_p }}, seed
@@ -86,6 +91,7 @@ def write(workdir: str) -> pathlib.Path:
     sequences=scores["sequences"],
     bounds=scores["bounds"],
     plots=[("loss", _loss(metrics)), ("mmse", _mmse(scores))],
+    analyses=_analyses(root),
     samples={path: rows[-4:] for path, rows in samples.items()},
   )
   target = root / "report.html"
@@ -107,7 +113,7 @@ def _lines(text):
 
 
 def _loss(metrics):
-  figure, axes = _figure("training step", "bits per token")
+  figure, axes = plots.figure("training step", "bits per token")
   for split in ("train", "validation"):
     rows = [row for row in metrics if row["split"] == split]
     axes.plot(
@@ -115,31 +121,25 @@ def _loss(metrics):
     )
   axes.set_title("Loss: cross-entropy under the training law")
   axes.legend(frameon=False)
-  return _png(figure)
+  return _encoded(plots.png(figure))
 
 
 def _mmse(scores):
-  figure, axes = _figure("signal-to-noise ratio", "mmse per token")
+  figure, axes = plots.figure("signal-to-noise ratio", "mmse per token")
   axes.semilogx(scores["snr_grid"], scores["mmse"])
   axes.set_ylim(bottom=0)
   axes.set_title("What is still unknown of a token at each SNR")
-  return _png(figure)
+  return _encoded(plots.png(figure))
 
 
-def _figure(x_label, y_label):
-  figures = extras.require("matplotlib.figure", "demo")
-  figure = figures.Figure(figsize=(6, 3.8), layout="constrained")
-  axes = figure.subplots()
-  axes.set_xlabel(x_label)
-  axes.set_ylabel(y_label)
-  axes.spines[["top", "right"]].set_visible(False)
-  return figure, axes
+def _analyses(root):
+  """Title and picture of every plot that --mode=analyze left, or nothing."""
+  images = sorted((root / "analysis").glob("*.png"))
+  return [(path.stem, _encoded(path.read_bytes())) for path in images]
 
 
-def _png(figure):
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=150)
-  return base64.b64encode(buffer.getvalue()).decode()
+def _encoded(png):
+  return base64.b64encode(png).decode()
 
 
 def main(argv: list[str]) -> int:

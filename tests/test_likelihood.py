@@ -1,6 +1,8 @@
 """Bounds against the entropy of a law whose exact denoiser is known."""
 
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import oracle
 import pytest
 
 from dsl_jax import likelihood, objective, paths
+from dsl_jax.quality import estimate
 
 CLEAN = 100.0
 KEY = jax.random.key(0)
@@ -200,3 +203,112 @@ def test_dropout_has_a_key_that_noise_does_not_use(law):
   )
   used = jax.random.key_data(jax.random.split(keys[0], 3)[:2]).tolist()
   assert jax.random.key_data(seen[0]).tolist() not in used
+
+
+def exact_endpoint(law, weight):
+  """E_x sum over visible sets of weight(hidden) * cross-entropy there, f64."""
+  V, L = 4, law.sequences.shape[1]
+  probs = law.probs.astype(np.float64) / law.probs.sum()
+  joint = probs.reshape((V,) * L)
+  total = 0.0
+  for hidden in itertools.product((False, True), repeat=L):
+    if not any(hidden):
+      continue
+    for i in np.flatnonzero(hidden):
+      others = tuple(j for j in range(L) if hidden[j] and j != i)
+      known = joint.sum(axis=others, keepdims=True)  # p(visible, x_i)
+      given = known / known.sum(axis=int(i), keepdims=True)
+      total -= weight(sum(hidden)) * np.sum(known * np.log(given))
+  return total
+
+
+def test_the_weighted_form_of_mdlm_is_the_endpoint_form(law):
+  L = 3
+  # Hidden sets of m tokens: k = L - m visible, each set equally likely.
+  endpoint = exact_endpoint(law, lambda m: 1 / (math.comb(L, m) * m))
+  # MDLM: every token is hidden with probability t, weight 1/t, t uniform.
+  nodes, weights = np.polynomial.legendre.leggauss(16)
+  t, w = (nodes + 1) / 2, weights / 2
+  mdlm = exact_endpoint(
+    law, lambda m: np.sum(w * t ** (m - 1) * (1 - t) ** (L - m))
+  )
+  assert endpoint == pytest.approx(mdlm, abs=1e-8)
+  assert endpoint == pytest.approx(law.entropy, abs=1e-6)
+
+  # With a denoiser that is not exact the bound lies above, in both forms.
+  nats, _ = likelihood.endpoint_nats(
+    law.params,
+    KEY,
+    law.sample(3, 4096),
+    denoiser=law.denoiser._replace(
+      hidden=lambda p, z, key=None: 0.3 * law.denoiser.hidden(p, z)
+    ),
+    clean_snr=CLEAN,
+  )
+  assert float(nats.mean()) > law.entropy + 0.1
+
+
+def test_rows_of_a_group_lie_in_different_strata():
+  for batch in (1, 3, 4, 8, 11):
+    u = np.asarray(likelihood._strata(KEY, batch))
+    assert u.shape == (batch,) and (u >= 0).all() and (u <= 1).all()
+    for first in range(0, batch, likelihood.GROUP):
+      part = u[first : first + likelihood.GROUP]
+      strata = np.floor(part * len(part))
+      assert sorted(strata) == list(range(len(part)))
+  many = jax.vmap(lambda key: likelihood._strata(key, 5))
+  u = np.asarray(many(jax.random.split(KEY, 4000)))
+  np.testing.assert_allclose(u.mean(axis=0), 0.5, atol=0.03)  # each is uniform
+  np.testing.assert_allclose(u.var(axis=0), 1 / 12, atol=0.005)
+
+
+def test_strata_make_the_mean_of_a_group_surer():
+  # Cross-entropy that depends on the number of visible tokens alone.
+  L = 16
+  table = jnp.eye(L, 2)
+  seen = lambda z: jnp.sum(jnp.abs(z) > 0, axis=(1, 2), keepdims=True) / L
+
+  denoiser = oracle.make(vocab_size=2, length=2).denoiser._replace(
+    hidden=lambda p, z, key=None: jnp.concatenate(
+      [8 * seen(z) * jnp.ones(z[..., :1].shape), jnp.zeros(z[..., :1].shape)],
+      axis=-1,
+    ),
+    table=lambda p: table[:2],
+  )
+  run = jax.jit(
+    jax.vmap(
+      lambda key: likelihood.endpoint_nats(
+        {},
+        key,
+        jnp.zeros((4, L), jnp.int32),
+        denoiser=denoiser,
+        clean_snr=CLEAN,
+      )[0]
+    )
+  )
+  nats = np.asarray(run(jax.random.split(KEY, 400)))
+  assert nats.mean(axis=1).std() < 0.5 * nats.std() / 2  # 1 / sqrt(4)
+
+
+@pytest.mark.parametrize("bound", ["endpoint", "integral", "path"])
+def test_intervals_cover_the_truth(law, bound):
+  shared = {"denoiser": law.denoiser}
+  if bound == "endpoint":
+    nats = lambda key, tokens: likelihood.endpoint_nats(
+      law.params, key, tokens, clean_snr=CLEAN, **shared
+    )[0]
+  elif bound == "integral":
+    nats = lambda key, tokens: likelihood.integral_nats(
+      law.params, key, tokens, snr_grid=GRID, **shared
+    )[0]
+  else:
+    path = paths.left_to_right(3)
+    nats = lambda key, tokens: likelihood.path_nats(
+      law.params, key, tokens, path, clean_snr=CLEAN, **shared
+    ).sum(axis=1)
+  nats, hits = jax.jit(nats), 0
+  for i in range(200):
+    found = nats(jax.random.key(i), law.sample(i, 256))
+    found = estimate.ratio(found, np.ones(256), group=likelihood.GROUP)
+    hits += abs(found.value - law.entropy) < 1.96 * found.stderr
+  assert 180 <= hits <= 198

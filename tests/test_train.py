@@ -14,6 +14,7 @@ import sys
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache

@@ -10,6 +10,8 @@ from ml_collections import config_flags
 
 from dsl_jax.runtime import errors, schema
 
+_SHORT = {"text": "eval.text", "table": "eval.table"}  # flags that are keys
+
 
 def parse(
   argv: Sequence[str],
@@ -17,6 +19,8 @@ def parse(
   special: Mapping[str, str] | None = None,
 ) -> tuple[schema.Config, str, str]:
   """Reads --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
+
+  --text=X and --table=X are short for --config.eval.text=X and so on.
 
   Args:
     argv: program name and arguments.
@@ -29,6 +33,7 @@ def parse(
   Raises:
     errors.UserError: anything wrong with the above.
   """
+  argv = [_spelled_out(arg) for arg in argv]
   values, special = flags.FlagValues(), special or {}
   names = {"config": "", "workdir": "", "mode": modes[0]}
   for name, default in (names | dict.fromkeys(special.values(), "")).items():
@@ -45,7 +50,8 @@ def parse(
         f"--mode is {values.mode!r}" + errors.nearest(values.mode, modes)
       )
     config = _load(values.config)
-    _check_names(overrides[1:], schema.flatten(config), list(values))
+    names = [*values, *_SHORT]
+    _check_names(overrides[1:], schema.flatten(config), names)
     fields = flags.FlagValues()
     config_flags.DEFINE_config_dict(
       "config", config, "", fields, sys_argv=overrides
@@ -57,6 +63,14 @@ def parse(
     raise errors.UserError(f"{extra[0]!r} is no flag; write --name=value.")
   cfg = schema.from_config_dict(fields.config)
   return cfg, values[target].value, values.mode
+
+
+def _spelled_out(arg):
+  """The override that a short flag stands for."""
+  name, equals, value = arg.lstrip("-").partition("=")
+  if equals and arg.startswith("-") and name in _SHORT:
+    return f"--config.{_SHORT[name]}={value}"
+  return arg
 
 
 def _load(config):

@@ -38,10 +38,9 @@ def check(flat: Mapping[str, object]) -> None:
 _RULES = (
   (
     "train.steps train.batch_size train.microbatches train.steps_per_call "
-    "train.log_every "
-    "train.eval_batches train.profile_steps train.checkpoint_every train.keep "
-    "eval.batch_size "
-    "eval.sequences eval.draws sample.steps sample.num sample.batch_size "
+    "train.log_every train.eval_batches train.profile_steps "
+    "train.checkpoint_every train.keep eval.batch_size eval.sequences "
+    "eval.draws eval.samples sample.steps sample.num sample.batch_size "
     "sample.block",
     lambda v: v >= 1,
     "use at least 1",
@@ -72,7 +71,7 @@ _RULES = (
   ),
   (
     "law.endpoint_share sample.noise sample.eta sample.continuous_share "
-    "sample.commit",
+    "sample.commit eval.suspicion",
     lambda v: 0 <= v <= 1,
     "use a number in [0, 1]",
   ),

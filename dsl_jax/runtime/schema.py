@@ -87,14 +87,21 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-  """Bounds on held-out text."""
+  """What is measured, on which text, and how much of it."""
 
+  bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
+  text: str = ""  # a text file to score or correct instead of held-out rows
   batch_size: int = 32
-  sequences: int = 256
+  sequences: int = 256  # held-out rows, drawn without replacement
   draws: int = 1  # noise draws per sequence and SNR
   snr_min: float = 0.01
   snr_max: float = 100.0
   snr_points: int = 48
+  judge: str = "gpt2-large"  # or a folder, a .gguf file, "smollm2"
+  table: str = "owt_mauve"  # of --mode=reproduce: NAME or NAME:T,T,...
+  samples: int = 5000  # of every cell of a table
+  control: str = ""  # a workdir whose network sees log SNR, for --mode=analyze
+  suspicion: float = 0.01  # --mode=correct marks tokens less probable than this
 
 
 @dataclasses.dataclass(frozen=True)

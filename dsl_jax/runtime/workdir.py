@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 
@@ -56,14 +57,25 @@ def claim(workdir: str, cfg: schema.Config, data_hash: str) -> None:
     root.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
       run = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
-      fresh = root / "config.json.tmp"
-      fresh.write_text(json.dumps(run, indent=2))
-      os.replace(fresh, root / "config.json")
+      write(workdir, "config.json", json.dumps(run, indent=2))
   except OSError as error:
     raise errors.UserError(
       f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
       "choose another."
     ) from error
+
+
+def write_json(workdir: str, name: str, tree: dict) -> None:
+  """Writes a tree of dicts, lists and numbers; null for a missing number."""
+  write(workdir, name, json.dumps(_finite(tree), indent=2, allow_nan=False))
+
+
+def write(workdir: str, name: str, text: str) -> None:
+  """Writes a file of a workdir, whole or not at all."""
+  target = pathlib.Path(workdir) / name
+  fresh = target.with_name(target.name + ".tmp")
+  fresh.write_text(text, encoding="utf-8")
+  os.replace(fresh, target)
 
 
 def compare(
@@ -113,3 +125,13 @@ def stored(workdir: str) -> tuple[schema.Config, str]:
     raise errors.UserError(
       f"{path} is not the config of a run ({error}); choose another --workdir."
     ) from error
+
+
+def _finite(tree):
+  """The tree with None where a number is NaN or infinite: JSON has neither."""
+  if isinstance(tree, dict):
+    return {key: _finite(value) for key, value in tree.items()}
+  if isinstance(tree, (list, tuple)):
+    return [_finite(value) for value in tree]
+  missing = isinstance(tree, float) and not math.isfinite(tree)
+  return None if missing else tree

@@ -1,0 +1,183 @@
+"""What a denoiser makes of given text: calibration, repair, suspicion, SNR."""
+
+import jax
+import jax.numpy as jnp
+
+from dsl_jax.core import channel, laws, sphere, vocab
+from dsl_jax.nets import readout
+from dsl_jax.nets.denoiser import Denoiser
+
+
+def hidden_predictions(
+  params,
+  key: jax.Array,
+  tokens_BL: jax.Array,
+  *,
+  denoiser: Denoiser,
+  clean_snr: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Predicts the hidden tokens of random endpoints, for calibration.
+
+  Args:
+    params: of the denoiser.
+    key: typed random key.
+    tokens_BL: ids, int32.
+    denoiser: functions of the network.
+    clean_snr: scale of a visible token.
+
+  Returns:
+    confidence_BL, f32: probability of the most probable token; correct_BL,
+    bool: whether it is the token; hidden_BL, bool: where that counts.
+  """
+  visible_BL = laws.visible_subset(key, tokens_BL.shape)
+  h_BLM = _see_endpoint(params, tokens_BL, visible_BL, denoiser, clean_snr)
+  best_BL, confidence_BL = _best(params, h_BLM, denoiser)
+  return confidence_BL, best_BL == tokens_BL, ~visible_BL
+
+
+def repair(
+  params,
+  key: jax.Array,
+  tokens_BL: jax.Array,
+  *,
+  denoiser: Denoiser,
+  rate: float,
+  snr: float,
+  clean_snr: float,
+) -> dict[str, jax.Array]:
+  """Replaces tokens by random others and reads the text once.
+
+  The text is seen at one SNR, inf for committed tokens: the less is seen of a
+  token, the more the others count.
+
+  Args:
+    params: of the denoiser.
+    key: typed random key.
+    tokens_BL: ids, int32.
+    denoiser: functions of the network.
+    rate: probability that a token is replaced by another one.
+    snr: of every token.
+    clean_snr: scale of a committed token.
+
+  Returns:
+    {"wrong", "repaired", "clean", "kept"}, f32 [B]: tokens replaced, of these
+    read as they were, tokens left alone, of these read as they are.
+  """
+  where_key, which_key, noise_key = jax.random.split(key, 3)
+  table_VD = denoiser.table(params)
+  V = len(table_VD)
+  wrong_BL = jax.random.uniform(where_key, tokens_BL.shape) < rate
+  shift_BL = jax.random.randint(which_key, tokens_BL.shape, 1, max(V, 2))
+  seen_BL = jnp.where(wrong_BL, (tokens_BL + shift_BL) % V, tokens_BL)
+  x_BLD = sphere.embed(table_VD, seen_BL)
+  snr_BL = jnp.full(tokens_BL.shape, snr, jnp.float32)
+  z_BLD = channel.observe(noise_key, x_BLD, snr_BL, clean_snr=clean_snr)
+  h_BLM = readout.see(denoiser, params, z_BLD, snr_BL)
+  right_BL = _best(params, h_BLM, denoiser)[0] == tokens_BL
+  count = lambda where: jnp.sum(where, axis=-1, dtype=jnp.float32)
+  return {
+    "wrong": count(wrong_BL),
+    "repaired": count(wrong_BL & right_BL),
+    "clean": count(~wrong_BL),
+    "kept": count(~wrong_BL & right_BL),
+  }
+
+
+def suspicion(
+  params,
+  key: jax.Array,
+  tokens_BL: jax.Array,
+  *,
+  denoiser: Denoiser,
+  clean_snr: float,
+  groups: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Judges every token by the others: hidden in turn, a group at a time.
+
+  With as many groups as tokens it is the exact conditional p(s_i | s_-i) of
+  the model; fewer groups are fewer network calls and less context.
+
+  Args:
+    params: of the denoiser.
+    key: typed random key, chooses the groups.
+    tokens_BL: ids, int32.
+    denoiser: functions of the network.
+    clean_snr: scale of a visible token.
+    groups: network calls, 1 to L.
+
+  Returns:
+    p_BL, f32: probability of the token that stands there; best_BL, int32: the
+    most probable one; best_p_BL, f32: its probability.
+  """
+  L = tokens_BL.shape[1]
+  if not 1 <= groups <= L:
+    raise ValueError(f"groups is {groups}; use 1 to {L}, the length.")
+  turn_BL = laws.ranks(key, tokens_BL.shape) % groups
+
+  def ask(found, group):
+    hidden_BL = turn_BL == group
+    h = _see_endpoint(params, tokens_BL, ~hidden_BL, denoiser, clean_snr)
+    p_BL = jnp.exp(-readout.nll(denoiser, params, h, tokens_BL))
+    new = (p_BL, *_best(params, h, denoiser))
+    keep = lambda old, new: jnp.where(hidden_BL, new, old)
+    return jax.tree.map(keep, found, new), None
+
+  zeros = jnp.zeros(tokens_BL.shape)
+  start = zeros, jnp.zeros(tokens_BL.shape, jnp.int32), zeros
+  return jax.lax.scan(ask, start, jnp.arange(groups))[0]
+
+
+def loss_by_snr(
+  params,
+  key: jax.Array,
+  tokens_BL: jax.Array,
+  *,
+  denoiser: Denoiser,
+  snr_grid: jax.Array,
+) -> jax.Array:
+  """Cross-entropy with all tokens at one SNR.
+
+  Two denoisers given one key see the same noise, so that their difference is
+  known better than either: the probe of the invariance theorem, which says
+  that a denoiser gains nothing from being told the SNR.
+
+  Args:
+    params: of the denoiser.
+    key: typed random key.
+    tokens_BL: ids, int32.
+    denoiser: functions of the network.
+    snr_grid: finite SNRs, [T].
+
+  Returns:
+    nats_TB, f32, per token.
+  """
+  x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
+
+  def at(inputs):
+    key, snr = inputs
+    snr_BL = jnp.full(tokens_BL.shape, snr)
+    z_BLD = channel.observe(key, x_BLD, snr_BL, clean_snr=1.0)
+    h_BLM = readout.see(denoiser, params, z_BLD, snr_BL)
+    return jnp.mean(readout.nll(denoiser, params, h_BLM, tokens_BL), axis=-1)
+
+  grid = jnp.asarray(snr_grid, jnp.float32)
+  return jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
+
+
+def _see_endpoint(params, tokens_BL, visible_BL, denoiser, clean_snr):
+  """Hidden states where tokens are committed or masked."""
+  x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
+  z_BLD = channel.hard(x_BLD, visible_BL, clean_snr=clean_snr)
+  snr_BL = jnp.where(visible_BL, jnp.inf, jnp.float32(0))
+  return readout.see(denoiser, params, z_BLD, snr_BL)
+
+
+def _best(params, h_BLM, denoiser):
+  """The most probable token of every position and its probability."""
+  head_VM, bias_V = denoiser.head(params)
+  h, head = h_BLM.astype(jnp.float32), head_VM.astype(jnp.float32)
+  if bias_V is not None:
+    h = jnp.concatenate([h, jnp.ones((*h.shape[:-1], 1))], axis=-1)
+    head = jnp.concatenate([head, bias_V[:, None]], axis=-1)
+  best_BL = vocab.argmax(h, head)
+  return best_BL, jnp.exp(-vocab.nll(h, head, best_BL))

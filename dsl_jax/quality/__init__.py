@@ -1,0 +1,1 @@
+"""Quality of text: pure functions of numbers, tokens, texts and features."""

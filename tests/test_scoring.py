@@ -1,0 +1,387 @@
+"""The modes that score, analyse, reproduce and correct, end to end."""
+
+import itertools
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dsl_jax import (
+  correct,
+  evaluate,
+  held_out,
+  main,
+  report,
+  sampling,
+  tables,
+)
+from dsl_jax.data import corpora, packing, tokenizers
+from dsl_jax.quality import judge as judges
+from dsl_jax.runtime import command
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = {
+  "data.corpus": "text:none",
+  "net.width": 16,
+  "net.depth": 1,
+  "net.heads": 2,
+  "net.sphere_dim": 4,
+  "data.length": 16,
+  "train.steps": 2,
+  "train.batch_size": 8,
+  "train.eval_every": 0,
+  "train.log_every": 1,
+  "train.checkpoint_every": 2,
+  "eval.batch_size": 8,
+  "eval.sequences": 11,
+  "eval.snr_points": 3,
+  "eval.samples": 6,
+  "eval.judge": "letters",
+  "sample.steps": 3,
+  "sample.batch_size": 4,
+}
+
+
+class LetterJudge:
+  """A judge of single letters, so that no test needs a real one."""
+
+  name, context, bos_id, eos_id = "letters", 64, None, None
+
+  def __init__(self, spec="letters"):
+    if spec != "letters":
+      raise ValueError(f"the judge {spec!r} cannot be loaded; give a folder.")
+
+  def encode(self, text):
+    return np.array([ord(x) % 32 for x in text])
+
+  def nats(self, ids):
+    return np.log(27.0) + 0.01 * (ids[1:] - ids[:-1])
+
+  def features(self, ids):
+    return np.bincount(ids, minlength=33)[:33].astype(np.float32)
+
+
+def quickstart(*extra):
+  """The quickstart's config with changes."""
+  config = f"--config={ROOT / 'configs/quickstart.py'}"
+  return command.parse(["main", config, "--workdir=x", *extra], ("eval",))[0]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+  root = tmp_path_factory.mktemp("scoring")
+  tokenizer = tokenizers.load("text8")
+  chapters = corpora.kjv().splits["validation"]
+  for split, text in (("train", chapters[:1]), ("validation", chapters[1:2])):
+    (root / "rows").mkdir(exist_ok=True)
+    packing.write(
+      str(root / "rows"),
+      split,
+      text,
+      tokenizer,
+      length=16,
+      corpus="text",
+      source="two chapters",
+      spec="text8",
+    )
+
+  def of(mode, *extra, workdir="run", **changes):
+    settings = TINY | {"data.dir": str(root / "rows")} | changes
+    return [
+      "main",
+      f"--config={ROOT / 'configs/quickstart.py'}",
+      f"--workdir={root / workdir}",
+      f"--mode={mode}",
+      *(f"--config.{key}={value}" for key, value in settings.items()),
+      *extra,
+    ]
+
+  assert main.main(of("train")) == 0
+  return root, of
+
+
+@pytest.fixture
+def run(arguments, monkeypatch):
+  """Runs a mode; returns its exit code."""
+  monkeypatch.setattr(judges, "CausalJudge", LetterJudge)
+  monkeypatch.setitem(sys.modules, "mauve", None)  # as where it is absent
+  root, of = arguments
+  return root, lambda *args, **kwargs: main.main(of(*args, **kwargs))
+
+
+def test_every_number_has_its_error_and_protocol(run, capsys):
+  root, mode = run
+  bounds = "endpoint,integral,masked,left_to_right:16,continuous:4"
+  assert mode("eval", **{"eval.bounds": bounds, "eval.draws": 2}) == 0
+  found = json.loads((root / "run/eval.json").read_text())
+  assert found["sequences"] == 11
+  names = ["endpoint", "integral", "masked_3_steps"]
+  names += ["left_to_right_16_steps", "continuous_4_steps"]
+  assert list(found["bounds"]) == [*names, "ngram_2", "ngram_3"]
+  for name in names:
+    row = found["bounds"][name]
+    assert row["bits_per_token"] == pytest.approx(row["bits_per_char"])
+    assert row["perplexity"] == pytest.approx(2 ** row["bits_per_token"])
+    slope = np.log(2) * row["perplexity"]
+    error = row["stderr"]
+    assert row["perplexity_stderr"] == pytest.approx(slope * error) and error
+    assert row["stderr_draws"] >= 0 and row["protocol"] and "seed" in row
+    assert row["settings"]["draws"] == 2
+  assert found["bounds"]["continuous_4_steps"]["settings"]["steps"] == 4
+  lines = capsys.readouterr().out.splitlines()
+  head = next(i for i, x in enumerate(lines) if x.startswith("bound"))
+  assert "bits/char" in lines[head]
+  assert lines[head + 4].startswith("left_to_right_16_steps")
+
+
+def test_evaluation_repeats_itself(run):
+  root, mode = run
+  short = {"eval.bounds": "endpoint"}
+  assert mode("eval", **short) == 0
+  first = (root / "run/eval.json").read_text()
+  assert mode("eval", **short) == 0
+  assert (root / "run/eval.json").read_text() == first
+
+
+def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path):
+  root, mode = run
+  text = tmp_path / "verse.txt"
+  text.write_text("In the beginning, God created: the heaven and the earth.")
+  assert mode("eval", f"--text={text}") == 0
+  found = json.loads((root / "run/eval-verse.json").read_text())
+  assert found["sequences"] == 3 and "ngram_2" not in found["bounds"]
+  tokens = tokenizers.load("text8").encode(
+    "in the beginning god created the heaven and the earth "
+  )
+  cfg = quickstart(f"--text={text}", "--config.data.length=16")
+  rows = held_out.text_rows(cfg, tokenizers.load("text8"))
+  np.testing.assert_array_equal(rows.reshape(-1), tokens[:48])
+
+
+def test_analysis_writes_numbers_plots_and_a_page(run):
+  root, mode = run
+  other = {"workdir": "control", "net.snr_condition": True}
+  assert mode("train", **other) == 0
+  control = {"eval.control": root / "control", "sample.path": "remask_cap"}
+  assert mode("analyze", **control, **{"sample.eta": 0.5}) == 0
+  found = json.loads((root / "run/analysis.json").read_text())
+  names = {"calibration", "repair", "information", "changes", "invariance"}
+  assert names <= set(found)
+  assert {x.stem for x in (root / "run/analysis").iterdir()} == names
+  for picture in (root / "run/analysis").iterdir():
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+  assert len(found["repair"]) == 15 and found["repair"][4]["snr"] == "clean"
+  assert 0 < found["calibration"]["ece"] < 1
+  assert 0 < found["calibration"]["ece_stderr"] < 1
+  assert sum(found["calibration"]["count"]) >= 11
+  assert found["changes"]["remask_cap"]["remasks"] > 0
+  assert found["changes"]["masked"]["remasks"] == 0
+  assert found["invariance"]["gain_stderr"] > 0
+  assert (np.diff(found["information"]["bits_per_token"]) > 0).all()
+  assert mode("eval", **{"eval.bounds": "endpoint"}) == 0
+  assert mode("sample") == 0
+  page = report.write(str(root / "run")).read_text()
+  assert page.count("data:image/png;base64,") == 2 + len(names)
+
+
+def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
+  root, mode = run
+  drawn = []
+  draw = sampling.draw
+
+  def counted(cfg, params, section, num, **kwargs):
+    if len(drawn) == 2:
+      raise KeyboardInterrupt
+    drawn.append((section.path, section.steps))
+    return draw(cfg, params, section, num, **kwargs)
+
+  monkeypatch.setattr(sampling, "draw", counted)
+  table = "--table=owt_mauve:4,20"
+  with pytest.raises(KeyboardInterrupt):
+    mode("reproduce", table)
+  out = capsys.readouterr().out
+  assert "4 cells of 6 samples of 16 tokens: 4 to generate" in out
+  assert "at most 96 network calls on batches of 4 (24 samples)" in out
+  files = {
+    x: x.read_bytes()
+    for x in (root / "run/reproduce").rglob("*.*")
+    if x.is_file()
+  }
+
+  drawn.clear()
+  assert mode("reproduce", table) == 0
+  assert drawn == [("remask_cap", 4), ("remask_loop", 20)]
+  assert all(path.read_bytes() == old for path, old in files.items())
+  out = capsys.readouterr().out
+  assert "2 to generate, at most 48 network calls" in out
+  assert "this model, remasking" in out and "judge letters" in out
+
+  drawn.clear()  # all done: nothing is drawn, no judge is asked for
+  monkeypatch.setattr(judges, "CausalJudge", None)
+  assert mode("reproduce", table) == 0 and not drawn
+  cells = list((root / "run/reproduce").glob("*-scores.json"))
+  assert len(cells) == 4
+  for cell in map(json.loads, (x.read_text() for x in cells)):
+    assert 0 <= cell["mauve"]["low"] <= cell["mauve"]["value"] <= 1
+    for name in ("gen_ppl_remdm", "gen_ppl_corrected"):
+      assert cell[name]["value"] == pytest.approx(27, rel=0.5)
+      assert cell[name]["stderr"] >= 0 and cell[name]["judge"] == "letters"
+    assert cell["entropy"]["value"] < np.log(16) + 1e-9
+    for name in ("self_bleu", "distinct_2"):
+      assert 0 < cell[name]["value"] <= 1 and cell[name]["stderr"] >= 0
+    assert cell["samples"] == 6 and cell["settings"]["strict_top_p"]
+
+
+def test_a_missing_judge_is_told_before_a_sample_is_drawn(
+  run, monkeypatch, capsys
+):
+  _, mode = run
+  monkeypatch.setattr(sampling, "draw", None)
+  assert mode("reproduce", **{"eval.judge": "none"}) == 2
+  error = capsys.readouterr().err.strip().splitlines()[-1]
+  assert error.startswith("error: the judge 'none' cannot be loaded")
+
+
+def test_published_figures_stand_in_their_column():
+  table = tables.parse(quickstart("--table=owt_mauve"))
+  cell = {
+    "mauve": {"value": 0.5, "stderr": 0.01},
+    "gen_ppl_remdm": {"value": 30.0, "stderr": 0.4},
+    "entropy": {"value": 5.3, "stderr": 0.02},
+    "samples": 8,
+    "judge": "letters",
+    "seed": 0,
+  }
+  places = itertools.product(table.samplers, table.columns)
+  lines = table.show(table, dict.fromkeys(places, cell)).splitlines()
+  column = lines[1].index("T=256") + 5
+  row = next(x for x in lines if x.startswith("ReMDM"))
+  assert row[:column].endswith("0.216 / 30.5 / 5.34")
+  assert lines[2][:column].endswith("0.500(0.010) / 30.0(0.4) / 5.30(0.02)")
+
+
+def test_remasking_follows_the_published_protocol():
+  cfg = quickstart("--table=owt_mauve:4,999")
+  table = tables.parse(cfg)
+  low, high = (table.section(cfg, "remask", T) for T in table.columns)
+  assert (low.path, low.eta, low.steps) == ("remask_cap", 0.04, 4)
+  assert (high.path, high.eta, high.steps) == ("remask_loop", 0.02, 999)
+  assert low.top_p == 0.9 and low.strict_top_p and low.temperature == 1
+
+
+def test_the_frontier_compares_at_the_entropy_of_text(run, capsys):
+  _, mode = run
+  assert mode("reproduce", "--table=frontier:0.2,1.0") == 0
+  out = capsys.readouterr().out
+  assert "2 cells of 6 samples" in out and "temperature 0.2" in out
+  cfg = quickstart("--table=frontier:0.5,1.5")
+  table = tables.parse(cfg)
+  cell = lambda entropy, value: {
+    "entropy": {"value": entropy, "stderr": 0.01},
+    "gen_ppl_remdm": {"value": value, "stderr": 1.0},
+    "reference_entropy": {"value": 5.0, "stderr": 0.01},
+    "samples": 8,
+    "judge": "letters",
+    "seed": 0,
+  }
+  scores = {("masked", 0.5): cell(4.5, 10.0), ("masked", 1.5): cell(5.5, 40.0)}
+  line = table.show(table, scores).splitlines()[2]
+  assert line.startswith("masked") and line.endswith("20.0")
+
+
+def test_correction_marks_and_keeps_the_rest(run, tmp_path, capsys):
+  root, mode = run
+  text = tmp_path / "letter.txt"
+  text.write_text("and the lord said unto moses in the wilderness of sinai")
+  code = mode("correct", f"--text={text}", **{"eval.suspicion": 0.04})
+  assert code == 0
+  found = json.loads((root / "run/correct-letter.json").read_text())
+  after = (root / "run/correct-letter.txt").read_text()
+  before = text.read_text()
+  assert found["tokens"] == len(before) == len(after)
+  assert found["marked"] == len(found["marks"]) > 0
+  changed = {i for i, (a, b) in enumerate(zip(before, after)) if a != b}
+  assert changed == {m["position"] for m in found["marks"] if m["repaired"]}
+  for mark in found["marks"]:
+    assert mark["p_found"] < 0.04 and 0 <= mark["confidence"] <= 1
+    assert mark["found"] == before[mark["position"]]
+    if mark["repaired"]:
+      assert mark["p_repair"] > mark["p_found"]
+  assert "[" in capsys.readouterr().out
+
+  text.write_text("sea")  # shorter than the context
+  assert mode("correct", f"--text={text}") == 0
+
+
+def test_windows_cover_a_text_once():
+  for n in (1, 4, 5, 8, 11):
+    ids = np.arange(n)
+    rows, starts = correct.windows(ids, 4)
+    for row, start in zip(rows, starts):
+      np.testing.assert_array_equal(row, ids[start : start + len(row)])
+    marked = np.ones(rows.shape, bool)
+    found = {"marked": marked, "tokens": rows + 100}
+    found |= {"before": 0.1 * marked, "after": 0.3 * marked}
+    marks, repaired = correct.collect(ids, starts, found)
+    assert [mark["position"] for mark in marks] == list(range(n))
+    np.testing.assert_array_equal(repaired, ids + 100)
+    assert marks[0]["confidence"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+  "mode_name, changes, words",
+  [
+    ("eval", {"eval.bounds": "endpoint,intergal"}, "did you mean 'integral'"),
+    ("eval", {"eval.bounds": "masked:0"}, "write masked:64"),
+    ("eval", {"eval.bounds": ""}, "eval.bounds has ''"),
+    ("eval", {"eval.bounds": "hybrid"}, "may fall"),
+    ("eval", {"eval.bounds": "remask_cap", "sample.eta": 1.0}, "may fall"),
+    ("eval", {"eval.text": "nowhere.txt"}, "'nowhere.txt', which cannot be"),
+    ("eval", {"eval.text": "SHORT"}, "shorter than the context of 16"),
+    ("eval", {"eval.text": "EMPTY"}, "which is empty"),
+    ("eval", {"eval.text": "BYTES"}, "not UTF-8 at byte 1"),
+    ("correct", {}, "eval.text is empty"),
+    ("correct", {"eval.text": "EMPTY"}, "which is empty"),
+    ("correct", {"eval.suspicion": 1.5}, "eval.suspicion is 1.5"),
+    ("reproduce", {"eval.table": "owt_mauv"}, "did you mean 'owt_mauve'"),
+    ("reproduce", {"eval.table": "owt_mauve:x"}, "write owt_mauve:128,256"),
+    ("reproduce", {"eval.table": "owt_mauve:0"}, "write owt_mauve:128,256"),
+    ("reproduce", {"eval.table": "frontier:-1"}, "write frontier:0.8,0.9"),
+    ("reproduce", {"eval.samples": 10**6}, "validation rows"),
+    ("reproduce", {"eval.samples": 1}, "eval.samples is 1"),
+    ("analyze", {"eval.control": "nowhere"}, "nowhere/config.json"),
+    ("analyze", {"eval.control": "SAME"}, "name a run that differs in that"),
+    ("analyze", {"eval.batch_size": 9}, "eval.batch_size is 9"),
+  ],
+)
+def test_mistakes_are_one_sentence(
+  run, tmp_path, capsys, monkeypatch, mode_name, changes, words
+):
+  root, mode = run
+  files = {"SHORT": b"in the", "EMPTY": b" \n", "BYTES": b"a\xff\xfe"}
+  for name, content in files.items():
+    (tmp_path / name).write_bytes(content)
+  places = {name: str(tmp_path / name) for name in files}
+  places["SAME"] = str(root / "run")
+  changes = {k: places.get(v, v) for k, v in changes.items()}
+
+  def refuse(*args, **kwargs):
+    raise AssertionError("compiled before the checks were over")
+
+  monkeypatch.setattr(jax, "jit", refuse)
+  capsys.readouterr()
+  assert mode(mode_name, **changes) == 2
+  error = capsys.readouterr().err.strip().splitlines()[-1]
+  assert error.startswith("error: ") and words in error
+
+
+def test_bounds_are_read_with_their_steps():
+  cfg = quickstart(
+    "--config.eval.bounds= blocks:8 , endpoint", "--config.sample.block=4"
+  )
+  plans = evaluate.plan(cfg)
+  assert list(plans) == ["blocks_8_steps", "endpoint"]
+  assert plans["endpoint"] is None and plans["blocks_8_steps"].steps == 8
