@@ -1,7 +1,7 @@
 """Masked sampling beside MDLM's sampler in plain PyTorch, turn by turn.
 
 python -m benchmarks.sampling [--lengths 256 1024] [--steps 64 256 1024]
-  [--json=FILE]
+  [--peaks] [--json=FILE]
 
 Both sides draw sequences from a network of the same shape by T ancestral steps
 in f32, with draws that keep rare tokens: the twin draws Gumbel noise in f64 for
@@ -76,10 +76,11 @@ def measure(args, length, steps):
   row |= side_by_side.ratio(each["pytorch"], each["dsl_jax"])
   row["network_calls"] = {"dsl_jax": calls, "pytorch": steps}
   row["twin_steps_timed"] = timed
-  row["peak_bytes"] = {
-    name: side_by_side.peak_memory(_child(args, length, steps, name))
-    for name in sides
-  }
+  if args.peaks:
+    row["peak_bytes"] = {
+      name: side_by_side.peak_memory(_child(args, length, steps, name))
+      for name in sides
+    }
   return row
 
 
@@ -102,6 +103,9 @@ def _parse():
   parser.add_argument("--top_p", type=float, default=1.0)
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--twin_steps", type=int, default=4)
+  parser.add_argument(
+    "--peaks", action="store_true", help="also the memory of either side alone"
+  )
   parser.add_argument("--json", help="also write the figures there")
   parser.add_argument("--memory", choices=["dsl_jax", "pytorch"])
   return parser.parse_args()
@@ -129,7 +133,7 @@ def main():
         float(np.median(row["seconds_per_sequence"][name]))
         for name in ("dsl_jax", "pytorch")
       )
-      peaks = [f"{b / 2**20:,.0f}" for b in row["peak_bytes"].values()]
+      peaks = [f"{b / 2**20:,.0f}" for b in row.get("peak_bytes", {}).values()]
       print(
         f"{length:>5}{steps:>6}{row['network_calls']['dsl_jax']:>7}"
         f"{ours:>9.2f}s{twin:>9.2f}s  {side_by_side.spread(row):<24}"

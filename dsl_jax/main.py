@@ -2,6 +2,7 @@
 
 python -m dsl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
   --mode=train|eval|sample [--config.train.steps=2000 ...]
+  [--trace=FILE.html]  # sample: also a page of the first sample's way
 """
 
 import os
@@ -26,7 +27,10 @@ def main(argv: list[str]) -> int:
     return 0
   try:
     with errors.user_errors():
+      argv, trace = command.take(argv, "trace")
       cfg, workdir, mode = command.parse(argv, ("train", "eval", "sample"))
+      if trace and mode != "sample":
+        raise errors.UserError(f"--trace is {trace}; it needs --mode=sample.")
       join_hosts()
     if mode == "train":
       from dsl_jax import train
@@ -39,7 +43,7 @@ def main(argv: list[str]) -> int:
     else:
       from dsl_jax import generate
 
-      generate.generate(cfg, workdir)
+      generate.generate(cfg, workdir, trace)
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -15,6 +15,8 @@ FLOORS = {
   "runtime": 4,
   "data": 4,
   "convert": 4,
+  "curves": 4.5,
+  "viewer": 4.5,
   "inputs": 4.5,  # config and data meet here, for all loops
   "train": 5,
   "evaluate": 5,

@@ -51,7 +51,8 @@ _RULES = (
   ),
   (
     "seed data.seed sample.seed optim.warmup_steps train.eval_every "
-    "train.max_minutes law.sigma optim.weight_decay sample.temperature",
+    "train.max_minutes law.sigma optim.weight_decay sample.temperature "
+    "sample.remasks sample.remask_snr",
     lambda v: 0 <= v < 2**32,
     "use 0 or more",
   ),

@@ -58,13 +58,14 @@ def read(
   _number("temperature", temperature, lambda x: x >= 0, "use at least 0")
   _number("top_p", top_p, lambda x: 0 < x <= 1, "a nucleus lies in (0, 1]")
   _number("noise", noise, lambda x: 0 <= x <= 1, "a share lies in [0, 1]")
-  if not (jnp.issubdtype(getattr(key, "dtype", 0), jax.dtypes.prng_key)):
+  dtype = getattr(key, "dtype", np.dtype(object))
+  if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
     raise ValueError(f"key is {key!r}; make one with jax.random.key(seed).")
   if key.shape:
     raise ValueError(f"key has shape {key.shape}; give a single key.")
   path = _path(path_TBL, prompt_BL)
   table = jax.eval_shape(denoiser.table, params)
-  _rows(hard_rows, len(table.shape) and table.shape[0])
+  _rows(hard_rows, table.shape[0])
   if policy is not None and not isinstance(
     policy, (jax.tree_util.Partial, policies.Policy)
   ):
@@ -102,7 +103,7 @@ def _number(name, value, allowed, mend):
 
 
 def _rows(hard_rows, vocab_size):
-  if hard_rows is not None and hard_rows.shape[:1] != (vocab_size,):
+  if hard_rows is not None and len(hard_rows) != vocab_size:
     raise ValueError(
       f"hard_rows has shape {hard_rows.shape}; use what samplers.hard_rows "
       f"gives for the {vocab_size} tokens here."
