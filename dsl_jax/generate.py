@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import os
 import pathlib
 import time
 
@@ -9,85 +11,175 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax import inputs, samplers
+from dsl_jax import curves, inputs, samplers, viewer
 from dsl_jax.core import paths
-from dsl_jax.data import tokenizers
+from dsl_jax.data import prompts, tokenizers
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
 from dsl_jax.runtime import state as states
 from dsl_jax.runtime import workdir as workdirs
 
 
-def generate(cfg: schema.Config, workdir: str) -> None:
-  """Writes cfg.sample.num samples to WORKDIR/samples.jsonl and the console.
+def generate(cfg: schema.Config, workdir: str, trace: str = "") -> None:
+  """Appends samples to WORKDIR/samples.jsonl and shows some on the console.
 
-  Every line holds the text and all that made it: step, path, seed, settings.
-  Lines are appended, so earlier samples stay.
+  Every line holds the text, its prompt and all that made it: checkpoint step,
+  path, seed, place, settings. Each batch is written when it is done.
 
   Args:
     cfg: its sample section names the path.
     workdir: of a trained run.
+    trace: a page to write, the first sample's way row by row; "" for none.
 
   Raises:
-    errors.UserError: bad path or prompt, or nothing trained; found before any
-      compilation.
+    errors.UserError: bad path or prompt, nothing trained, or a file that
+      cannot be written; found before any compilation.
   """
   with errors.user_errors():
     schema.validate(cfg)
-    c, length = cfg.sample, cfg.data.length
+    schedules.check(cfg)
     tokenizer = tokenizers.load(cfg.data.tokenizer)
     inputs.check_vocabulary(cfg, tokenizer)
-    prompt = tokenizer.encode(c.prompt) if c.prompt else np.zeros(0, np.int32)
-    if len(prompt) >= length:
-      raise errors.UserError(
-        f"sample.prompt has {len(prompt)} tokens; use fewer than data.length, "
-        f"which is {length}."
-      )
-    key = states.stream(c.seed, "sample")
-    schedules.build(c, key, 1, length)  # names an unknown path early
+    asked = _prompts(cfg, tokenizer)
     workdirs.compare(workdir, cfg)
     mesh = partition.make_mesh(cfg.mesh)
     whole = partition.replicated(mesh)
+    if trace:
+      viewer.check(trace)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
+    curve = None
+    if cfg.sample.path == "information":
+      curve = curves.load(workdir, step)
+      held_out = curve or inputs.open_split(cfg, "validation")
+    target = pathlib.Path(workdir) / "samples.jsonl"
+    with open(target, "ab"):
+      pass  # a file that cannot be written is better known now
+  with open(target, "a+b") as file:
+    if cfg.sample.path == "information" and curve is None:
+      curve = curves.measure(cfg, workdir, params, step, held_out)
+    run = _Run(cfg, mesh, params, curve, tokenizer)
+    settings = dataclasses.asdict(cfg.sample) | {"train_step": step}
+    written = _write(file, run, asked, settings, trace)
+  for line in written[:4]:
+    print(f"  {line['text']}")
+  rate = len(written) * cfg.data.length / run.seconds
+  print(
+    f"{len(written)} samples along the {cfg.sample.path} path: {run.calls} "
+    f"network calls, {rate:,.0f} tokens/s with compilation"
+  )
 
-  denoiser = denoisers.make_denoiser(dataclasses.replace(cfg.net, dropout=0.0))
-  known = np.arange(length) < len(prompt)
-  prompt = np.pad(prompt, (0, length - len(prompt)))
-  prompt_BL = np.tile(prompt, (c.batch_size, 1))
-  texts, calls, began = [], 0, time.monotonic()
-  for batch in tqdm.trange(-(-c.num // c.batch_size), unit="batch"):
-    path_key, key_b = jax.random.split(jax.random.fold_in(key, batch))
-    path, policy = schedules.build(c, path_key, c.batch_size, length)
-    path = paths.hold(path, np.tile(known, (c.batch_size, 1)))
+
+def _prompts(cfg, tokenizer):
+  """One prompt for every sample, in order."""
+  c, length = cfg.sample, cfg.data.length
+  if c.prompt and c.prompts:
+    raise errors.UserError(
+      f"sample.prompt is {c.prompt!r} and sample.prompts {c.prompts!r}; set "
+      "one of them."
+    )
+  texts = [("sample.prompt", c.prompt)]
+  if c.prompts:
+    texts = prompts.read(c.prompts)
+  return [
+    prompt
+    for name, text in texts
+    for prompt in [prompts.parse(text, tokenizer, length, name=name)] * c.num
+  ]
+
+
+def _write(file, run, asked, settings, trace):
+  """Samples batch by batch, appends every one, returns the lines."""
+  written, size = [], run.batch
+  main = jax.process_index() == 0
+  if main and _is_torn(file):
+    file.write(b"\n")
+  for batch in tqdm.trange(math.ceil(len(asked) / size), unit="batch"):
+    part = asked[batch * size : (batch + 1) * size]
+    recorder = viewer.Recorder() if trace and not batch else None
+    texts = run(batch, part, recorder)
+    lines = [
+      {
+        "text": text,
+        "index": batch * size + i,
+        "prompt": prompt.text,
+        "settings": settings,
+      }
+      for i, (text, prompt) in enumerate(zip(texts, part))
+    ]
+    written += lines
+    if main:
+      for line in lines:
+        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+      file.flush()
+    if main and recorder is not None:
+      recorder.write(trace, run.tokenizer, title=settings["path"])
+      print(f"wrote {trace}")
+  return written
+
+
+def _is_torn(file):
+  """Whether an earlier process died in the middle of its last line."""
+  if not file.seek(0, os.SEEK_END):
+    return False
+  file.seek(-1, os.SEEK_END)
+  return file.read(1) != b"\n"
+
+
+class _Run:
+  """Samples one batch at a time, all of one size so that all share programs.
+
+  Attributes:
+    batch: sequences in a batch, a multiple of the devices they are spread on.
+    calls: network calls so far.
+    seconds: spent on them.
+  """
+
+  def __init__(self, cfg, mesh, params, curve, tokenizer):
+    self._cfg, self._params, self._curve = cfg, params, curve
+    self.tokenizer, self.calls, self.seconds = tokenizer, 0, 0.0
+    self._rows = partition.rows(mesh)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    self.batch = math.ceil(cfg.sample.batch_size / devices) * devices
+    self._key = states.stream(cfg.sample.seed, "sample")
+    net = dataclasses.replace(cfg.net, dropout=0.0)
+    self._denoiser = denoisers.make_denoiser(net)
+    self._hard_rows = None
+    if cfg.net.vocab_size <= cfg.sample.num * cfg.data.length:
+      self._hard_rows = samplers.hard_rows(
+        params, denoiser=self._denoiser, clean_snr=cfg.clean_snr
+      )
+
+  def __call__(self, batch, asked, recorder):
+    began, c = time.monotonic(), self._cfg.sample
+    path_key, key = jax.random.split(jax.random.fold_in(self._key, batch))
+    size = self.batch
+    made = schedules.build(self._cfg, path_key, size, curve=self._curve)
+    # The last batch is filled up with sequences that nobody asked for.
+    asked = [*asked, *[asked[0]] * (size - len(asked))]
+    known_BL = np.stack([prompt.known_L for prompt in asked])
+    watch = {}
+    if recorder is not None:
+      table_VD = self._denoiser.table(self._params)
+      watch = {"rows": 1, "callback": recorder.watch(table_VD)}
     found = samplers.sample(
-      params,
-      key_b,
-      path,
-      denoiser=denoiser,
-      clean_snr=cfg.clean_snr,
+      self._params,
+      key,
+      paths.hold(made.path, known_BL),
+      denoiser=self._denoiser,
+      clean_snr=self._cfg.clean_snr,
       integrator=c.integrator,
       temperature=c.temperature,
       top_p=c.top_p,
       strict_top_p=c.strict_top_p,
       noise=c.noise,
-      policy=policy,
-      prompt_BL=prompt_BL,
+      policy=made.policy,
+      confidence=made.confidence,
+      prompt_BL=np.stack([prompt.tokens_L for prompt in asked]),
+      hard_rows=self._hard_rows,
+      sharding=self._rows,
+      **watch,
     )
-    calls += found.calls
     tokens_BL = np.asarray(found.tokens_BL)
-    texts += [tokenizer.decode(row) for row in tokens_BL]
-  seconds = time.monotonic() - began
-
-  settings = dataclasses.asdict(c) | {"train_step": step}
-  with open(
-    pathlib.Path(workdir) / "samples.jsonl", "a", encoding="utf-8"
-  ) as file:
-    for i, text in enumerate(texts[: c.num]):
-      line = {"text": text, "index": i, "settings": settings}
-      file.write(json.dumps(line, ensure_ascii=False) + "\n")
-  for text in texts[: min(c.num, 4)]:
-    print(f"  {text}")
-  print(
-    f"{c.num} samples along the {c.path} path: {calls} network calls, "
-    f"{c.num * length / seconds:,.0f} tokens/s with compilation"
-  )
+    self.calls += found.calls
+    self.seconds += time.monotonic() - began
+    return [self.tokenizer.decode(row) for row in tokens_BL]

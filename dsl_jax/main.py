@@ -3,6 +3,7 @@
 python -m dsl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
   --mode=train|eval|sample|analyze|reproduce|correct
   [--text=FILE] [--table=owt_mauve] [--config.train.steps=2000 ...]
+  [--trace=FILE.html]  # sample: also a page of the first sample's way
 python -m dsl_jax.main --config=configs/owt.py --mode=plan --topology=v5e:16x16
 """
 
@@ -40,13 +41,16 @@ def main(argv: list[str]) -> int:
     return 0
   try:
     with errors.user_errors():
+      argv, trace = command.take(argv, "trace")
       special = {"plan": "topology"}
       cfg, target, mode = command.parse(argv, list(MODES), special)
+      if trace and mode != "sample":
+        raise errors.UserError(f"--trace is {trace}; it needs --mode=sample.")
       join_hosts()
     module, function = MODES[mode]
     # Only what the mode needs is imported.
     run = getattr(importlib.import_module(f"dsl_jax.{module}"), function)
-    run(cfg, target)
+    run(cfg, target, *([trace] if trace else []))
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -16,6 +16,8 @@ FLOORS = {
   "runtime": 4,
   "data": 4,
   "convert": 4,
+  "curves": 4.5,
+  "viewer": 4.5,
   "inputs": 4.5,  # config and data meet here, for all loops
   "held_out": 4.7,
   "quality": 4.5,  # asks data for optional packages

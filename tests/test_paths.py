@@ -127,6 +127,51 @@ def test_forward_backward_remasks_as_much_as_it_reveals_anew():
   np.testing.assert_allclose(hide[5:40], (1 / 50 / alpha[5:40]), atol=0.02)
 
 
+@pytest.mark.parametrize(
+  "draw",
+  [
+    lambda key: paths.remask(key, 20, 3, 50, kind="cap", eta=0.5, soft_snr=3.0),
+    lambda key: paths.masked(key, 20, 3, 50),
+    lambda key: paths.random_order(key, 3, 50, tokens_per_step=4),
+  ],
+)
+def test_a_path_is_the_same_on_the_host_and_traced(draw):
+  path = draw(KEY)
+  assert isinstance(path, np.ndarray) and path.dtype == np.float32
+  np.testing.assert_array_equal(path, jax.jit(draw)(KEY))
+
+
+def test_soft_remasking_falls_to_its_snr_and_no_further():
+  options = {"kind": "rescale", "eta": 0.5}
+  hard = paths.remask(KEY, 20, 3, 50, **options)
+  soft = paths.remask(KEY, 20, 3, 50, soft_snr=3.0, **options)
+  paths.check(soft)
+  np.testing.assert_array_equal(np.isinf(hard), np.isinf(soft))
+  seen = np.maximum.accumulate(np.isinf(hard), axis=0)
+  np.testing.assert_array_equal(soft == 3.0, seen & ~np.isinf(hard))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["cap", "rescale", "loop", "forward_backward"])
+def test_paths_of_the_smallest_sizes(kind, eta):
+  for T in (1, 2, 3):
+    paths.check(paths.remask(KEY, T, 1, 1, kind=kind, eta=eta))
+  still = paths.remask(KEY, 30, 4, 9, kind="cap", eta=0.0)
+  assert (still[1:] >= still[:-1]).all()
+
+
+def test_one_token_and_more_per_step_than_there_are():
+  for path in (
+    paths.masked(KEY, 1, 1, 1),
+    paths.random_order(KEY, 1, 1, tokens_per_step=9),
+    paths.left_to_right(4, tokens_per_step=9),
+    paths.linear(1, 1, snr_max=2.0),
+    paths.blocks(1, block=1, inner=paths.left_to_right(1)),
+  ):
+    assert len(path) == 2
+    paths.check(path, rising=True)
+
+
 def test_concat_merges_equal_rows_and_keeps_others():
   a = paths.linear(3, 2, snr_max=4.0)[:-1]
   b = paths.left_to_right(2)
@@ -172,6 +217,14 @@ def bad(row, column, value, **kwargs):
     (lambda: paths.remask(KEY, 4, 1, 3, kind="x", eta=0), "kind is 'x'"),
     (lambda: paths.remask(KEY, 4, 1, 3, kind="cap", eta=2), "eta is 2"),
     (lambda: paths.left_to_right(3, tokens_per_step=0), "tokens_per_step"),
+    (lambda: paths.left_to_right(0), "length is 0"),
+    (lambda: paths.masked(KEY, 0, 1, 3), "num_steps is 0"),
+    (lambda: paths.masked(KEY, 4, 0, 3), "batch is 0"),
+    (lambda: paths.random_order(KEY, 1, 0), "length is 0"),
+    (
+      lambda: paths.remask(KEY, 4, 1, 3, kind="cap", soft_snr=INF),
+      "soft_snr is inf",
+    ),
     (lambda: paths.pad(paths.left_to_right(3), 2), "rows is 2"),
     (
       lambda: paths.blocks(4, block=5, inner=paths.left_to_right(5)),

@@ -3,9 +3,12 @@
 import json
 import pathlib
 
+import jax
+import numpy as np
 import pytest
 
-from dsl_jax import main, report
+from dsl_jax import curves, main, paths, report
+from dsl_jax.runtime import schedules, schema
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {
@@ -34,7 +37,7 @@ def run(tmp_path_factory):
   """A trained and scored workdir and a function that runs a mode there."""
   root = tmp_path_factory.mktemp("system")
 
-  def mode(name, **changes):
+  def mode(name, *extra, **changes):
     settings = TINY | {"data.dir": str(root / "rows")} | changes
     return main.main(
       [
@@ -43,6 +46,7 @@ def run(tmp_path_factory):
         f"--workdir={root / 'run'}",
         f"--mode={name}",
         *(f"--config.{key}={value}" for key, value in settings.items()),
+        *extra,
       ]
     )
 
@@ -80,6 +84,75 @@ def test_samples_are_appended_with_their_settings(run, path):
     assert line["settings"]["train_step"] == 4
 
 
+def test_prompts_and_gaps_come_back_in_every_sample(run, tmp_path):
+  workdir, mode = run
+  file, page = tmp_path / "prompts.txt", tmp_path / "page.html"
+  file.write_text("in the[MASK:6]was\n\n[MASK:20]said\n")
+  target = workdir / "samples.jsonl"
+  before = target.read_text() if target.exists() else ""
+  target.write_text(before + '{"torn')
+  change = {"sample.path": "remask_conf", "sample.remask_snr": 2.0}
+  change |= {"sample.prompts": file, "sample.num": 5}
+  assert mode("sample", f"--trace={page}", **change) == 0
+  after = target.read_text()
+  assert after.startswith(before + '{"torn\n')
+  target.write_text(before + after[len(before) + 7 :])
+  lines = [json.loads(x) for x in target.read_text().splitlines()][-10:]
+  assert [line["index"] for line in lines] == list(range(10))
+  for line in lines[:5]:
+    assert line["text"].startswith("in the") and line["text"][12:15] == "was"
+    assert line["prompt"] == "in the[MASK:6]was"
+  for line in lines[5:]:
+    assert line["text"].endswith("said") and len(line["text"]) == 24
+  assert len({line["text"] for line in lines}) == 10
+  assert "remask_conf" in page.read_text()
+
+
+def test_the_information_path_keeps_its_curve(run, monkeypatch):
+  workdir, mode = run
+  change = {"sample.path": "information", "sample.num": 1}
+  scores = json.loads((workdir / "eval.json").read_text())
+  assert curves.load(workdir, 4).mmse.tolist() == scores["mmse"]
+  assert curves.load(workdir, 5) is None  # of another checkpoint
+  (workdir / "eval.json").rename(workdir / "aside.json")
+  assert mode("sample", **change) == 0
+  (workdir / "aside.json").rename(workdir / "eval.json")
+  kept = json.loads((workdir / "mmse.json").read_text())
+  assert kept["train_step"] == 4 and kept["snr_grid"] == scores["snr_grid"]
+  # Two draws of the same quantity on few rows.
+  np.testing.assert_allclose(kept["mmse"], scores["mmse"], atol=0.15)
+  monkeypatch.setattr(curves, "measure", None)
+  made = schedules.build(
+    schema.Config(
+      "x",
+      schema.NetConfig(27, 16, 1, 2, 4),
+      sample=schema.Sample(path="information", steps=5),
+    ),
+    jax.random.key(0),
+    1,
+    curve=curves.load(workdir, 4),
+  )
+  assert made.path.shape == (6, 128) and np.isinf(made.path[-1]).all()
+
+
+def test_every_named_sampler_is_a_path_that_keeps_its_budget():
+  net, key = schema.NetConfig(27, 16, 1, 2, 4), jax.random.key(0)
+  curve = schedules.Curve(np.array([0.1, 1.0, 9.0]), np.array([1, 0.5, 0.1]))
+  for name in schedules.names():
+    for steps, length in ((2, 2), (5, 12), (40, 12)):
+      cfg = schema.Config(
+        "x",
+        net,
+        data=schema.Data(length=length),
+        sample=schema.Sample(path=name, steps=steps, block=5),
+      )
+      made = schedules.build(cfg, key, 3, curve=curve)
+      paths.check(made.path)
+      assert made.path.shape[-1] == length
+      within = max(steps, 3 if name == "blocks" else 1)
+      assert len(paths.compact(made.path)) - 1 <= within, name
+
+
 def test_report_shows_everything(run):
   workdir, mode = run
   assert mode("sample") == 0
@@ -96,6 +169,11 @@ def test_report_shows_everything(run):
     ("sample", {"sample.top_p": 0.0}, "sample.top_p is 0.0"),
     ("sample", {"sample.steps": 0}, "sample.steps is 0"),
     ("sample", {"sample.prompt": "x" * 24}, "sample.prompt has 24 tokens"),
+    ("sample", {"sample.prompt": "x[MASK:0]"}, "has the gap [MASK:0]"),
+    ("sample", {"sample.prompts": "nowhere.txt"}, "'nowhere.txt' cannot be"),
+    ("sample", {"sample.remasks": 1.0}, "sample.remasks is 1.0"),
+    ("sample", {"sample.snr_min": 90.0}, "sample.snr_min is 90.0"),
+    ("sample", {"sample.remask_snr": -1.0}, "sample.remask_snr is -1.0"),
     ("sample", {"sample.prompt": "Ärger"}, "outside the alphabet"),
     ("sample", {"net.vocab_size": 28}, "net.vocab_size is 28"),
     ("sample", {"net.width": 32}, "net.width"),
@@ -108,6 +186,24 @@ def test_mistakes_are_one_sentence(run, capsys, mode_name, change, words):
   assert mode(mode_name, **change) == 2
   error = capsys.readouterr().err.strip().splitlines()
   assert words in error[-1] and error[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+  "name,flag,words",
+  [
+    ("sample", "--trace=", "--trace has no value"),
+    ("sample", "--trace", "--trace has no value"),
+    ("sample", "--trace=setup.py", "--trace is setup.py, which exists"),
+    ("sample", "--trace=none/a.html", "cannot be written"),
+    ("eval", "--trace=a.html", "needs --mode=sample"),
+    ("sample", "--trase=a.html", "unknown flag --trase"),
+  ],
+)
+def test_a_trace_that_cannot_be_is_one_sentence(run, capsys, name, flag, words):
+  _, mode = run
+  capsys.readouterr()
+  assert mode(name, flag) == 2
+  assert words in capsys.readouterr().err
 
 
 def test_sampling_needs_a_trained_workdir(tmp_path, capsys):

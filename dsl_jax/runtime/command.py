@@ -73,6 +73,31 @@ def _spelled_out(arg):
   return arg
 
 
+def take(argv: Sequence[str], name: str) -> tuple[list[str], str]:
+  """Takes --name=VALUE off a command line.
+
+  Args:
+    argv: program name and arguments.
+    name: of a flag that one mode alone has.
+
+  Returns:
+    The other arguments, and the last value or "".
+
+  Raises:
+    errors.UserError: the flag without a value.
+  """
+  rest, value = [], ""
+  for arg in argv:
+    flag, _, given = arg.partition("=")
+    if flag not in (f"--{name}", f"-{name}"):
+      rest.append(arg)
+    elif given:
+      value = given
+    else:
+      raise errors.UserError(f"--{name} has no value; write --{name}=FILE.")
+  return rest, value
+
+
 def _load(config):
   """Runs get_config of FILE[:variant]."""
   path, _, arg = config.partition(":")

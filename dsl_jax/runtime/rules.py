@@ -53,7 +53,8 @@ _RULES = (
   (
     "seed data.seed sample.seed mesh.rows train.profile_at "
     "optim.warmup_steps train.eval_every "
-    "train.max_minutes law.sigma optim.weight_decay sample.temperature",
+    "train.max_minutes law.sigma optim.weight_decay sample.temperature "
+    "sample.remasks sample.remask_snr",
     lambda v: 0 <= v < 2**32,
     "use 0 or more",
   ),

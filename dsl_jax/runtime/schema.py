@@ -121,10 +121,13 @@ class Sample:
   snr_min: float = 1.0  # first positive row of continuous paths
   snr_max: float = 40.0  # last finite row of continuous paths
   eta: float = 0.04  # remasking strength (ReMDM)
+  remasks: float = 0.0  # expected remasks per token; above 0 it sets eta
+  remask_snr: float = 0.0  # what remasked tokens fall to, 0 is the mask
   block: int = 32  # of the path "blocks"
   continuous_share: float = 0.5  # hybrid: share of the steps before commitment
-  commit: float = 0.9  # hybrid: confidence from which tokens are committed
-  prompt: str = ""  # text every sample begins with
+  commit: float = 0.9  # hybrid, threshold: confidence that commits a token
+  prompt: str = ""  # text of every sample; [MASK:9] is a gap of 9 tokens
+  prompts: str = ""  # file of prompts, one a line, each sampled num times
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,60 +7,48 @@ import jax
 import jax.numpy as jnp
 
 from dsl_jax.core import channel, sphere
-from dsl_jax.nets import readout
-from dsl_jax.nets.denoiser import Denoiser
-from dsl_jax.samplers import moving
+from dsl_jax.samplers import policies, steps
+from dsl_jax.samplers.steps import Inputs, Settings, State
 
 
-class State(NamedTuple):
-  """What a row leaves behind.
+class Rows(NamedTuple):
+  """Consecutive rows of a path.
 
   Attributes:
-    held_BL: true where a prompt token stands.
-    snr_BL: current SNR per token.
-    z_BLD: the channel.
-    rows_BLM: input embeddings of z, or None for a denoiser without `embed`.
-    tokens_BL: the last token drawn at each position.
-    logp_BL: the logarithm of its confidence when it was drawn.
-    calls: network calls so far.
+    snr_RBL: the rows, without the one on which the state stands.
+    step_RB: the step of the whole path that leads to each of them: the noise
+      of a step is the same wherever it is run.
+    first: how many steps were run before.
+    last: how many there are in all, up to the last that moves a token.
   """
 
-  held_BL: jax.Array
-  snr_BL: jax.Array
-  z_BLD: jax.Array
-  rows_BLM: jax.Array | None
-  tokens_BL: jax.Array
-  logp_BL: jax.Array
-  calls: jax.Array
+  snr_RBL: jax.Array
+  step_RB: jax.Array
+  first: jax.Array
+  last: jax.Array
 
 
-class Settings(NamedTuple):
-  """What is compiled into the program; see `front.generate`."""
-
-  denoiser: Denoiser
-  integrator: str
-  strict: bool
-  noise: float
-  truncated: bool
-  confidence: str
-
-
-class Numbers(NamedTuple):
-  """What the program takes as arguments; see `front.generate`."""
-
-  clean_snr: jax.Array
-  temperature: jax.Array
-  top_p: jax.Array
+def start(
+  params, row_BL: jax.Array, prompt_BL: jax.Array, inputs: Inputs, settings
+) -> State:
+  """Returns the state on a path's first row: masks and prompt tokens."""
+  net, held_BL = steps.bind(params, settings), jnp.isinf(row_BL)
+  x = sphere.embed(net.table_VD, prompt_BL)
+  z = channel.hard(x, held_BL, clean_snr=inputs.clean_snr)
+  rows = None
+  if net.mask_M is not None:
+    rows = jnp.broadcast_to(net.mask_M, (*row_BL.shape, len(net.mask_M)))
+    rows = steps.embed(net, inputs, held_BL, row_BL, z, prompt_BL, rows)
+  logp = jnp.zeros(row_BL.shape)
+  return State(held_BL, row_BL, z, rows, prompt_BL, logp, jnp.int32(0))
 
 
 def run(
   params,
   key: jax.Array,
   state: State,
-  path_RBL: jax.Array,
-  first: jax.Array,
-  last: jax.Array,
-  numbers: Numbers,
+  rows: Rows,
+  inputs: Inputs,
   policy,
   settings: Settings,
 ) -> State:
@@ -70,159 +58,54 @@ def run(
     params: of the denoiser.
     key: typed random key of the whole path.
     state: on the first of the rows.
-    path_RBL: the rows.
-    first: index of the first of them in the whole path.
-    last: index of the last row of the whole path that moves.
-    numbers: arguments of the sampler.
+    rows: of the path.
+    inputs: arguments of the sampler.
     policy: or None.
     settings: of the sampler.
 
   Returns:
-    The state on the last of the rows, or on row `last` if that comes before.
+    The state on the last of the rows, or on the last row of the path that
+    moves a token if that comes before.
   """
-  step = functools.partial(_step, params, numbers=numbers, settings=settings)
+  net = steps.bind(params, settings)
+  sequence_B = jnp.arange(rows.snr_RBL.shape[1], dtype=jnp.int32)
+  key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_B)
 
   def body(carry):
     k, state = carry
-    row = jax.lax.dynamic_index_in_dim(path_RBL, k - first + 1, 0, False)
-    row_key = jax.random.fold_in(key, k)
-    if policy is None:
-      move = lambda state: step(row_key, state, lambda _: row)
-      moved = jnp.any(row != state.snr_BL)
-      return k + 1, jax.lax.cond(moved, move, lambda state: state, state)
+    at = lambda x: jax.lax.dynamic_index_in_dim(x, k - rows.first, 0, False)
+    row_BL, step_B = at(rows.snr_RBL), at(rows.step_RB)
+    keys = steps.Keys(*jnp.moveaxis(jax.vmap(_keys)(key_B, step_B), 1, 0))
+    plan = functools.partial(_plan, policy, row_BL, k, k + 1 < rows.last)
+    return k + 1, steps.step(net, keys, state, plan, inputs, settings)
 
-    def next_row(confidence):
-      bent = policy(confidence, state.snr_BL, k)
-      bent = jnp.where(state.held_BL, jnp.inf, bent)
-      return jnp.where(k + 1 < last, bent, row)
-
-    return k + 1, step(row_key, state, next_row, candidates=True)
-
-  stop = jnp.minimum(first + len(path_RBL) - 1, last)
-  carry = (first, state)
-  return jax.lax.while_loop(lambda c: c[0] < stop, body, carry)[1]
+  stop = jnp.minimum(rows.first + len(rows.step_RB), rows.last)
+  return jax.lax.while_loop(lambda c: c[0] < stop, body, (rows.first, state))[1]
 
 
-def start(
-  params, row_BL: jax.Array, prompt_BL: jax.Array, numbers, settings
-) -> State:
-  """Returns the state on a path's first row: masks and prompt tokens."""
-  denoiser, held_BL = settings.denoiser, jnp.isinf(row_BL)
-  x = sphere.embed(denoiser.table(params), prompt_BL)
-  z = channel.hard(x, held_BL, clean_snr=numbers.clean_snr)
-  rows = denoiser.embed(params, z) if denoiser.embed else None
-  logp = jnp.zeros(row_BL.shape)
-  return State(held_BL, row_BL, z, rows, prompt_BL, logp, jnp.int32(0))
+def _keys(key, step):
+  """The keys of one sequence in one step."""
+  return jax.random.split(jax.random.fold_in(key, step), 3)
 
 
-def _step(params, key, state, next_row, *, numbers, settings, candidates=False):
-  """One row: ask the network if a token rises, then move."""
-  snr = state.snr_BL
-  draw_key, up_key, down_key = jax.random.split(key, 3)
-  if candidates:
-    h = _ask(params, settings, state.z_BLD, state.rows_BLM, snr)
-    drawn = _draw(
-      params, draw_key, ~jnp.isinf(snr), h, state, numbers, settings
+def _plan(policy, row_BL, k, free, state, logp_BL=None):
+  """Returns the next row, and whether the policy looks at candidates first.
+
+  Called before the network, without logp_BL, a policy that looks is not asked
+  for its row: nothing moves. The last row is the path's, whatever the policy.
+  """
+  if policy is None:
+    return row_BL, None
+  looks = policy.looks if isinstance(policy, policies.Policy) else True
+  if looks is True and logp_BL is None:
+    return jnp.where(free, state.snr_BL, row_BL), free
+  confidence_BL = jnp.exp(state.logp_BL if logp_BL is None else logp_BL)
+  bent = policy(confidence_BL, state.snr_BL, k)
+  if bent.shape != row_BL.shape:
+    raise ValueError(
+      f"policy returned shape {bent.shape}; return a row of {row_BL.shape}."
     )
-    following = next_row(jnp.exp(drawn[1]))
-  else:
-    following = next_row(None)
-
-  rises = following > snr
-  commits, climbs = (
-    rises & jnp.isinf(following),
-    rises & jnp.isfinite(following),
-  )
-  by_token = rises if settings.integrator == "sample" else commits
-
-  def up(x):
-    return channel.advance(
-      up_key,
-      state.z_BLD,
-      x,
-      snr,
-      jnp.maximum(snr, following),
-      clean_snr=numbers.clean_snr,
-      noise=settings.noise,
-    )
-
-  def rise(state):
-    if candidates:
-      hidden, (tokens, logp) = h, drawn
-    else:
-      hidden = _ask(params, settings, state.z_BLD, state.rows_BLM, snr)
-      tokens, logp = _draw(
-        params, draw_key, by_token, hidden, state, numbers, settings
-      )
-    tokens = jnp.where(by_token, tokens, state.tokens_BL)
-    logp = jnp.where(by_token, logp, state.logp_BL)
-    denoiser = settings.denoiser
-    table_VD, calls = denoiser.table(params), state.calls + 1
-    x = sphere.embed(table_VD, tokens)
-
-    def mean(h):
-      return moving.mean(climbs, h, *denoiser.head(params), table_VD)
-
-    if settings.integrator == "sample":
-      z = up(x)
-    else:
-      first = mean(hidden)
-      z = up(jnp.where(climbs[..., None], first, x))
-
-    def correct(z):
-      rows = denoiser.embed(params, z) if denoiser.embed else None
-      h = _ask(params, settings, z, rows, jnp.maximum(snr, following))
-      both = 0.5 * (first + mean(h))
-      # The key of the first attempt: the corrected step keeps its noise.
-      return up(jnp.where(climbs[..., None], both, x)), calls + 1
-
-    if settings.integrator == "heun":
-      keep = lambda z: (z, calls)
-      z, calls = jax.lax.cond(jnp.any(climbs), correct, keep, z)
-    return z, tokens, logp, calls
-
-  def rest(state):
-    return state.z_BLD, state.tokens_BL, state.logp_BL, state.calls
-
-  z, tokens, logp, calls = jax.lax.cond(jnp.any(rises), rise, rest, state)
-  fallen = channel.backtrack(
-    down_key,
-    state.z_BLD,
-    snr,
-    jnp.minimum(snr, following),
-    clean_snr=numbers.clean_snr,
-  )
-  z = jnp.where((following < snr)[..., None], fallen, z)
-  rows = state.rows_BLM
-  if rows is not None:
-    embed = functools.partial(settings.denoiser.embed, params)
-    rows = moving.update(following != snr, embed, z, rows)
-  return State(state.held_BL, following, z, rows, tokens, logp, calls)
-
-
-def _ask(params, settings, z, rows, snr):
-  """Hidden states, from kept input embeddings where the denoiser has them."""
-  if rows is None:
-    return readout.see(settings.denoiser, params, z, snr)
-  return settings.denoiser.trunk(params, rows, z)
-
-
-def _draw(params, key, where_BL, h, state, numbers, settings):
-  """Tokens and log-confidence, new ones where asked."""
-  head_VM, bias_V = settings.denoiser.head(params)
-  tokens, logp = moving.draw(
-    key,
-    where_BL,
-    h,
-    head_VM,
-    bias_V,
-    tokens=state.tokens_BL,
-    logp=state.logp_BL,
-    temperature=numbers.temperature,
-    top_p=numbers.top_p if settings.truncated else 1.0,
-    strict=settings.strict,
-  )
-  if settings.confidence == "entropy":
-    entropy = moving.entropy(where_BL, h, head_VM, bias_V)
-    logp = jnp.where(where_BL, -entropy, state.logp_BL)
-  return tokens, logp
+  bent = jnp.where(bent >= 0, bent, state.snr_BL)  # no SNR is no move
+  bent = jnp.where(state.held_BL, jnp.inf, bent)
+  looks = free & looks(k) if callable(looks) else None
+  return jnp.where(free, bent, row_BL), looks

@@ -1,6 +1,7 @@
 """What users call: checks of the request, then the traced driver."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,12 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsl_jax.core import paths
 from dsl_jax.nets.denoiser import Denoiser
-from dsl_jax.samplers import driver
-
-INTEGRATORS = ("mean", "sample", "heun")
-CONFIDENCES = ("probability", "entropy")
+from dsl_jax.samplers import driver, requests
 
 
 def generate(
@@ -31,6 +28,7 @@ def generate(
   strict_top_p: bool = False,
   noise: float = 1.0,
   confidence: str = "probability",
+  hard_rows: jax.Array | None = None,
 ) -> jax.Array:
   """Samples tokens along a path; one network call for a row that moves.
 
@@ -38,6 +36,8 @@ def generate(
   z + d m + sqrt(d) eps with m the posterior mean or e(s), s ~ p(.|z); up to
   inf, s ~ p(.|z) is committed; down, the Brownian bridge. The loop ends at the
   last row that moves, so paths padded with their last row share one program.
+
+  A sequence depends on the key, its place in the batch and its own path alone.
 
   Args:
     params: of the denoiser.
@@ -56,6 +56,7 @@ def generate(
       channel, 0 its probability flow.
     confidence: what policies see of a candidate, and of a committed token when
       it was drawn: its "probability", or exp(-"entropy") of the prediction.
+    hard_rows: from `hard_rows`, spares committed tokens the converter.
 
   Returns:
     tokens_BL, int32.
@@ -64,8 +65,9 @@ def generate(
     ValueError: for a bad path, an unknown integrator, numbers out of range, or
       a prompt that is missing, of another shape, or outside the vocabulary.
   """
-  path, prompt, numbers, policy, settings = _request(
+  request = requests.read(
     params,
+    key,
     path_TBL,
     denoiser,
     clean_snr,
@@ -77,8 +79,9 @@ def generate(
     strict_top_p=strict_top_p,
     noise=noise,
     confidence=confidence,
+    hard_rows=hard_rows,
   )
-  return _generate(params, key, path, prompt, numbers, policy, settings)
+  return _generate(params, key, *request)
 
 
 class Samples(NamedTuple):
@@ -107,10 +110,10 @@ def sample(
 ) -> Samples:
   """Runs a path on the host's side of `generate`, some rows at a time.
 
-  Rows that move nothing are dropped for every sequence on its own (without a
-  policy or callback, which count rows), and the rest goes to the device in
-  pieces of one size: one program for paths of any length, and a long path
-  never lies on the device.
+  Returns what `generate` returns, but steps that move nothing are dropped for
+  every sequence on its own (without a policy or callback, which count rows),
+  and the rest goes to the device in pieces of one size: one program for paths
+  of any length, and a long path never lies on the device.
 
   Args:
     params: of the denoiser.
@@ -131,14 +134,9 @@ def sample(
   """
   if rows < 1:
     raise ValueError(f"rows is {rows}; it must be at least 1.")
-  path, prompt, numbers, policy, settings = _request(
-    params, path_TBL, denoiser, clean_snr, host=True, **options
-  )
-  if policy is None and callback is None:
-    path = paths.compact(path)
-  pieces = max(1, -(-(len(path) - 1) // rows))
-  last = jnp.int32(_last_move(path))
-  path = paths.pad(path, pieces * rows + 1)
+  request = requests.read(params, key, path_TBL, denoiser, clean_snr, **options)
+  path, prompt, inputs, policy, settings = request
+  step_TB = _steps(path, compact=policy is None and callback is None)
 
   def put(array, axis):
     if sharding is None:
@@ -147,16 +145,49 @@ def sample(
     return jax.device_put(array, jax.NamedSharding(sharding.mesh, spec))
 
   first_row, prompt = put(path[0], 0), put(prompt, 0)
-  state = _start(params, first_row, prompt, numbers, settings)
-  for first in range(0, pieces * rows, rows):
-    piece = put(path[first : first + rows + 1], 1)
-    piece_first = jnp.int32(first)
-    state = _run(
-      params, key, state, piece, piece_first, last, numbers, policy, settings
+  state = _start(params, first_row, prompt, inputs, settings)
+  last = len(step_TB)
+  for first in range(0, last, rows):
+    step_RB = step_TB[first : first + rows]
+    snr_RBL = path[step_RB + 1, np.arange(path.shape[1])]
+    missing = ((0, rows - len(step_RB)), (0, 0))
+    piece = driver.Rows(
+      put(np.pad(snr_RBL, (*missing, (0, 0)), "edge"), 1),
+      put(np.pad(step_RB, missing, "edge").astype(np.int32), 1),
+      jnp.int32(first),
+      jnp.int32(last),
     )
+    state = _run(params, key, state, piece, inputs, policy, settings)
     if callback:
-      callback(min(first + rows, int(last)), state)
+      callback(min(first + rows, last), state)
   return Samples(state.tokens_BL, int(state.calls))
+
+
+@functools.partial(jax.jit, static_argnames="denoiser")
+def _hard_rows(params, clean_snr, denoiser):
+  z_VD = clean_snr * denoiser.table(params)
+  return denoiser.embed(params, z_VD[None])[0]
+
+
+def hard_rows(
+  params, *, denoiser: Denoiser, clean_snr: float
+) -> jax.Array | None:
+  """Input embeddings of all committed tokens, the converter of clean_snr e(v).
+
+  With them a move between mask and commitment is a look-up. They cost V rows
+  of the converter once; a sampler without them pays for every commitment.
+
+  Args:
+    params: of the denoiser.
+    denoiser: functions of the network.
+    clean_snr: scale of a committed token.
+
+  Returns:
+    rows_VM, or None for a denoiser whose converter is not apart.
+  """
+  if getattr(denoiser, "embed", None) is None:
+    return None
+  return _hard_rows(params, jnp.float32(clean_snr), denoiser)
 
 
 _start = jax.jit(driver.start, static_argnames="settings")
@@ -164,106 +195,31 @@ _run = jax.jit(driver.run, static_argnames="settings")
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _generate(params, key, path, prompt, numbers, policy, settings):
-  state = driver.start(params, path[0], prompt, numbers, settings)
+def _generate(params, key, path, prompt, inputs, policy, settings):
+  state = driver.start(params, path[0], prompt, inputs, settings)
   moves_T = jnp.any(path[1:] != path[:-1], axis=(1, 2))
-  rows = jnp.arange(1, len(path), dtype=jnp.int32)
-  last = jnp.max(jnp.where(moves_T, rows, 0), initial=0)
-  first = jnp.int32(0)
-  state = driver.run(
-    params, key, state, path, first, last, numbers, policy, settings
-  )
+  step_T = jnp.arange(len(path) - 1, dtype=jnp.int32)
+  last = jnp.max(jnp.where(moves_T, step_T + 1, 0), initial=0)
+  step_TB = jnp.broadcast_to(step_T[:, None], (len(path) - 1, path.shape[1]))
+  rows = driver.Rows(path[1:], step_TB, jnp.int32(0), last)
+  state = driver.run(params, key, state, rows, inputs, policy, settings)
   return state.tokens_BL
 
 
-def _request(
-  params,
-  path_TBL,
-  denoiser,
-  clean_snr,
-  *,
-  integrator="mean",
-  temperature=1.0,
-  top_p=1.0,
-  policy=None,
-  prompt_BL=None,
-  strict_top_p=False,
-  noise=1.0,
-  confidence="probability",
-  host=False,
-):
-  """Checks a request; path [T+1, B, L], prompt, and what `driver.run` takes."""
-  _check(integrator, temperature, top_p, noise, confidence)
-  if not isinstance(path_TBL, jax.core.Tracer):
-    paths.check(path_TBL)
-  numpy = np if host else jnp
-  path = numpy.asarray(path_TBL, np.float32)
-  if path.ndim == 2:
-    batch = 1 if prompt_BL is None else len(prompt_BL)
-    path = numpy.broadcast_to(path[:, None], (len(path), batch, path.shape[-1]))
-  vocab_size = jax.eval_shape(denoiser.table, params).shape[0]
-  prompt = _prompt(prompt_BL, path, vocab_size)
-  if policy is not None and not isinstance(policy, jax.tree_util.Partial):
-    policy = jax.tree_util.Partial(policy)
-  settings = driver.Settings(
-    denoiser=Denoiser(*(getattr(denoiser, f, None) for f in Denoiser._fields)),
-    integrator=integrator,
-    strict=strict_top_p,
-    noise=noise,
-    truncated=not isinstance(top_p, (int, float)) or top_p < 1,
-    confidence=confidence,
-  )
-  numbers = (clean_snr, temperature, top_p)
-  numbers = driver.Numbers(*(jnp.asarray(x, jnp.float32) for x in numbers))
-  return path, prompt, numbers, policy, settings
+def _steps(path, compact):
+  """Steps to run, [T', B]: up to the last that moves, or those that move.
 
-
-def _last_move(path):
-  """Index of the last row that differs from the one before it."""
-  moves = np.flatnonzero(np.any(path[1:] != path[:-1], axis=(1, 2)))
-  return moves[-1] + 1 if len(moves) else 0
-
-
-def _prompt(prompt_BL, path, vocab_size):
-  """Checks the prompt; zeros where there is none."""
-  B, L = path.shape[1:]
-  if prompt_BL is None:
-    if not isinstance(path, jax.core.Tracer) and jnp.isinf(path[0]).any():
-      raise ValueError(
-        "prompt_BL is None, but the path's first row is inf somewhere; give "
-        "the tokens that stand there."
-      )
-    return jnp.zeros((B, L), jnp.int32)
-  if prompt_BL.shape != (B, L):
-    raise ValueError(
-      f"prompt_BL has shape {prompt_BL.shape}, the path needs {(B, L)}."
-    )
-  prompt = jnp.asarray(prompt_BL)
-  if isinstance(prompt, jax.core.Tracer) or isinstance(path, jax.core.Tracer):
-    return prompt.astype(jnp.int32)
-  known = jnp.isinf(path[0])
-  outside = known & ((prompt < 0) | (prompt >= vocab_size))
-  if outside.any():
-    b, i = (int(x[0]) for x in jnp.nonzero(outside))
-    raise ValueError(
-      f"prompt_BL is {int(prompt[b, i])} at batch {b}, column {i}; ids lie in "
-      f"[0, {vocab_size})."
-    )
-  return jnp.where(known, prompt, 0).astype(jnp.int32)
-
-
-def _check(integrator, temperature, top_p, noise, confidence):
-  if integrator not in INTEGRATORS:
-    raise ValueError(
-      f"integrator is {integrator!r}; use {', '.join(INTEGRATORS)}."
-    )
-  if isinstance(temperature, (int, float)) and not temperature >= 0:
-    raise ValueError(f"temperature is {temperature}; it must be at least 0.")
-  if isinstance(top_p, (int, float)) and not 0 < top_p <= 1:
-    raise ValueError(f"top_p is {top_p}; a nucleus lies in (0, 1].")
-  if not 0 <= noise <= 1:
-    raise ValueError(f"noise is {noise}; a share lies in [0, 1].")
-  if confidence not in CONFIDENCES:
-    raise ValueError(
-      f"confidence is {confidence!r}; use {' or '.join(CONFIDENCES)}."
-    )
+  Sequences that are done earlier repeat the last step, whose row is theirs.
+  """
+  T, B = len(path) - 1, path.shape[1]
+  pairs = itertools.pairwise(path)  # row by row: a long path has no room twice
+  moves_TB = np.array([np.any(a != b, axis=-1) for a, b in pairs], bool)
+  moves_TB = moves_TB.reshape(T, B)
+  if not compact:
+    last = np.max(np.nonzero(moves_TB)[0], initial=-1) + 1
+    return np.repeat(np.arange(last)[:, None], B, axis=1)
+  count_B = moves_TB.sum(axis=0)
+  step_TB = np.argsort(~moves_TB, axis=0, kind="stable")
+  step_TB = step_TB[: count_B.max(initial=0)]
+  done = np.arange(len(step_TB))[:, None] >= count_B
+  return np.where(done, T - 1, step_TB)

@@ -1,31 +1,54 @@
 """Vocabulary-wide work at the positions that move, and nowhere else.
 
 A row of a path usually moves few of the L positions. They are gathered in
-blocks of BLOCK, as many blocks as the busiest sequence needs, so one program
-pays for what moves whatever the path; when most of a sequence moves, all of it
-is done at once.
+blocks, as many as the busiest sequence needs, so one program pays for what
+moves whatever the path. What a position is given depends on its own key and
+inputs alone, never on its block or on other sequences.
 """
 
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import vocab
+from dsl_jax.core import draws, streamed, vocab
 
-BLOCK = 32
+BLOCK = 1 << 21  # logits of a block; larger ones waste work where few move
 
 
 def draw(
-  key, where_BL, h_BLM, head_VM, bias_V, *, tokens, logp, strict, **shape
+  key_B,
+  where_BL,
+  h_BLM,
+  head_VM,
+  bias_V,
+  *,
+  tokens,
+  logp,
+  temperature,
+  top_p,
+  strict,
+  confidence,
 ):
-  """Draws tokens and their log-probability where asked, else keeps them."""
+  """Draws tokens and their log-confidence where asked, else keeps them."""
 
-  def work(i, h):
-    block_key = jax.random.fold_in(key, i)
-    return vocab.draw(
-      block_key, h, head_VM, bias_V=bias_V, strict=strict, **shape
+  def work(at_BK, h_BKM):
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(key_B, at_BK)
+    h = h_BKM.reshape(-1, h_BKM.shape[-1])
+    logits = streamed.scores(h, head_VM.astype(h.dtype), bias_V)
+    drawn = draws.tokens(
+      keys.reshape(-1),
+      logits,
+      temperature=temperature,
+      top_p=top_p,
+      strict=strict,
     )
+    logp = jax.nn.log_softmax(logits, axis=-1)
+    if confidence == "entropy":
+      sure = jnp.sum(jnp.exp(logp) * logp, axis=-1)
+    else:
+      sure = jnp.take_along_axis(logp, drawn[:, None], axis=-1)[:, 0]
+    return drawn.reshape(at_BK.shape), sure.reshape(at_BK.shape)
 
-  return _blocks(where_BL, work, h_BLM, (tokens, logp))
+  return _blocks(where_BL, work, h_BLM, (tokens, logp), len(head_VM))
 
 
 def mean(where_BL, h_BLM, head_VM, bias_V, table_VD):
@@ -34,55 +57,49 @@ def mean(where_BL, h_BLM, head_VM, bias_V, table_VD):
   def work(_, h):
     return (vocab.expectation(h, head_VM, table_VD, bias_V=bias_V),)
 
-  start = jnp.zeros((*where_BL.shape, table_VD.shape[-1]))
-  return _blocks(where_BL, work, h_BLM, (start,))[0]
+  start = (jnp.zeros((*where_BL.shape, table_VD.shape[-1])),)
+  return _everywhere_or_blocks(where_BL, work, h_BLM, start, len(head_VM))[0]
 
 
-def entropy(where_BL, h_BLM, head_VM, bias_V):
-  """Entropy of the model's prediction in nats where asked, else zero."""
-  work = lambda _, h: (vocab.entropy(h, head_VM, bias_V=bias_V),)
-  return _blocks(where_BL, work, h_BLM, (jnp.zeros(where_BL.shape),))[0]
-
-
-def update(where_BL, embed, z_BLD, rows_BLM):
+def update(where_BL, embed, z_BLD, rows_BLM, vocab_size):
   """Input embeddings of z where asked, else the old ones."""
   work = lambda _, z: (embed(z).astype(rows_BLM.dtype),)
-  return _blocks(where_BL, work, z_BLD, (rows_BLM,))[0]
+  old = (rows_BLM,)
+  return _everywhere_or_blocks(where_BL, work, z_BLD, old, vocab_size)[0]
 
 
-def _blocks(where_BL, work, x_BLC, old):
-  """Replaces `old` by work(block, x) at least where asked."""
-  B, L = where_BL.shape
-  count = jnp.max(jnp.sum(where_BL, axis=1, dtype=jnp.int32))
-  blocks = (count + BLOCK - 1) // BLOCK
+def _everywhere_or_blocks(where_BL, work, x_BLC, old, vocab_size):
+  """Streams over all positions at once where most of a sequence moves."""
+  most = jnp.max(jnp.sum(where_BL, axis=1, dtype=jnp.int32))
 
   def everywhere(old):
-    # A key of its own: no block has the number L.
-    new = work(jnp.int32(L), x_BLC)
+    new = work(None, x_BLC)
     return tuple(jnp.where(_like(where_BL, n), n, o) for n, o in zip(new, old))
 
-  def somewhere(old):
-    # Positions asked for come first, the padding L is out of range.
-    order = jnp.argsort(~where_BL, axis=1, stable=True).astype(jnp.int32)
-    asked = jnp.sum(where_BL, axis=1, dtype=jnp.int32)[:, None]
-    turn = jnp.arange(L, dtype=jnp.int32)[None]
-    order = jnp.where(turn < asked, order, L)
-    order = jnp.pad(order, ((0, 0), (0, BLOCK)), constant_values=L)
-    sequence = jnp.arange(B)[:, None]
+  blocks = lambda old: _blocks(where_BL, work, x_BLC, old, vocab_size)
+  return jax.lax.cond(2 * most > where_BL.shape[1], everywhere, blocks, old)
 
-    def block(i, old):
-      at = jax.lax.dynamic_slice_in_dim(order, i * BLOCK, BLOCK, axis=1)
-      new = work(i, x_BLC.at[sequence, at].get(mode="fill", fill_value=0))
-      return tuple(
-        o.at[sequence, at].set(n, mode="drop") for n, o in zip(new, old)
-      )
 
-    return jax.lax.fori_loop(0, blocks, block, old)
+def _blocks(where_BL, work, x_BLC, old, vocab_size):
+  """Replaces `old` by work(positions_BK, x_BKC) where asked."""
+  B, L = where_BL.shape
+  size = max(1, min(L, BLOCK // (B * vocab_size)))
+  count_B1 = jnp.sum(where_BL, axis=1, dtype=jnp.int32)[:, None]
+  # Positions asked for come first, the padding L is out of range.
+  order = jnp.argsort(~where_BL, axis=1, stable=True).astype(jnp.int32)
+  order = jnp.where(jnp.arange(L, dtype=jnp.int32)[None] < count_B1, order, L)
+  order = jnp.pad(order, ((0, 0), (0, -L % size)), constant_values=L)
+  # Batched over sequences, so that a batch over devices stays where it is.
+  take = jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=0))
+  put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
 
-  if L <= BLOCK:
-    nothing = lambda old: old
-    return jax.lax.cond(count > 0, everywhere, nothing, old)
-  return jax.lax.cond(count > L // 2, everywhere, somewhere, old)
+  def block(i, old):
+    at = jax.lax.dynamic_slice_in_dim(order, i * size, size, axis=1)
+    new = work(at, take(x_BLC, at))
+    return tuple(put(o, at, n) for n, o in zip(new, old))
+
+  blocks = (jnp.max(count_B1) + size - 1) // size
+  return jax.lax.fori_loop(0, blocks, block, old)
 
 
 def _like(where_BL, x):

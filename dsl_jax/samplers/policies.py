@@ -3,7 +3,12 @@
 A policy is a pure function (confidence_BL, snr_BL, step) -> next_BL. Confidence
 lies in (0, 1]; see `generate`. Arrays a policy needs are bound with
 `jax.tree_util.Partial`, so that they are arguments of the compiled program.
+
+A plain function sees a candidate at every open position in every step. The
+policies here say when they look, so that other steps cost what a path costs.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +16,23 @@ import jax.numpy as jnp
 from dsl_jax.core import paths
 
 Partial = jax.tree_util.Partial
+
+
+class Policy(NamedTuple):
+  """A policy that says when it looks at candidates.
+
+  Attributes:
+    rule: (confidence_BL, snr_BL, step) -> next_BL.
+    looks: step -> bool, or None for never; where it does not look, confidence
+      is that of committed tokens when they were drawn, and 1 elsewhere or what
+      an earlier candidate had.
+  """
+
+  rule: Partial
+  looks: Partial | None = None
+
+  def __call__(self, confidence_BL, snr_BL, step):
+    return self.rule(confidence_BL, snr_BL, step)
 
 
 def most_confident(tokens_per_step: int) -> Partial:
@@ -44,8 +66,12 @@ def above(least: float) -> Partial:
 
 
 def remask_unsure(
-  key: jax.Array, num_steps: int, *, strength: float = 1.0
-) -> Partial:
+  key: jax.Array,
+  num_steps: int,
+  *,
+  strength: float = 1.0,
+  soft_snr: float = 0.0,
+) -> Policy:
   """ReMDM-conf: remasks committed tokens the sooner the less sure they were.
 
   A committed token falls with probability
@@ -57,20 +83,22 @@ def remask_unsure(
     key: typed random key.
     num_steps: T of the path it is used with.
     strength: in [0, 1].
+    soft_snr: what remasked tokens fall to, 0 for the mask.
 
   Returns:
     The policy.
   """
   if not 0 <= strength <= 1:
     raise ValueError(f"strength is {strength}; a share lies in [0, 1].")
+  if not 0 <= soft_snr < float("inf"):
+    raise ValueError(f"soft_snr is {soft_snr}; use a finite SNR, 0 or more.")
   hide, _ = paths.rates(num_steps, kind="rescale", eta=strength)
   _, reveal = paths.rates(num_steps, kind="cap", eta=0.0)
-  return Partial(_remask_unsure, key, hide, reveal)
+  soft = jnp.float32(soft_snr)
+  return Policy(Partial(_remask_unsure, key, hide, reveal, soft))
 
 
-def commit(
-  path_TBL: jax.Array, row: jax.Array | int, least: jax.Array | float
-) -> Partial:
+def commit(path_TBL: jax.Array, row: int, least: float) -> Policy:
   """Follows a path, and at one step commits what the model is sure of.
 
   The hybrid sampler: a continuous path up to `row`, where tokens of at least
@@ -85,8 +113,15 @@ def commit(
   Returns:
     The policy.
   """
-  path = jnp.asarray(path_TBL, jnp.float32)
-  return Partial(_commit, path, jnp.int32(row), jnp.float32(least))
+  if not 0 < row < len(path_TBL):
+    raise ValueError(
+      f"row is {row}; use 1 to {len(path_TBL) - 1}, a later row of the path."
+    )
+  if not 0 <= least <= 1:
+    raise ValueError(f"least is {least}; a confidence lies in [0, 1].")
+  path, row = jnp.asarray(path_TBL, jnp.float32), jnp.int32(row)
+  rule = Partial(_commit, path, row, jnp.float32(least))
+  return Policy(rule, Partial(_leads_to, row))
 
 
 def _most_confident(k, confidence_BL, snr_BL, step):
@@ -102,12 +137,17 @@ def _above(least, confidence_BL, snr_BL, step):
   return jnp.where((free >= least) | best, jnp.inf, snr_BL)
 
 
-def _remask_unsure(key, hide_T, reveal_T, confidence_BL, snr_BL, step):
+def _remask_unsure(key, hide_T, reveal_T, soft, confidence_BL, snr_BL, step):
   seen = jnp.isinf(snr_BL)
   share = jax.nn.softmax(jnp.where(seen, -confidence_BL, -jnp.inf), axis=-1)
   u = jax.random.uniform(jax.random.fold_in(key, step), snr_BL.shape)
-  stays = seen & (u >= hide_T[step] * share)
-  return jnp.where(stays | (~seen & (u < reveal_T[step])), jnp.inf, 0.0)
+  fallen = jnp.where(u < hide_T[step] * share, soft, snr_BL)
+  risen = jnp.where(u < reveal_T[step], jnp.inf, snr_BL)
+  return jnp.where(seen, fallen, risen)
+
+
+def _leads_to(row, step):
+  return step + 1 == row
 
 
 def _commit(path_TBL, row, least, confidence_BL, snr_BL, step):
@@ -116,4 +156,4 @@ def _commit(path_TBL, row, least, confidence_BL, snr_BL, step):
   sure = jnp.where(confidence_BL >= least, jnp.inf, jnp.float32(0))
   later = jnp.maximum(planned, jnp.where(jnp.isinf(snr_BL), snr_BL, 0.0))
   following = jnp.where(step + 1 < row, planned, later)
-  return jnp.where(step + 1 == row, sure, following)
+  return jnp.where(_leads_to(row, step), sure, following)

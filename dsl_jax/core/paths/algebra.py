@@ -140,7 +140,10 @@ def check(path: jax.Array, *, rising: bool = False) -> None:
     ValueError: for a wrong rank, NaN, negative entries, a first row other
       than 0 or inf, a last row other than inf, or, if asked, a move down.
   """
-  path = np.asarray(path)
+  try:
+    path = np.asarray(path, np.float32)
+  except (TypeError, ValueError) as error:
+    raise ValueError("path is no array of numbers; give SNRs.") from error
   if path.ndim not in (2, 3) or not path.size:
     raise ValueError(
       f"path has shape {path.shape}; use [T+1, L] or [T+1, B, L], not empty."

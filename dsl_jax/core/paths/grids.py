@@ -20,7 +20,8 @@ def geometric(
   """
   _range(snr_min, snr_max)
   return _shared(
-    np.geomspace(snr_max, snr_min, steps(num_steps) - 1)[::-1], length
+    np.geomspace(snr_max, snr_min, count("num_steps", num_steps) - 1)[::-1],
+    length,
   )
 
 
@@ -38,7 +39,7 @@ def linear(
   Returns:
     path, f32 [T+1, L].
   """
-  n = steps(num_steps) - 1
+  n = count("num_steps", num_steps) - 1
   snr_min = snr_max / max(n, 1) if snr_min is None else snr_min
   _range(snr_min, snr_max)
   return _shared(np.linspace(snr_max, snr_min, n)[::-1], length)
@@ -60,7 +61,7 @@ def lognormal_quantiles(
   """
   if not sigma > 0:
     raise ValueError(f"sigma is {sigma}; it must be positive.")
-  k = np.arange(1, steps(num_steps)) / num_steps
+  k = np.arange(1, count("num_steps", num_steps)) / num_steps
   return _shared(
     np.exp(mu + sigma * np.asarray(jax.scipy.special.ndtri(k))), length
   )
@@ -99,22 +100,20 @@ def information_uniform(
   if snr[0] > 0:
     snr, mmse = np.append(0.0, snr), np.append(mmse[0], mmse)
   information = np.append(0, np.cumsum(np.diff(snr) * (mmse[1:] + mmse[:-1])))
-  share = np.linspace(1, 0, steps(num_steps))[:-1][::-1]
+  share = np.linspace(1, 0, count("num_steps", num_steps))[:-1][::-1]
   rows = np.interp(share * information[-1], information, snr)
   return _shared(rows, length)
 
 
 def _shared(rows, length):
-  if length < 1:
-    raise ValueError(f"length is {length}; it must be at least 1.")
   rows = np.concatenate([[0.0], rows, [np.inf]]).astype(np.float32)
-  return np.repeat(rows[:, None], length, axis=1)
+  return np.repeat(rows[:, None], count("length", length), axis=1)
 
 
-def steps(num_steps):
-  if num_steps < 1:
-    raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
-  return num_steps
+def count(name, value):
+  if value < 1:
+    raise ValueError(f"{name} is {value}; it must be at least 1.")
+  return value
 
 
 def _range(snr_min, snr_max):

@@ -22,7 +22,9 @@ def masked(
   Returns:
     path, f32 [T+1, B, L]; the jump times are uniform and independent.
   """
-  when = jax.random.randint(key, (batch, length), 0, grids.steps(num_steps))
+  shape = (grids.count("batch", batch), grids.count("length", length))
+  num_steps = grids.count("num_steps", num_steps)
+  when = jax.random.randint(key, shape, 0, num_steps)
   return _jumps(when, num_steps)
 
 
@@ -40,8 +42,10 @@ def random_order(
   Returns:
     path, f32 [T+1, B, L], T = ceil(L / tokens_per_step).
   """
-  turn = laws.ranks(key, (batch, length)) // _per_step(tokens_per_step)
-  return _jumps(turn, -(-length // tokens_per_step))
+  shape = (grids.count("batch", batch), grids.count("length", length))
+  per_step = grids.count("tokens_per_step", tokens_per_step)
+  turn = laws.ranks(key, shape) // per_step
+  return _jumps(turn, -(-length // per_step))
 
 
 def left_to_right(length: int, *, tokens_per_step: int = 1) -> np.ndarray:
@@ -54,17 +58,18 @@ def left_to_right(length: int, *, tokens_per_step: int = 1) -> np.ndarray:
   Returns:
     path, f32 [T+1, L], T = ceil(L / tokens_per_step).
   """
-  turn = np.arange(length) // _per_step(tokens_per_step)
-  return np.asarray(_jumps(turn, -(-length // tokens_per_step)))
+  per_step = grids.count("tokens_per_step", tokens_per_step)
+  turn = np.arange(grids.count("length", length)) // per_step
+  return _jumps(turn, -(-length // per_step))
 
 
 def _jumps(when, num_steps):
-  """0 up to row when[i], inf from row when[i] + 1."""
-  row = jnp.arange(num_steps + 1).reshape(-1, *[1] * when.ndim)
-  return jnp.where(row > jnp.asarray(when)[None], jnp.inf, jnp.float32(0))
+  """0 up to row when[i], inf from row when[i] + 1.
 
-
-def _per_step(tokens):
-  if tokens < 1:
-    raise ValueError(f"tokens_per_step is {tokens}; it must be at least 1.")
-  return tokens
+  Built on the host unless traced: all rows of a long path are for a device
+  too much at a time.
+  """
+  xp = jnp if isinstance(when, jax.core.Tracer) else np
+  row = xp.arange(num_steps + 1).reshape(-1, *[1] * when.ndim)
+  visible = row > xp.asarray(when)[None]
+  return xp.where(visible, xp.float32(xp.inf), xp.float32(0))

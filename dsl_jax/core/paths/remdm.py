@@ -24,6 +24,7 @@ def remask(
   t_on: float = 0.55,
   t_off: float = 0.05,
   alpha_on: float = 0.9,
+  soft_snr: float = 0.0,
 ) -> jax.Array:
   """Draws ReMDM's chain between the mask (0) and the commitment (inf).
 
@@ -35,7 +36,9 @@ def remask(
     forward_backward: min((alpha_s - alpha_t) / alpha_t, sigma_max);
     loop: 0 while unmasking to alpha_on by time t_on, eta at constant alpha_on
       until t_off, 0 again for the rest.
-  Tokens still masked at the end are revealed by the last row.
+  Tokens still masked at the end are revealed by the last row. With soft_snr
+  above 0 a remasked token falls to that SNR instead and keeps part of what is
+  known of it: soft remasking, which keeps the law as the hard one does.
 
   Args:
     key: typed random key.
@@ -47,24 +50,35 @@ def remask(
     t_on: loop only, time at which the loop begins.
     t_off: loop only, time at which it ends, below t_on.
     alpha_on: loop only, share of visible tokens during the loop.
+    soft_snr: what remasked tokens fall to, finite.
 
   Returns:
     path, f32 [T+1, B, L].
   """
+  if not 0 <= soft_snr < np.inf:
+    raise ValueError(f"soft_snr is {soft_snr}; use a finite SNR, 0 or more.")
+  shape = (grids.count("batch", batch), grids.count("length", length))
   loop = {"t_on": t_on, "t_off": t_off, "alpha_on": alpha_on}
   hide, reveal = rates(num_steps, kind=kind, eta=eta, **loop)
 
-  def step(visible, inputs):
-    key, hide, reveal = inputs
-    u = jax.random.uniform(key, (batch, length))
-    visible = jnp.where(visible, u >= hide, u < reveal)
-    return visible, visible
+  masked, visible, fallen = (jnp.uint8(i) for i in range(3))
 
-  start = jnp.zeros((batch, length), bool)
+  def step(level, inputs):
+    key, hide, reveal = inputs
+    u = jax.random.uniform(key, shape)
+    down = jnp.where(u < hide, fallen, visible)
+    up = jnp.where(u < reveal, visible, level)
+    level = jnp.where(level == visible, down, up)
+    return level, level
+
+  start = jnp.full(shape, masked)
   keys = jax.random.split(key, num_steps)
   _, rows = jax.lax.scan(step, start, (keys, hide, reveal))
-  rows = jnp.concatenate([start[None], rows[:-1], ~start[None]])
-  return jnp.where(rows, jnp.inf, jnp.float32(0))
+  # On the host unless traced: a long path has no room on a device.
+  xp = jnp if isinstance(rows, jax.core.Tracer) else np
+  ends = xp.zeros((1, *shape), xp.uint8)
+  levels = xp.concatenate([ends, xp.asarray(rows)[:-1], ends + visible])
+  return xp.asarray([0, xp.inf, soft_snr], xp.float32)[levels]
 
 
 def rates(
@@ -90,7 +104,7 @@ def rates(
       f"t_off {t_off}, t_on {t_on}, alpha_on {alpha_on} must satisfy "
       "0 < t_off < t_on < 1 and 0 < alpha_on < 1."
     )
-  time = np.linspace(1, 1e-5, grids.steps(num_steps) + 1)
+  time = np.linspace(1, 1e-5, grids.count("num_steps", num_steps) + 1)
   t, s = time[:-1], time[1:]
   if kind == "loop":
     rise = lambda t: (1 - t) * alpha_on / (1 - t_on)
@@ -140,4 +154,6 @@ def budget_eta(
     raise ValueError(f"kind is {kind!r}; a budget is defined for cap, loop.")
   if remasks < 0:
     raise ValueError(f"remasks is {remasks}; it must be at least 0.")
-  return min(1.0, remasks / (visible[kind] * grids.steps(num_steps)))
+  return min(
+    1.0, remasks / (visible[kind] * grids.count("num_steps", num_steps))
+  )

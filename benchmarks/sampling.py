@@ -1,0 +1,148 @@
+"""Masked sampling beside MDLM's sampler in plain PyTorch, turn by turn.
+
+python -m benchmarks.sampling [--lengths 256 1024] [--steps 64 256 1024]
+  [--peaks] [--json=FILE]
+
+Both sides draw sequences from a network of the same shape by T ancestral steps
+in f32, with draws that keep rare tokens: the twin draws Gumbel noise in f64 for
+every position and token, as the published sampler does. Its steps all cost the
+same, so --twin_steps of them are timed and scaled to T; ours run whole.
+"""
+
+import argparse
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks import side_by_side, torch_twin
+from dsl_jax import samplers
+from dsl_jax.core import paths
+from dsl_jax.nets import denoiser as denoisers
+
+
+def jax_sampler(args, length, steps):
+  """Returns a function that draws a batch with ours: network calls."""
+  net = denoisers.NetConfig(args.vocab, args.width, args.depth, 4, 64)
+  denoiser = denoisers.make_denoiser(net)
+  params = denoiser.init(jax.random.key(0))
+  path_key, key = jax.random.split(jax.random.key(1))
+  path = paths.masked(path_key, steps, args.batch, length)
+
+  def run():
+    found = samplers.sample(
+      params,
+      key,
+      path,
+      denoiser=denoiser,
+      clean_snr=100.0,
+      top_p=args.top_p,
+      strict_top_p=True,
+    )
+    np.asarray(found.tokens_BL)
+    return found.calls
+
+  return run
+
+
+def torch_sampler(args, length, steps):
+  """Returns a function that draws a batch with the twin."""
+  torch.manual_seed(0)
+  cfg = torch_twin.Config(
+    args.vocab + 1, args.width, args.depth, 4, args.vocab, dropout=0.0
+  )
+  model = torch_twin.MDLM(cfg).eval()
+  return lambda: torch_twin.sample(
+    model, args.batch, length, steps, top_p=args.top_p
+  )
+
+
+def measure(args, length, steps):
+  """Times both sides in turn; returns a row of figures."""
+  timed = min(steps, args.twin_steps)
+  ours = jax_sampler(args, length, steps)
+  twin = torch_sampler(args, length, timed)
+  calls = ours()
+  torch_sampler(args, length, 1)()
+  sides = {"dsl_jax": ours, "pytorch": twin}
+  seconds = side_by_side.take_turns(sides, args.rounds)
+  # Past its last step the twin runs the network once more, for left masks.
+  scale = {"dsl_jax": 1.0, "pytorch": (steps + 1) / (timed + 1)}
+  each = {
+    name: [s * scale[name] / args.batch for s in found]
+    for name, found in seconds.items()
+  }
+  row = {"length": length, "steps": steps, "seconds_per_sequence": each}
+  row |= side_by_side.ratio(each["pytorch"], each["dsl_jax"])
+  row["network_calls"] = {"dsl_jax": calls, "pytorch": steps}
+  row["twin_steps_timed"] = timed
+  if args.peaks:
+    row["peak_bytes"] = {
+      name: side_by_side.peak_memory(_child(args, length, steps, name))
+      for name in sides
+    }
+  return row
+
+
+def _child(args, length, steps, side):
+  """Arguments of a process that runs one side once and prints its memory."""
+  shared = ("batch", "width", "depth", "vocab", "top_p", "twin_steps")
+  options = [f"--{name}={getattr(args, name)}" for name in shared]
+  where = ["--lengths", str(length), "--steps", str(steps)]
+  return ["benchmarks.sampling", *options, *where, f"--memory={side}"]
+
+
+def _parse():
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024])
+  parser.add_argument("--steps", nargs="+", type=int, default=[64, 256, 1024])
+  parser.add_argument("--batch", type=int, default=1)
+  parser.add_argument("--width", type=int, default=128)
+  parser.add_argument("--depth", type=int, default=4)
+  parser.add_argument("--vocab", type=int, default=50257)
+  parser.add_argument("--top_p", type=float, default=1.0)
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--twin_steps", type=int, default=4)
+  parser.add_argument(
+    "--peaks", action="store_true", help="also the memory of either side alone"
+  )
+  parser.add_argument("--json", help="also write the figures there")
+  parser.add_argument("--memory", choices=["dsl_jax", "pytorch"])
+  return parser.parse_args()
+
+
+def main():
+  args = _parse()
+  if args.memory:
+    length, steps = args.lengths[0], args.steps[0]
+    make = {"dsl_jax": jax_sampler, "pytorch": torch_sampler}[args.memory]
+    steps = steps if args.memory == "dsl_jax" else min(steps, args.twin_steps)
+    make(args, length, steps)()
+    print(side_by_side.memory())
+    return
+  rows = []
+  print(
+    f"{'L':>5}{'T':>6}{'calls':>7}{'dsl_jax':>10}{'pytorch':>10}  "
+    f"{'times faster':<24}{'peak MiB':>16}"
+  )
+  for length in args.lengths:
+    for steps in args.steps:
+      row = measure(args, length, steps)
+      rows.append(row)
+      ours, twin = (
+        float(np.median(row["seconds_per_sequence"][name]))
+        for name in ("dsl_jax", "pytorch")
+      )
+      peaks = [f"{b / 2**20:,.0f}" for b in row.get("peak_bytes", {}).values()]
+      print(
+        f"{length:>5}{steps:>6}{row['network_calls']['dsl_jax']:>7}"
+        f"{ours:>9.2f}s{twin:>9.2f}s  {side_by_side.spread(row):<24}"
+        f"{' / '.join(peaks):>16}",
+        flush=True,
+      )
+  if args.json:
+    side_by_side.write(args.json, rows)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,82 @@
+"""Two sides of a comparison, measured turn by turn in one process.
+
+A slow minute of a shared machine then hits both, and a ratio is taken within
+each round, so its spread says how far the figures can be trusted.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def take_turns(
+  sides: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+  """Times every side once per round.
+
+  Args:
+    sides: name -> a function that returns when its work is done; call each
+      before, so that it is compiled and warm.
+    rounds: how many.
+
+  Returns:
+    name -> seconds, one per round.
+  """
+  seconds = {name: [] for name in sides}
+  for _ in range(rounds):
+    for name, run in sides.items():
+      began = time.perf_counter()
+      run()
+      seconds[name].append(time.perf_counter() - began)
+  return seconds
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> dict:
+  """Returns median, lowest and highest of over / under, round by round."""
+  found = [a / b for a, b in zip(over, under)]
+  return {
+    "ratio": statistics.median(found),
+    "ratio_range": [min(found), max(found)],
+  }
+
+
+def spread(found: Mapping) -> str:
+  """Returns a ratio as text, "5.10 (4.90 to 5.30)"."""
+  low, high = found["ratio_range"]
+  return f"{found['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def peak_memory(argv: Sequence[str]) -> int:
+  """Runs a Python module in a process of its own.
+
+  Args:
+    argv: module and arguments; it prints `memory()` as its last line.
+
+  Returns:
+    The bytes it printed.
+  """
+  found = subprocess.run(
+    [sys.executable, "-m", *argv], check=True, capture_output=True, text=True
+  )
+  return int(found.stdout.split()[-1])
+
+
+def memory() -> int:
+  """Returns the most memory this process has held, in bytes."""
+  try:  # what getrusage says includes the process that started this one
+    with open("/proc/self/status", encoding="ascii") as file:
+      lines = dict(line.split(":", 1) for line in file)
+    return int(lines["VmHWM"].split()[0]) * 1024
+  except OSError:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write(path: str, rows: object) -> None:
+  """Writes figures as JSON."""
+  with open(path, "w", encoding="utf-8") as file:
+    json.dump(rows, file, indent=2)
+    file.write("\n")
