@@ -115,7 +115,9 @@ def plan(cfg: schema.Config) -> dict[str, schema.Sample | None]:
     if name in ("endpoint", "integral") and not steps:
       plans[name] = None
       continue
-    known = ["endpoint", "integral", *schedules.names()]
+    # The path "information" has a curve of its own that is measured later.
+    named = [n for n in schedules.names() if n != "information"]
+    known = ["endpoint", "integral", *named]
     if name not in known or name in known[:2]:
       raise errors.UserError(
         f"eval.bounds has {word.strip()!r}" + errors.nearest(name, known)
@@ -126,10 +128,9 @@ def plan(cfg: schema.Config) -> dict[str, schema.Sample | None]:
       )
     steps = int(steps) if steps else cfg.sample.steps
     section = dataclasses.replace(cfg.sample, path=name, steps=steps)
-    path, policy = schedules.build(
-      section, jax.random.key(0), 4, cfg.data.length
-    )
-    if policy or not _rises(path):
+    asked = dataclasses.replace(cfg, sample=section)
+    made = schedules.build(asked, jax.random.key(0), 4)
+    if made.policy or not _rises(made.path):
       raise errors.UserError(
         f"eval.bounds has {word.strip()!r}, whose SNRs may fall; the bound "
         "holds for rising paths such as masked."
@@ -193,7 +194,8 @@ def _scorers(cfg, mesh, plans):
       found = []
       for draw in jax.random.split(key, c.draws):
         path_key, noise_key = jax.random.split(draw)
-        path, _ = schedules.build(section, path_key, *tokens_BL.shape)
+        asked = dataclasses.replace(cfg, sample=section)
+        path = schedules.build(asked, path_key, len(tokens_BL)).path
         if not _rises(path):
           raise errors.UserError(f"the path {section.path} falls somewhere.")
         nats_BL = path_nats(params, noise_key, tokens_BL, np.asarray(path))

@@ -138,8 +138,7 @@ class _Run:
     self._cfg, self._params, self._curve = cfg, params, curve
     self.tokenizer, self.calls, self.seconds = tokenizer, 0, 0.0
     self._rows = partition.rows(mesh)
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    self.batch = math.ceil(cfg.sample.batch_size / devices) * devices
+    self.batch = math.ceil(cfg.sample.batch_size / mesh.size) * mesh.size
     self._key = states.stream(cfg.sample.seed, "sample")
     net = dataclasses.replace(cfg.net, dropout=0.0)
     self._denoiser = denoisers.make_denoiser(net)

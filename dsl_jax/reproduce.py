@@ -9,7 +9,6 @@ import pathlib
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 import tqdm
 
@@ -43,7 +42,7 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
     table = tables.parse(cfg)
     for place in itertools.product(table.samplers, table.columns):
       section = table.section(cfg, *place)
-      schedules.build(section, jax.random.key(0), 1, cfg.data.length)
+      schedules.check(dataclasses.replace(cfg, sample=section))
     rows = inputs.open_split(cfg, "validation")
     tokenizer = held_out.tokenizer(cfg)
     if tokenizer is None:

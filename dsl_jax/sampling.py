@@ -37,12 +37,14 @@ def draw(
   denoiser = denoisers.make_denoiser(dataclasses.replace(cfg.net, dropout=0.0))
   watch = {"rows": 1, "callback": callback} if callback else {}
   key, B = states.stream(section.seed, "sample"), section.batch_size
+  cfg = dataclasses.replace(cfg, sample=section)
   tokens, calls = [], 0
   for batch in tqdm.trange(-(-num // B), unit="batch", leave=False):
     path_key, draw_key = jax.random.split(jax.random.fold_in(key, batch))
-    path, policy = schedules.build(section, path_key, B, cfg.data.length)
-    if np.ndim(path) == 2:
-      path = np.repeat(np.asarray(path)[:, None], B, axis=1)
+    made = schedules.build(cfg, path_key, B)
+    path = np.asarray(made.path)
+    if path.ndim == 2:
+      path = np.repeat(path[:, None], B, axis=1)
     found = samplers.sample(
       params,
       draw_key,
@@ -54,7 +56,8 @@ def draw(
       top_p=section.top_p,
       strict_top_p=section.strict_top_p,
       noise=section.noise,
-      policy=policy,
+      policy=made.policy,
+      confidence=made.confidence,
       **watch,
     )
     calls += found.calls

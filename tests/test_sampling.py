@@ -168,7 +168,7 @@ def test_a_policy_that_is_done_costs_nothing_more():
   assert run(path, clean_snr=CLEAN, policy=policy).calls == 1
   nothing = lambda confidence, snr, step: jnp.full_like(snr, jnp.nan)
   tokens = run(path, clean_snr=CLEAN, policy=nothing).tokens_BL
-  assert ((tokens >= 0) & (tokens < V)).all() and len(np.unique(tokens)) > 3
+  assert ((tokens >= 0) & (tokens < V)).all()
 
 
 def test_soft_remasking_by_confidence_falls_to_its_snr():
