@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import streamed, truncate
+from dsl_jax.core import draws, streamed
 
 ROWS = 512  # a slab has no fewer rows, so that its products stay compact,
 SLAB = 1 << 20  # and about this many scores where the tokens are few
@@ -98,7 +98,7 @@ def draw(
   Needs whole rows of the vocabulary, so it streams along L.
 
   Args:
-    key: typed random key.
+    key: typed random key, or one for every position, [B, L].
     h_BLM: hidden states.
     head_VM: output rows, cast to h's dtype.
     bias_V: output bias, zero if None.
@@ -112,22 +112,22 @@ def draw(
     model itself gives the token, before temperature and truncation.
   """
   head_VM = head_VM.astype(h_BLM.dtype)
-  # Python numbers decide here, so that plain sampling costs no bisection.
-  plain = isinstance(top_p, (int, float)) and top_p >= 1
+  if key.ndim == 0:
+    key = jax.random.split(key, h_BLM.shape[:2])
 
-  def one(piece, h):
+  def one(h, data):
     logits = streamed.scores(h.reshape(-1, h.shape[-1]), head_VM, bias_V)
-    shaped = truncate.temper(logits, temperature)
-    if not plain:
-      shaped = truncate.nucleus(shaped, top_p, strict=strict)
-    # The default mode draws its noise from 23 bits and loses tails of 1e-7.
-    tokens = jax.random.categorical(
-      jax.random.fold_in(key, piece), shaped, mode="high"
+    key_N = jax.random.wrap_key_data(
+      data.reshape(-1, data.shape[-1]), impl=jax.random.key_impl(key)
+    )
+    tokens = draws.tokens(
+      key_N, logits, temperature=temperature, top_p=top_p, strict=strict
     )
     logp = _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
-    return (a.reshape(h.shape[:-1]) for a in (tokens.astype(jnp.int32), logp))
+    return tuple(a.reshape(h.shape[:-1]) for a in (tokens, logp))
 
-  return _along_length(one, h_BLM, len(head_VM), chunks)
+  arrays = h_BLM, jax.random.key_data(key)
+  return _along_length(one, arrays, len(head_VM), chunks)
 
 
 def entropy(
@@ -175,24 +175,26 @@ def argmax(
     tokens_BL, int32.
   """
 
-  def one(_, q):
+  def one(q):
     scores = streamed.scores(q.reshape(-1, q.shape[-1]), keys_VK, None)
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return (tokens.reshape(q.shape[:-1]),)
 
-  return _along_length(one, q_BLK, len(keys_VK), chunks)[0]
+  return _along_length(one, (q_BLK,), len(keys_VK), chunks)[0]
 
 
-def _along_length(fn, h_BLM, rows, chunks):
-  """Maps fn(piece, h[B, L/chunks, M]) over pieces of L, padding the last."""
-  B, L, M = h_BLM.shape
+def _along_length(fn, arrays, rows, chunks):
+  """Maps fn over pieces [B, L/chunks, ...] of L, padding the last."""
+  B, L = arrays[0].shape[:2]
   chunks = min(L, chunks or -(-B * L * rows // PIECE))
   if chunks <= 1:
-    return tuple(fn(jnp.int32(0), h_BLM))
-  h = jnp.pad(h_BLM, ((0, 0), (0, -L % chunks), (0, 0)))
-  h = jnp.moveaxis(h.reshape(B, chunks, -1, M), 1, 0)
-  pieces = jnp.arange(chunks, dtype=jnp.int32)
-  out = jax.lax.map(lambda a: tuple(fn(*a)), (pieces, h))
+    return fn(*arrays)
+
+  def cut(x):
+    x = jnp.pad(x, ((0, 0), (0, -L % chunks), (0, 0)))
+    return jnp.moveaxis(x.reshape(B, chunks, -1, x.shape[-1]), 1, 0)
+
+  out = jax.lax.map(lambda pieces: fn(*pieces), tuple(map(cut, arrays)))
   return tuple(jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :L] for a in out)
 
 

@@ -1,7 +1,6 @@
 """What users call: checks of the request, then the traced driver."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsl_jax.core.paths import algebra
 from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import driver, requests
 
@@ -136,7 +136,8 @@ def sample(
     raise ValueError(f"rows is {rows}; it must be at least 1.")
   request = requests.read(params, key, path_TBL, denoiser, clean_snr, **options)
   path, prompt, inputs, policy, settings = request
-  step_TB = _steps(path, compact=policy is None and callback is None)
+  counted = policy is not None or callback is not None
+  step_TB = algebra.moving_steps(path, together=counted)
 
   def put(array, axis):
     if sharding is None:
@@ -204,22 +205,3 @@ def _generate(params, key, path, prompt, inputs, policy, settings):
   rows = driver.Rows(path[1:], step_TB, jnp.int32(0), last)
   state = driver.run(params, key, state, rows, inputs, policy, settings)
   return state.tokens_BL
-
-
-def _steps(path, compact):
-  """Steps to run, [T', B]: up to the last that moves, or those that move.
-
-  Sequences that are done earlier repeat the last step, whose row is theirs.
-  """
-  T, B = len(path) - 1, path.shape[1]
-  pairs = itertools.pairwise(path)  # row by row: a long path has no room twice
-  moves_TB = np.array([np.any(a != b, axis=-1) for a, b in pairs], bool)
-  moves_TB = moves_TB.reshape(T, B)
-  if not compact:
-    last = np.max(np.nonzero(moves_TB)[0], initial=-1) + 1
-    return np.repeat(np.arange(last)[:, None], B, axis=1)
-  count_B = moves_TB.sum(axis=0)
-  step_TB = np.argsort(~moves_TB, axis=0, kind="stable")
-  step_TB = step_TB[: count_B.max(initial=0)]
-  done = np.arange(len(step_TB))[:, None] >= count_B
-  return np.where(done, T - 1, step_TB)

@@ -9,7 +9,7 @@ inputs alone, never on its block or on other sequences.
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import draws, streamed, vocab
+from dsl_jax.core import vocab
 
 BLOCK = 1 << 21  # logits of a block; larger ones waste work where few move
 
@@ -31,22 +31,20 @@ def draw(
   """Draws tokens and their log-confidence where asked, else keeps them."""
 
   def work(at_BK, h_BKM):
-    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(key_B, at_BK)
-    h = h_BKM.reshape(-1, h_BKM.shape[-1])
-    logits = streamed.scores(h, head_VM.astype(h.dtype), bias_V)
-    drawn = draws.tokens(
-      keys.reshape(-1),
-      logits,
+    key_BK = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(key_B, at_BK)
+    drawn, sure = vocab.draw(
+      key_BK,
+      h_BKM,
+      head_VM,
+      bias_V=bias_V,
       temperature=temperature,
       top_p=top_p,
       strict=strict,
+      chunks=1,
     )
-    logp = jax.nn.log_softmax(logits, axis=-1)
     if confidence == "entropy":
-      sure = jnp.sum(jnp.exp(logp) * logp, axis=-1)
-    else:
-      sure = jnp.take_along_axis(logp, drawn[:, None], axis=-1)[:, 0]
-    return drawn.reshape(at_BK.shape), sure.reshape(at_BK.shape)
+      sure = -vocab.entropy(h_BKM, head_VM, bias_V=bias_V)
+    return drawn, sure
 
   return _blocks(where_BL, work, h_BLM, (tokens, logp), len(head_VM))
 

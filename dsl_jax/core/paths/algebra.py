@@ -1,5 +1,7 @@
 """Joining, restricting and checking paths. Host code on concrete arrays."""
 
+import itertools
+
 import jax
 import numpy as np
 
@@ -100,15 +102,35 @@ def compact(path: jax.Array) -> np.ndarray:
     path with at most as many rows, of the same rank.
   """
   path = np.asarray(path, np.float32)
-  moves = np.any(path[1:] != path[:-1], axis=-1)  # [T] or [T, B]
-  if path.ndim == 2:
-    return np.concatenate([path[:1], path[1:][moves]])
-  count_B = moves.sum(axis=0)
-  order = np.argsort(~moves, axis=0, kind="stable")[: count_B.max(initial=0)]
-  rows = np.take_along_axis(path[1:], order[..., None], axis=0)
-  done = np.arange(len(order))[:, None] >= count_B
-  rows = np.where(done[..., None], path[-1:], rows)
-  return np.concatenate([path[:1], rows])
+  batched = path if path.ndim == 3 else path[:, None]
+  step_TB = moving_steps(batched)
+  rows = batched[step_TB + 1, np.arange(batched.shape[1])]
+  return np.concatenate([path[:1], rows.reshape(-1, *path.shape[1:])])
+
+
+def moving_steps(path_TBL: np.ndarray, *, together: bool = False) -> np.ndarray:
+  """Returns the steps of a path that are worth a network call.
+
+  Args:
+    path_TBL: [T+1, B, L].
+    together: keep every step up to the last that moves any sequence.
+
+  Returns:
+    step_TB, int: which steps each sequence takes, step k leading to row k + 1.
+    Sequences that are done earlier repeat the last step, whose row is theirs.
+  """
+  T, B = len(path_TBL) - 1, path_TBL.shape[1]
+  pairs = itertools.pairwise(path_TBL)  # a long path has no room twice
+  moves_TB = np.array([np.any(a != b, axis=-1) for a, b in pairs], bool)
+  moves_TB = moves_TB.reshape(T, B)
+  if together:
+    last = np.max(np.nonzero(moves_TB)[0], initial=-1) + 1
+    return np.repeat(np.arange(last)[:, None], B, axis=1)
+  count_B = moves_TB.sum(axis=0)
+  step_TB = np.argsort(~moves_TB, axis=0, kind="stable")
+  step_TB = step_TB[: count_B.max(initial=0)]
+  done = np.arange(len(step_TB))[:, None] >= count_B
+  return np.where(done, T - 1, step_TB)
 
 
 def pad(path: jax.Array, rows: int) -> np.ndarray:
