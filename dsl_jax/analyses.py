@@ -21,14 +21,12 @@ _RATES = (0.05, 0.1, 0.2)  # of tokens replaced, repair
 _PATHS = ("masked", "remask_cap", "remask_loop")  # whose changes are counted
 
 
-def _denoiser(cfg):
-  return denoisers.make_denoiser(dataclasses.replace(cfg.net, dropout=0.0))
-
-
 def calibration(cfg, params, run):
   """Compares confidence and accuracy on hidden tokens."""
   probe = functools.partial(
-    probes.hidden_predictions, denoiser=_denoiser(cfg), clean_snr=cfg.clean_snr
+    probes.hidden_predictions,
+    denoiser=denoisers.make_denoiser(cfg.net),
+    clean_snr=cfg.clean_snr,
   )
   confidence, correct, hidden = run(
     "calibration", lambda key, tokens: probe(params, key, tokens)
@@ -56,7 +54,9 @@ def repair(cfg, params, run):
   c = cfg.sample
   snrs = [*np.geomspace(c.snr_min, c.snr_max, 6)[2:].tolist(), math.inf]
   probe = functools.partial(
-    probes.repair, denoiser=_denoiser(cfg), clean_snr=cfg.clean_snr
+    probes.repair,
+    denoiser=denoisers.make_denoiser(cfg.net),
+    clean_snr=cfg.clean_snr,
   )
   pairs = [(rate, snr) for rate in _RATES for snr in snrs]
   rate_P, snr_P = np.float32(pairs).T
@@ -91,10 +91,11 @@ def repair(cfg, params, run):
 
 def information(cfg, params, run):
   """Measures the mmse curve and the information it adds up to."""
-  c = cfg.eval
-  grid = np.geomspace(c.snr_min, c.snr_max, c.snr_points)
+  grid = cfg.eval.snr_grid()
   probe = functools.partial(
-    likelihood.mmse_curve, denoiser=_denoiser(cfg), snr_grid=grid
+    likelihood.mmse_curve,
+    denoiser=denoisers.make_denoiser(cfg.net),
+    snr_grid=grid,
   )
 
   def one(key, tokens):  # a curve of every row, for its error
@@ -151,13 +152,16 @@ def changes(cfg, params):
 
 def invariance(cfg, params, other, other_params, run):
   """Measures what being told log SNR is worth, on the same noise."""
-  c = cfg.eval
-  grid = np.geomspace(c.snr_min, c.snr_max, c.snr_points)
+  grid = cfg.eval.snr_grid()
 
   def both(key, tokens):
     losses = [
       probes.loss_by_snr(
-        p, key, tokens, denoiser=_denoiser(which), snr_grid=grid
+        p,
+        key,
+        tokens,
+        denoiser=denoisers.make_denoiser(which.net),
+        snr_grid=grid,
       ).T
       for which, p in ((cfg, params), (other, other_params))
     ]

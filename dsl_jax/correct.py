@@ -1,6 +1,5 @@
 """Correction: marks the tokens of a text that do not fit, and repairs them."""
 
-import dataclasses
 import functools
 import itertools
 import pathlib
@@ -165,7 +164,7 @@ def show(ids, repaired, marks, decode) -> str:
 
 def _repair(cfg, params, rows_NL, edge):
   """What `collect` takes, for rows with `edge` markers at both ends."""
-  denoiser = denoisers.make_denoiser(dataclasses.replace(cfg.net, dropout=0.0))
+  denoiser = denoisers.make_denoiser(cfg.net)
   clean = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
   groups = min(_GROUPS, rows_NL.shape[1])
   judge = jax.jit(functools.partial(probes.suspicion, groups=groups, **clean))

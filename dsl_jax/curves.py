@@ -1,7 +1,6 @@
 """The mmse curve of a checkpoint, kept beside it: WORKDIR/mmse.json."""
 
 import json
-import os
 import pathlib
 
 import jax
@@ -13,6 +12,7 @@ from dsl_jax.data import batches
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import schedules, schema
 from dsl_jax.runtime import state as states
+from dsl_jax.runtime import workdir as workdirs
 
 _SEQUENCES = 64  # held-out rows a curve is measured on
 
@@ -53,7 +53,7 @@ def measure(
   """
   c = cfg.eval
   denoiser = denoisers.make_denoiser(cfg.net)
-  grid = np.geomspace(c.snr_min, c.snr_max, c.snr_points)
+  grid = c.snr_grid()
   curve = jax.jit(
     lambda params, key, tokens_BL: likelihood.mmse_curve(
       params, key, tokens_BL, denoiser=denoiser, snr_grid=grid
@@ -69,10 +69,7 @@ def measure(
   ]
   mmse = np.mean(curves, axis=0, dtype=np.float64)
   found = {"train_step": step, "snr_grid": grid.tolist(), "mmse": mmse.tolist()}
-  target = pathlib.Path(workdir) / "mmse.json"
   if jax.process_index() == 0:
-    fresh = target.with_suffix(".tmp")
-    fresh.write_text(json.dumps(found, indent=2))
-    os.replace(fresh, target)
-    logging.info("measured the mmse curve of step %d: %s", step, target)
+    workdirs.write_json(workdir, "mmse.json", found)
+    logging.info("measured the mmse curve of step %d", step)
   return schedules.Curve(grid, mmse)

@@ -88,7 +88,7 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
     "seed": cfg.seed,
     "settings": dataclasses.asdict(c) | {"sample_steps": cfg.sample.steps},
     "bounds": bounds,
-    "snr_grid": _grid(c).tolist(),
+    "snr_grid": c.snr_grid().tolist(),
     "mmse": mmse.tolist(),
   }
   if jax.process_index() == 0:
@@ -180,11 +180,10 @@ def _score(cfg, mesh, params, rows_NL, plans):
 
 def _scorers(cfg, mesh, plans):
   """(params, key, tokens_BL) -> nats_B, stderr_B of every bound; mmse curve."""
-  net = dataclasses.replace(cfg.net, dropout=0.0)
-  c, denoiser = cfg.eval, denoisers.make_denoiser(net)
+  c, denoiser = cfg.eval, denoisers.make_denoiser(cfg.net)
   jit = functools.partial(jax.jit, out_shardings=partition.replicated(mesh))
   clean = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
-  grid = {"denoiser": denoiser, "snr_grid": _grid(c)}
+  grid = {"denoiser": denoiser, "snr_grid": c.snr_grid()}
   endpoint = functools.partial(likelihood.endpoint_nats, draws=c.draws, **clean)
   integral = functools.partial(likelihood.integral_nats, draws=c.draws, **grid)
   path_nats = jit(functools.partial(likelihood.path_nats, **clean))
@@ -218,10 +217,6 @@ def _scorers(cfg, mesh, plans):
 def _rises(path):
   path = np.asarray(path)
   return not (path[1:] < path[:-1]).any()
-
-
-def _grid(c):
-  return np.geomspace(c.snr_min, c.snr_max, c.snr_points)
 
 
 def _entry(nats_N, length, characters_N):

@@ -11,12 +11,10 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax import curves, inputs, samplers, viewer
-from dsl_jax.core import paths
+from dsl_jax import curves, inputs, samplers, sampling, viewer
 from dsl_jax.data import prompts, tokenizers
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
-from dsl_jax.runtime import state as states
 from dsl_jax.runtime import workdir as workdirs
 
 
@@ -139,46 +137,34 @@ class _Run:
     self.tokenizer, self.calls, self.seconds = tokenizer, 0, 0.0
     self._rows = partition.rows(mesh)
     self.batch = math.ceil(cfg.sample.batch_size / mesh.size) * mesh.size
-    self._key = states.stream(cfg.sample.seed, "sample")
-    net = dataclasses.replace(cfg.net, dropout=0.0)
-    self._denoiser = denoisers.make_denoiser(net)
     self._hard_rows = None
     if cfg.net.vocab_size <= cfg.sample.num * cfg.data.length:
       self._hard_rows = samplers.hard_rows(
-        params, denoiser=self._denoiser, clean_snr=cfg.clean_snr
+        params,
+        denoiser=denoisers.make_denoiser(cfg.net),
+        clean_snr=cfg.clean_snr,
       )
 
-  def __call__(self, batch, asked, recorder):
-    began, c = time.monotonic(), self._cfg.sample
-    path_key, key = jax.random.split(jax.random.fold_in(self._key, batch))
-    size = self.batch
-    made = schedules.build(self._cfg, path_key, size, curve=self._curve)
+  def __call__(self, number, asked, recorder):
+    began = time.monotonic()
     # The last batch is filled up with sequences that nobody asked for.
-    asked = [*asked, *[asked[0]] * (size - len(asked))]
-    known_BL = np.stack([prompt.known_L for prompt in asked])
+    asked = [*asked, *[asked[0]] * (self.batch - len(asked))]
     watch = {}
     if recorder is not None:
-      table_VD = self._denoiser.table(self._params)
+      table_VD = denoisers.make_denoiser(self._cfg.net).table(self._params)
       watch = {"rows": 1, "callback": recorder.watch(table_VD)}
-    found = samplers.sample(
+    tokens_BL, calls = sampling.batch(
+      self._cfg,
       self._params,
-      key,
-      paths.hold(made.path, known_BL),
-      denoiser=self._denoiser,
-      clean_snr=self._cfg.clean_snr,
-      integrator=c.integrator,
-      temperature=c.temperature,
-      top_p=c.top_p,
-      strict_top_p=c.strict_top_p,
-      noise=c.noise,
-      policy=made.policy,
-      confidence=made.confidence,
+      number,
+      self.batch,
+      known_BL=np.stack([prompt.known_L for prompt in asked]),
+      curve=self._curve,
       prompt_BL=np.stack([prompt.tokens_L for prompt in asked]),
       hard_rows=self._hard_rows,
       sharding=self._rows,
       **watch,
     )
-    tokens_BL = np.asarray(found.tokens_BL)
-    self.calls += found.calls
+    self.calls += calls
     self.seconds += time.monotonic() - began
     return [self.tokenizer.decode(row) for row in tokens_BL]

@@ -179,7 +179,6 @@ def endpoint_nats(
     nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
     for one draw).
   """
-  x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 
   def once(key):
     count_key, order_key = jax.random.split(key)
@@ -188,9 +187,9 @@ def endpoint_nats(
     visible_BL = (
       laws.ranks(order_key, (B, L)) < jnp.minimum(count_B, L - 1)[:, None]
     )
-    snr_BL = jnp.where(visible_BL, jnp.inf, jnp.float32(0))
-    z_BLD = channel.hard(x_BLD, visible_BL, clean_snr=clean_snr)
-    h_BLM = readout.see(denoiser, params, z_BLD, snr_BL)
+    h_BLM = readout.see_endpoint(
+      denoiser, params, tokens_BL, visible_BL, clean_snr=clean_snr
+    )
     nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)
     hidden_BL = 1.0 - visible_BL.astype(jnp.float32)
     mean_B = jnp.sum(nll_BL * hidden_BL, axis=-1) / jnp.sum(hidden_BL, axis=-1)

@@ -30,7 +30,9 @@ def hidden_predictions(
     bool: whether it is the token; hidden_BL, bool: where that counts.
   """
   visible_BL = laws.visible_subset(key, tokens_BL.shape)
-  h_BLM = _see_endpoint(params, tokens_BL, visible_BL, denoiser, clean_snr)
+  h_BLM = readout.see_endpoint(
+    denoiser, params, tokens_BL, visible_BL, clean_snr=clean_snr
+  )
   best_BL, confidence_BL = _best(params, h_BLM, denoiser)
   return confidence_BL, best_BL == tokens_BL, ~visible_BL
 
@@ -116,7 +118,9 @@ def suspicion(
 
   def ask(found, group):
     hidden_BL = turn_BL == group
-    h = _see_endpoint(params, tokens_BL, ~hidden_BL, denoiser, clean_snr)
+    h = readout.see_endpoint(
+      denoiser, params, tokens_BL, ~hidden_BL, clean_snr=clean_snr
+    )
     p_BL = jnp.exp(-readout.nll(denoiser, params, h, tokens_BL))
     new = (p_BL, *_best(params, h, denoiser))
     keep = lambda old, new: jnp.where(hidden_BL, new, old)
@@ -162,14 +166,6 @@ def loss_by_snr(
 
   grid = jnp.asarray(snr_grid, jnp.float32)
   return jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
-
-
-def _see_endpoint(params, tokens_BL, visible_BL, denoiser, clean_snr):
-  """Hidden states where tokens are committed or masked."""
-  x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
-  z_BLD = channel.hard(x_BLD, visible_BL, clean_snr=clean_snr)
-  snr_BL = jnp.where(visible_BL, jnp.inf, jnp.float32(0))
-  return readout.see(denoiser, params, z_BLD, snr_BL)
 
 
 def _best(params, h_BLM, denoiser):

@@ -1,4 +1,4 @@
-"""Samples of a run for measurements: many batches along one named path."""
+"""Batches of samples along the path that a config names."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,11 +6,64 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 from dsl_jax import samplers
+from dsl_jax.core import paths
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import schedules, schema
 from dsl_jax.runtime import state as states
+
+
+def batch(
+  cfg: schema.Config,
+  params: dict,
+  number: int,
+  size: int,
+  *,
+  known_BL: np.ndarray | None = None,
+  curve: schedules.Curve | None = None,
+  **extra,
+) -> tuple[np.ndarray, int]:
+  """Draws one batch along cfg.sample.path.
+
+  Args:
+    cfg: the run.
+    params: of its network.
+    number: of the batch; with sample.seed it fixes path and noise.
+    size: sequences.
+    known_BL: where prompt tokens stand; None for none.
+    curve: for the path "information".
+    **extra: to `samplers.sample`.
+
+  Returns:
+    tokens_BL, int32, on every host, and the network calls.
+  """
+  c = cfg.sample
+  key = jax.random.fold_in(states.stream(c.seed, "sample"), number)
+  path_key, key = jax.random.split(key)
+  made = schedules.build(cfg, path_key, size, curve=curve)
+  if known_BL is None:
+    known_BL = np.zeros((size, cfg.data.length), bool)
+  found = samplers.sample(
+    params,
+    key,
+    paths.hold(made.path, known_BL),
+    denoiser=denoisers.make_denoiser(cfg.net),
+    clean_snr=cfg.clean_snr,
+    integrator=c.integrator,
+    temperature=c.temperature,
+    top_p=c.top_p,
+    strict_top_p=c.strict_top_p,
+    noise=c.noise,
+    policy=made.policy,
+    confidence=made.confidence,
+    **extra,
+  )
+  tokens_BL = found.tokens_BL
+  if jax.process_count() > 1:  # other hosts hold the other rows
+    tokens_BL = multihost_utils.process_allgather(tokens_BL, tiled=True)
+  return np.asarray(tokens_BL), found.calls
 
 
 def draw(
@@ -34,32 +87,11 @@ def draw(
   Returns:
     tokens_NL, int32, and the number of network calls, each over a batch.
   """
-  denoiser = denoisers.make_denoiser(dataclasses.replace(cfg.net, dropout=0.0))
   watch = {"rows": 1, "callback": callback} if callback else {}
-  key, B = states.stream(section.seed, "sample"), section.batch_size
-  cfg = dataclasses.replace(cfg, sample=section)
-  tokens, calls = [], 0
-  for batch in tqdm.trange(-(-num // B), unit="batch", leave=False):
-    path_key, draw_key = jax.random.split(jax.random.fold_in(key, batch))
-    made = schedules.build(cfg, path_key, B)
-    path = np.asarray(made.path)
-    if path.ndim == 2:
-      path = np.repeat(path[:, None], B, axis=1)
-    found = samplers.sample(
-      params,
-      draw_key,
-      path,
-      denoiser=denoiser,
-      clean_snr=cfg.clean_snr,
-      integrator=section.integrator,
-      temperature=section.temperature,
-      top_p=section.top_p,
-      strict_top_p=section.strict_top_p,
-      noise=section.noise,
-      policy=made.policy,
-      confidence=made.confidence,
-      **watch,
-    )
-    calls += found.calls
-    tokens.append(np.asarray(found.tokens_BL))
-  return np.concatenate(tokens)[:num], calls
+  cfg, size = dataclasses.replace(cfg, sample=section), section.batch_size
+  found = [
+    batch(cfg, params, number, size, **watch)
+    for number in tqdm.trange(-(-num // size), unit="batch", leave=False)
+  ]
+  tokens, calls = zip(*found)
+  return np.concatenate(tokens)[:num], sum(calls)

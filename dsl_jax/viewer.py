@@ -12,6 +12,7 @@ import numpy as np
 from dsl_jax.core import vocab
 from dsl_jax.data import extras, tokenizers
 from dsl_jax.runtime import errors
+from dsl_jax.runtime import workdir as workdirs
 
 COMMITTED = 255  # level of an SNR of inf; 0 is the mask
 _PAGE = """<!doctype html>
@@ -128,7 +129,7 @@ const unpack = async name => {
   };
   $('step').oninput = $('colour').onchange = show;
   window.onresize = show;
-  const jump = () => { // page.html#12 opens on its row 12
+  const jump = () => { // page.html#12 opens on the 12th row kept
     $('step').value = location.hash.slice(1) || 0;
     show();
   };
@@ -232,9 +233,7 @@ class Recorder:
       data=data,
     )
     target = pathlib.Path(path)
-    fresh = target.with_name(target.name + ".tmp")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, target)
+    workdirs.write(str(target.parent), target.name, text)
 
 
 @jax.jit

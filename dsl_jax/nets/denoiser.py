@@ -1,5 +1,6 @@
 """The denoiser as a tuple of pure functions. It never sees the SNR."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class Denoiser(NamedTuple):
   sees_snr: bool = False
 
 
+@functools.cache
 def make_denoiser(cfg: NetConfig) -> Denoiser:
   """Builds MDLM's diffusion transformer with DSL's converter in front.
 
@@ -45,7 +47,8 @@ def make_denoiser(cfg: NetConfig) -> Denoiser:
     cfg: the network; parameters are a nested dict of f32 arrays.
 
   Returns:
-    The denoiser.
+    The denoiser, the same one for the same config: programs that were compiled
+    for it are found again.
   """
   net = transformer.Network(cfg)
 

@@ -1,8 +1,9 @@
 """What floor 3 asks of a denoiser: hidden states and what the head reads."""
 
 import jax
+import jax.numpy as jnp
 
-from dsl_jax.core import vocab
+from dsl_jax.core import channel, sphere, vocab
 from dsl_jax.nets.denoiser import Denoiser
 
 
@@ -11,6 +12,16 @@ def see(denoiser: Denoiser, params, z_BLD, snr_BL, *, key=None) -> jax.Array:
   if getattr(denoiser, "sees_snr", False):
     return denoiser.hidden(params, z_BLD, key=key, snr_BL=snr_BL)
   return denoiser.hidden(params, z_BLD, key=key)
+
+
+def see_endpoint(
+  denoiser: Denoiser, params, tokens_BL, visible_BL, *, clean_snr
+) -> jax.Array:
+  """Hidden states where tokens are committed or masked."""
+  x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
+  z_BLD = channel.hard(x_BLD, visible_BL, clean_snr=clean_snr)
+  snr_BL = jnp.where(visible_BL, jnp.inf, jnp.float32(0))
+  return see(denoiser, params, z_BLD, snr_BL)
 
 
 def nll(denoiser: Denoiser, params, h_BLM, tokens_BL) -> jax.Array:

@@ -8,6 +8,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 
+import numpy as np
 from ml_collections import config_dict
 
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -102,6 +103,10 @@ class Eval:
   samples: int = 5000  # of every cell of a table
   control: str = ""  # a workdir whose network sees log SNR, for --mode=analyze
   suspicion: float = 0.01  # --mode=correct marks tokens less probable than this
+
+  def snr_grid(self) -> np.ndarray:
+    """Returns the SNRs of the integral and the mmse curve, geometric."""
+    return np.geomspace(self.snr_min, self.snr_max, self.snr_points)
 
 
 @dataclasses.dataclass(frozen=True)
