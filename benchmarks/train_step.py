@@ -1,24 +1,22 @@
 """A training step beside the same network in plain PyTorch, turn by turn.
 
-python -m benchmarks.train_step [--shapes=4,128,27,16,128 ...] [--json=FILE]
+python -m benchmarks.train_step [--shapes 4,128,27,16,128 ...] [--json=FILE]
 
 Both sides do a whole step: noise, forward, backward, clipping, AdamW and the
-moving average, in f32 on all cores. Ours also runs the converter. The two take
-turns within one process, so a slow minute of a shared machine hits both.
+moving average, in f32 on all cores. Ours also runs the converter; it is timed
+with one step in a program and with several (train.steps_per_call).
 """
 
 import argparse
 import functools
-import json
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import torch_twin
+from benchmarks import side_by_side, torch_twin
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import build, optim, schema, state
 
@@ -26,28 +24,31 @@ from dsl_jax.runtime import build, optim, schema, state
 SHAPES = ("4,128,27,16,128", "6,256,27,16,128")
 
 
-def jax_step(depth, width, vocab, tokens):
-  """Returns a function that takes one training step of ours."""
-  net = denoisers.NetConfig(vocab, width, depth, 4, 16 if vocab < 100 else 64)
+def jax_steps(depth, width, vocab, tokens, count):
+  """Returns a function that takes `count` steps of ours in one program."""
+  heads = 4 if width < 512 else 12
+  sphere_dim = 16 if vocab < 100 else 64
+  net = denoisers.NetConfig(vocab, width, depth, heads, sphere_dim)
   cfg = schema.Config(name="bench", net=net)
   tx = optim.make(cfg.optim, 1000)
   params = denoisers.make_denoiser(net).init(jax.random.key(0))
   holder = [state.create(params, tx)]
-  step = jax.jit(
-    functools.partial(
-      state.train_step,
-      loss_fn=build.loss(cfg, dropout=True),
-      tx=tx,
-      seed=0,
-      ema_decay=0.9999,
-    ),
-    donate_argnums=0,
+  step = functools.partial(
+    state.train_step,
+    loss_fn=build.loss(cfg, dropout=True),
+    tx=tx,
+    seed=0,
+    ema_decay=0.9999,
   )
-  tokens_BL, mask_BL = jnp.asarray(tokens), jnp.ones(tokens.shape, bool)
+  steps = jax.jit(
+    functools.partial(state.train_steps, step=step), donate_argnums=0
+  )
+  batches = (jnp.asarray(tokens),) * count
+  mask_BL = jnp.ones(tokens.shape, bool)
 
   def run():
-    holder[0], sums = step(holder[0], tokens_BL, mask_BL)
-    return float(sums["nll"])
+    holder[0], sums = steps(holder[0], batches, mask_BL, jnp.int32(count))
+    jax.block_until_ready((holder[0], sums))
 
   return run
 
@@ -55,7 +56,8 @@ def jax_step(depth, width, vocab, tokens):
 def torch_step(depth, width, vocab, tokens):
   """Returns a function that takes one training step of the twin."""
   torch.manual_seed(0)
-  cfg = torch_twin.Config(vocab + 1, width, depth, 4, vocab, dropout=0.0)
+  heads = 4 if width < 512 else 12
+  cfg = torch_twin.Config(vocab + 1, width, depth, heads, vocab, dropout=0.0)
   model = torch_twin.MDLM(cfg)
   optimizer = torch_twin.make_optimizer(model)
   average = torch_twin.EMA(model)
@@ -63,28 +65,28 @@ def torch_step(depth, width, vocab, tokens):
   return lambda: float(torch_twin.train_step(model, optimizer, average, batch))
 
 
-def measure(shape, rounds):
-  """Times both sides in turn; returns a row of figures."""
+def measure(shape, rounds, count):
+  """Times all sides in turn; returns a row of figures, tokens/s."""
   depth, width, vocab, batch, length = (int(n) for n in shape.split(","))
   tokens = np.random.default_rng(0).integers(0, vocab, (batch, length))
-  tokens = tokens.astype(np.int32)
+  ours = functools.partial(
+    jax_steps, depth, width, vocab, tokens.astype(np.int32)
+  )
   sides = {
-    "dsl_jax": jax_step(depth, width, vocab, tokens),
+    "one": ours(1),
+    "several": ours(count),
     "pytorch": torch_step(depth, width, vocab, tokens),
   }
   for run in sides.values():
     run(), run()  # compile and warm up
-  seconds = {name: [] for name in sides}
-  for _ in range(rounds):
-    for name, run in sides.items():
-      began = time.perf_counter()
-      run()
-      seconds[name].append(time.perf_counter() - began)
-  pairs = [p / d for d, p in zip(seconds["dsl_jax"], seconds["pytorch"])]
-  row = {"shape": shape, "ratio": statistics.median(pairs)}
-  row["ratio_range"] = [min(pairs), max(pairs)]
+  seconds = side_by_side.take_turns(sides, rounds)
+  seconds["several"] = [s / count for s in seconds["several"]]
+  row = {"shape": shape, "steps_per_call": count}
   for name, times in seconds.items():
     row[name] = tokens.size / statistics.median(times)
+    if name != "pytorch":
+      found = side_by_side.ratio(seconds["pytorch"], times)
+      row[f"{name}_over_pytorch"] = found
   return row
 
 
@@ -94,21 +96,25 @@ def main():
     "--shapes", nargs="+", default=SHAPES, metavar="DEPTH,WIDTH,VOCAB,B,L"
   )
   parser.add_argument("--rounds", type=int, default=15)
+  parser.add_argument("--steps_per_call", type=int, default=4)
   parser.add_argument("--json", help="also write the figures there")
   args = parser.parse_args()
   rows = []
-  print(f"{'depth,width,V,B,L':<22}{'dsl_jax':>12}{'pytorch':>12}{'ratio':>8}")
+  several = f"{args.steps_per_call} in one"
+  print(
+    f"{'tokens/s of':<22}{'one step':>10}{several:>10}{'PyTorch':>10}  "
+    f"{'one / PyTorch':<24}several / PyTorch"
+  )
   for shape in args.shapes:
-    row = measure(shape, args.rounds)
+    row = measure(shape, args.rounds, args.steps_per_call)
     rows.append(row)
-    low, high = row["ratio_range"]
-    print(
-      f"{shape:<22}{row['dsl_jax']:>10,.0f}/s{row['pytorch']:>10,.0f}/s"
-      f"{row['ratio']:>8.2f}  ({low:.2f} to {high:.2f})"
-    )
+    rates = "".join(f"{row[x]:>10,.0f}" for x in ("one", "several", "pytorch"))
+    ratios = [
+      side_by_side.spread(row[f"{x}_over_pytorch"]) for x in ("one", "several")
+    ]
+    print(f"{shape:<22}{rates}  {ratios[0]:<24}{ratios[1]}", flush=True)
   if args.json:
-    with open(args.json, "w", encoding="utf-8") as file:
-      json.dump(rows, file, indent=2)
+    side_by_side.write(args.json, rows)
 
 
 if __name__ == "__main__":
