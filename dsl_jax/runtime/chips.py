@@ -69,7 +69,7 @@ def _gpu(kind, teraflops, exact, gigabytes, rate, link, page):
     exact * 1e12,
     gigabytes * 1e9,
     rate * 1e9,
-    link * 1e9 / 2,  # NVLink is quoted in both directions
+    link * 1e9 / 2,  # quoted in both directions
     False,
     _NVIDIA + page,
   )
@@ -84,7 +84,7 @@ CHIPS = {
   "a100": _gpu("NVIDIA A100", 312, 19.5, 80, 2039, 600, "a100"),
   "h100": _gpu("NVIDIA H100", 989, 67, 80, 3350, 900, "h100"),
   "h200": _gpu("NVIDIA H200", 989, 67, 141, 4800, 900, "h200"),
-  "l4": _gpu("NVIDIA L4", 121, 30.3, 24, 300, 32, "l4"),
+  "l4": _gpu("NVIDIA L4", 121, 30.3, 24, 300, 64, "l4"),
 }
 
 
