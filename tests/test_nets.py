@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsl_jax import NetConfig, make_denoiser
-from dsl_jax.nets import attention, layers
+from dsl_jax.nets import attention, layers, transformer
 
 KEY = jax.random.key(0)
 CFG = NetConfig(11, 16, 3, 2, 4)
@@ -125,15 +125,31 @@ def test_dropout_keeps_the_mean():
   np.testing.assert_array_equal(layers.drop(x, None, 0.25), x)
 
 
-def test_every_dropout_of_a_network_has_a_mask_of_its_own(monkeypatch):
-  seen = []
+def test_blocks_run_in_turn_and_every_dropout_has_its_own_mask(monkeypatch):
+  cfg, p, key_B = (
+    dataclasses.replace(CFG, dropout=0.5),
+    params(),
+    jax.random.split(KEY, 3),
+  )
+  rows = jax.random.normal(KEY, (3, 5, 16))
+  z = jnp.zeros((3, 5, 4))
+  trunk = transformer.Network(cfg).apply(
+    {"params": p}, rows, z, None, key_B, method="trunk"
+  )
+  used, drop = [], layers.drop
 
   def spy(x, key_B, rate):
-    data = jax.random.key_data(key_B)
-    jax.debug.callback(lambda data: seen.append(data.tobytes()), data)
-    return x
+    used.append(jax.random.key_data(key_B).tobytes())
+    return drop(x, key_B, rate)
 
   monkeypatch.setattr(layers, "drop", spy)
-  hidden(evidence(), KEY, dropout=0.5).block_until_ready()
-  jax.effects_barrier()
-  assert len(seen) == len(set(seen)) == 2 * CFG.depth
+  cond = layers.Condition(cfg.cond_dim)
+  cond = cond.apply({"params": p["cond"]}, jnp.zeros((1, 1)))
+  angles = layers.rotary_angles(5, 8)
+  x = rows
+  for number in range(cfg.depth):
+    layer = {"params": jax.tree.map(lambda w, i=number: w[i], p["blocks"])}
+    x, _ = transformer._Block(cfg).apply(layer, x, number, cond, angles, key_B)
+  x = transformer._Final(cfg).apply({"params": p["final"]}, x, cond)
+  np.testing.assert_allclose(trunk, x, atol=1e-5)
+  assert len(used) == len(set(used)) == 2 * cfg.depth
