@@ -18,7 +18,7 @@ from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
 from dsl_jax.runtime import workdir as workdirs
 
 
-def generate(cfg: schema.Config, workdir: str, trace: str = "") -> None:
+def generate(cfg: schema.Config, workdir: str) -> None:
   """Appends samples to WORKDIR/samples.jsonl and shows some on the console.
 
   Every line holds the text, its prompt and all that made it: checkpoint step,
@@ -27,7 +27,6 @@ def generate(cfg: schema.Config, workdir: str, trace: str = "") -> None:
   Args:
     cfg: its sample section names the path.
     workdir: of a trained run.
-    trace: a page to write, the first sample's way row by row; "" for none.
 
   Raises:
     errors.UserError: bad path or prompt, nothing trained, or a file that
@@ -42,8 +41,8 @@ def generate(cfg: schema.Config, workdir: str, trace: str = "") -> None:
     workdirs.compare(workdir, cfg)
     mesh = partition.make_mesh(cfg.mesh)
     whole = partition.replicated(mesh)
-    if trace:
-      viewer.check(trace)
+    if cfg.sample.trace:
+      viewer.check(cfg.sample.trace)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
     curve = None
     if cfg.sample.path == "information":
@@ -57,7 +56,7 @@ def generate(cfg: schema.Config, workdir: str, trace: str = "") -> None:
       curve = curves.measure(cfg, workdir, params, step, held_out)
     run = _Run(cfg, mesh, params, curve, tokenizer)
     settings = dataclasses.asdict(cfg.sample) | {"train_step": step}
-    written = _write(file, run, asked, settings, trace)
+    written = _write(file, run, asked, settings)
   for line in written[:4]:
     print(f"  {line['text']}")
   rate = len(written) * cfg.data.length / run.seconds
@@ -85,9 +84,9 @@ def _prompts(cfg, tokenizer):
   ]
 
 
-def _write(file, run, asked, settings, trace):
+def _write(file, run, asked, settings):
   """Samples batch by batch, appends every one, returns the lines."""
-  written, size = [], run.batch
+  written, size, trace = [], run.batch, settings["trace"]
   main = jax.process_index() == 0
   if main and _is_torn(file):
     file.write(b"\n")

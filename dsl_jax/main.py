@@ -41,16 +41,12 @@ def main(argv: list[str]) -> int:
     return 0
   try:
     with errors.user_errors():
-      argv, trace = command.take(argv, "trace")
-      special = {"plan": "topology"}
-      cfg, target, mode = command.parse(argv, list(MODES), special)
-      if trace and mode != "sample":
-        raise errors.UserError(f"--trace is {trace}; it needs --mode=sample.")
+      cfg, workdir, mode = command.parse(argv, list(MODES), ["plan"])
       join_hosts()
     module, function = MODES[mode]
     # Only what the mode needs is imported.
     run = getattr(importlib.import_module(f"dsl_jax.{module}"), function)
-    run(cfg, target, *([trace] if trace else []))
+    run(*([cfg] if mode == "plan" else [cfg, workdir]))
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

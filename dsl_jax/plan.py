@@ -46,21 +46,26 @@ class Compiled(NamedTuple):
   refusal: str = ""
 
 
-def plan(cfg: schema.Config, topology: str) -> None:
+def plan(cfg: schema.Config) -> None:
   """Prints whether a config fits a topology, and its time at the best.
 
   For a TPU, XLA compiles the training step, which needs the tpu extra and no
   TPU. Elsewhere everything is estimated from shapes, and said so.
 
   Args:
-    cfg: the run; neither data nor weights are read.
-    topology: CHIP:SHAPE, "v5e:16x16" or "h100:8".
+    cfg: the run, its mesh section naming the topology; neither data nor
+      weights are read.
 
   Raises:
     errors.UserError: unknown topology, or a batch or mesh that does not go
       with it.
   """
   with errors.user_errors():
+    topology = cfg.mesh.topology
+    if not topology:
+      raise errors.UserError(
+        "--topology is missing; write --topology=CHIP:SHAPE."
+      )
     chip, devices, count, why = _devices(topology)
     if devices:
       mesh = partition.make_mesh(cfg.mesh, devices)

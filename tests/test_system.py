@@ -195,7 +195,7 @@ def test_mistakes_are_one_sentence(run, capsys, mode_name, change, words):
     ("sample", "--trace", "--trace has no value"),
     ("sample", "--trace=setup.py", "--trace is setup.py, which exists"),
     ("sample", "--trace=none/a.html", "cannot be written"),
-    ("eval", "--trace=a.html", "needs --mode=sample"),
+    ("eval", "--trace=a.html", "it needs --mode=sample"),
     ("sample", "--trase=a.html", "unknown flag --trase"),
   ],
 )

@@ -3,54 +3,59 @@
 import os
 import re
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
 
 from dsl_jax.runtime import errors, schema
 
-_SHORT = {"text": "eval.text", "table": "eval.table"}  # flags that are keys
+# Flags that are short for a config key, and the modes that read it.
+_SHORT = {
+  "text": ("eval.text", ("eval", "correct")),
+  "table": ("eval.table", ("reproduce",)),
+  "trace": ("sample.trace", ("sample",)),
+  "topology": ("mesh.topology", ("plan",)),
+}
 
 
 def parse(
   argv: Sequence[str],
   modes: Sequence[str],
-  special: Mapping[str, str] | None = None,
+  without_workdir: Sequence[str] = (),
 ) -> tuple[schema.Config, str, str]:
   """Reads --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
 
-  --text=X and --table=X are short for --config.eval.text=X and so on.
+  --text=X is short for --config.eval.text=X, and so on.
 
   Args:
     argv: program name and arguments.
     modes: what --mode may be; the first is its default.
-    special: {mode: the flag it takes instead of --workdir}.
+    without_workdir: those that need no --workdir.
 
   Returns:
-    The validated config, workdir (or what stands for it) and mode.
+    The validated config, the workdir and the mode.
 
   Raises:
     errors.UserError: anything wrong with the above.
   """
-  argv = [_spelled_out(arg) for arg in argv]
-  values, special = flags.FlagValues(), special or {}
+  values = flags.FlagValues()
   names = {"config": "", "workdir": "", "mode": modes[0]}
-  for name, default in (names | dict.fromkeys(special.values(), "")).items():
+  for name, default in names.items():
     flags.DEFINE_string(name, default, "", values)
   try:
     overrides = values(argv, known_only=True)
-    target = special.get(values.mode, "workdir")
-    for name in ("config", target):
-      if not values[name].value:
-        kind = "CHIP:SHAPE" if name == "topology" else "PATH"
-        raise errors.UserError(f"--{name} is missing; write --{name}={kind}.")
     if values.mode not in modes:
       raise errors.UserError(
         f"--mode is {values.mode!r}" + errors.nearest(values.mode, modes)
       )
+    for name in ("config", "workdir"):
+      needed = name == "config" or values.mode not in without_workdir
+      if needed and not values[name].value:
+        raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
     config = _load(values.config)
-    names = [*values, *_SHORT]
+    overrides = [_spelled_out(arg, values.mode) for arg in overrides]
+    names = [*names, *_SHORT]
     _check_names(overrides[1:], schema.flatten(config), names)
     fields = flags.FlagValues()
     config_flags.DEFINE_config_dict(
@@ -62,40 +67,22 @@ def parse(
   if extra:
     raise errors.UserError(f"{extra[0]!r} is no flag; write --name=value.")
   cfg = schema.from_config_dict(fields.config)
-  return cfg, values[target].value, values.mode
+  return cfg, values.workdir, values.mode
 
 
-def _spelled_out(arg):
+def _spelled_out(arg, mode):
   """The override that a short flag stands for."""
-  name, equals, value = arg.lstrip("-").partition("=")
-  if equals and arg.startswith("-") and name in _SHORT:
-    return f"--config.{_SHORT[name]}={value}"
-  return arg
-
-
-def take(argv: Sequence[str], name: str) -> tuple[list[str], str]:
-  """Takes --name=VALUE off a command line.
-
-  Args:
-    argv: program name and arguments.
-    name: of a flag that one mode alone has.
-
-  Returns:
-    The other arguments, and the last value or "".
-
-  Raises:
-    errors.UserError: the flag without a value.
-  """
-  rest, value = [], ""
-  for arg in argv:
-    flag, _, given = arg.partition("=")
-    if flag not in (f"--{name}", f"-{name}"):
-      rest.append(arg)
-    elif given:
-      value = given
-    else:
-      raise errors.UserError(f"--{name} has no value; write --{name}=FILE.")
-  return rest, value
+  name, _, value = arg.lstrip("-").partition("=")
+  if not arg.startswith("-") or name not in _SHORT:
+    return arg
+  key, modes = _SHORT[name]
+  if not value:
+    raise errors.UserError(f"--{name} has no value; write --{name}=VALUE.")
+  if mode not in modes:
+    raise errors.UserError(
+      f"--{name} is {value!r}; it needs --mode={' or --mode='.join(modes)}."
+    )
+  return f"--config.{key}={value}"
 
 
 def _load(config):

@@ -84,6 +84,7 @@ class Mesh:
   fsdp: int = 1
   model: int = 1
   rows: int = 0  # sequences a device computes at once, 0 = its whole share
+  topology: str = ""  # of --mode=plan, CHIP:SHAPE: v5e:16x16, h100:8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Sample:
   commit: float = 0.9  # hybrid, threshold: confidence that commits a token
   prompt: str = ""  # text of every sample; [MASK:9] is a gap of 9 tokens
   prompts: str = ""  # file of prompts, one a line, each sampled num times
+  trace: str = ""  # page to write: a sample appearing row by row, "" = none
 
 
 @dataclasses.dataclass(frozen=True)
