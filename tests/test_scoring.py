@@ -277,7 +277,7 @@ def test_the_frontier_compares_at_the_entropy_of_text(run, capsys):
   assert mode("reproduce", "--table=frontier:0.2,1.0") == 0
   out = capsys.readouterr().out
   assert "2 cells of 6 samples" in out and "temperature 0.2" in out
-  cfg = quickstart("--table=frontier:0.5,1.5")
+  cfg = quickstart("--config.eval.table=frontier:0.5,1.5")
   table = tables.parse(cfg)
   cell = lambda entropy, value: {
     "entropy": {"value": entropy, "stderr": 0.01},
