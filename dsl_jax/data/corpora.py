@@ -161,7 +161,8 @@ def _read_text8(path: str) -> bytes:
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
       return archive.read("text8")
-  except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+  # RuntimeError: encrypted, or a compression that Python does not know.
+  except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError) as error:
     raise ValueError(
       f"{path} is no archive of text8 ({error}); fetch text8.zip anew."
     ) from error
