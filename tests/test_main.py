@@ -85,6 +85,8 @@ def assert_refused(result, *words):
     ({"train.steps": 0}, ["train.steps is 0; use at least 1"]),
     ({"net.width": 130}, ["net.width is 130"]),
     ({"data.dir": "nowhere"}, ["nowhere has no prepared train", "--length=8"]),
+    ({"data.corpus": "txt", "data.dir": "none"}, ["corpus is 'txt', nearest"]),
+    ({"train.compilation_cache": "/proc/x"}, ["tion_cache is '/proc/x'"]),
     ({"data.length": 16}, ["data.length is 16", "made with 8"]),
     ({"data.tokenizer": "gpt2"}, ["data.tokenizer is gpt2", "text8"]),
     ({"net.vocab_size": 28}, ["net.vocab_size is 28", "made with 27"]),

@@ -51,6 +51,7 @@ def test_integers_become_floats_and_nothing_else_changes_type():
     ("law.endpoint_share", 1.5, "law.endpoint_share is 1.5; use a "),
     ("clean_snr", float("nan"), "use a positive number"),
     ("seed", 2**32, "seed is 4294967296"),
+    ("train.steps_per_call", 51, "use at most train.log_every, 50"),
     ("train.keep", 10**20, "use one below 2**32"),
     ("law.mu", float("nan"), "law.mu is nan; use the logarithm"),
     ("law.mu", 1000.0, "law.mu is 1000.0"),

@@ -31,6 +31,11 @@ def check(flat: Mapping[str, object]) -> None:
       f"train.microbatches is {flat['train.microbatches']}; it must divide "
       f"train.batch_size, which is {flat['train.batch_size']}."
     )
+  if flat["train.steps_per_call"] > flat["train.log_every"]:
+    raise errors.UserError(
+      f"train.steps_per_call is {flat['train.steps_per_call']}; use at most "
+      f"train.log_every, {flat['train.log_every']}, where every call ends."
+    )
   if flat["eval.snr_min"] >= flat["eval.snr_max"]:
     raise errors.UserError(
       f"eval.snr_min is {flat['eval.snr_min']}; it must be below "
