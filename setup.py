@@ -14,7 +14,6 @@ EXTRAS = {
     "huggingface_hub>=0.30",
     "pyarrow>=18",
     "tokenizers>=0.21",
-    "zstandard>=0.23",
   ],
   # Judges of generated text; accelerate and gguf read .gguf files.
   "eval": [

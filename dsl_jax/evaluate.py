@@ -130,7 +130,8 @@ def plan(cfg: schema.Config) -> dict[str, schema.Sample | None]:
     section = dataclasses.replace(cfg.sample, path=name, steps=steps)
     asked = dataclasses.replace(cfg, sample=section)
     made = schedules.build(asked, jax.random.key(0), 4)
-    if made.policy or not _rises(made.path):
+    falls = name.startswith("remask") or not _rises(made.path)
+    if made.policy or falls:
       raise errors.UserError(
         f"eval.bounds has {word.strip()!r}, whose SNRs may fall; the bound "
         "holds for rising paths such as masked."

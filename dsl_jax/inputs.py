@@ -2,7 +2,7 @@
 
 import re
 
-from dsl_jax.data import packing, prepare, tokenizers
+from dsl_jax.data import corpora, packing, prepare, tokenizers
 from dsl_jax.runtime import errors, schema
 
 _EMBEDDED = ("kjv",)  # comes with a package and packs in seconds
@@ -41,6 +41,7 @@ def open_split(cfg: schema.Config, split: str) -> packing.Packed:
       wrap=data.wrap,
     )
   elif not packing.is_finished(out, split):
+    corpora.check(data.corpus)
     raise errors.UserError(
       f"{out} has no prepared {split} rows; run python -m dsl_jax.data.prepare "
       f"--corpus={data.corpus} --tokenizer={data.tokenizer} "

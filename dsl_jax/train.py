@@ -48,12 +48,14 @@ def train(cfg: schema.Config, workdir: str) -> None:
     schema.validate(cfg)
     mesh = partition.make_mesh(cfg.mesh)
     packed, held_out = open_data(cfg, mesh)
-    given_params = None
+    given_params, cache = None, cfg.train.compilation_cache
+    if cache:
+      workdirs.make_folder("train.compilation_cache", cache)
     if cfg.init_from and not checkpoint.exists(workdir):
       given_params = convert(cfg)
     workdirs.claim(workdir, cfg, packed.manifest["data_sha256"])
-  if cfg.train.compilation_cache:
-    jax.config.update("jax_compilation_cache_dir", cfg.train.compilation_cache)
+  if cache:
+    jax.config.update("jax_compilation_cache_dir", cache)
 
   # The pure functions of the run.
   denoiser = denoisers.make_denoiser(cfg.net)

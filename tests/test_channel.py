@@ -103,6 +103,23 @@ def test_moves_keep_finite_gradients_at_zero_snr():
   assert jnp.isfinite(jax.grad(energy)(x)).all()
 
 
+def test_gradients_by_the_snr_are_finite_where_nothing_moves():
+  x = sphere.unit_rows(jnp.ones((4, 3)))[None]
+
+  def energy(snr_BL):
+    seen = channel.observe(jax.random.key(0), x, snr_BL, clean_snr=9.0)
+    key = jax.random.key(1)
+    up = channel.advance(key, seen, x, snr_BL, snr_BL, clean_snr=9.0)
+    flow = channel.advance(
+      key, seen, x, snr_BL, snr_BL + 1, clean_snr=9.0, noise=0.0
+    )
+    down = channel.backtrack(key, seen, snr_BL, 0.5 * snr_BL, clean_snr=9.0)
+    return jnp.sum(up * up + flow * flow + down * down)
+
+  grad = jax.grad(energy)(jnp.array([[0.0, 0.5, 2.0, 40.0]]))
+  assert jnp.isfinite(grad).all()
+
+
 def posterior(law, z_LD, snr_L):
   """p(x | z, t) by enumeration from the Gaussian density, t and all."""
   x = np.asarray(law.params["table"])[law.sequences]  # [S, L, D]

@@ -72,6 +72,13 @@ def test_text8_refuses_what_is_not_text8(tmp_path):
     archive.writestr("enwik8", "x")
   with pytest.raises(ValueError, match="no archive of text8"):
     corpora.text8(str(tmp_path / "other.zip"), facts)
+  with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
+    archive.writestr("text8", "x")
+  content = bytearray((tmp_path / "locked.zip").read_bytes())
+  content[content.index(b"PK\1\2") + 8] |= 1  # says that it is encrypted
+  (tmp_path / "locked.zip").write_bytes(content)
+  with pytest.raises(ValueError, match="is encrypted"):
+    corpora.text8(str(tmp_path / "locked.zip"), facts)
   with pytest.raises(ValueError, match="no such file"):
     corpora.load("text8:/nowhere", cache="unused")
 
@@ -149,6 +156,9 @@ def test_lm1b_is_read_as_tfds_prepared_it(tmp_path):
   info.write_text(info.read_text().replace("array_record", "tfrecord"))
   with pytest.raises(ValueError, match="has it as tfrecord"):
     corpora.load(spec, cache="unused")
+  info.write_text("{")
+  with pytest.raises(ValueError, match=r"dataset_info.json cannot be read"):
+    corpora.load(spec, cache="unused")
 
 
 def write_shard(path, texts):
@@ -201,7 +211,9 @@ def test_zst_of_several_frames_is_read_to_its_end(tmp_path):
   assert list(shards.documents(str(tmp_path / "a.jsonl.zst"))) == TEXTS
 
 
-@pytest.mark.parametrize("ending", [".parquet", ".jsonl.gz", ".txt.xz"])
+@pytest.mark.parametrize(
+  "ending", [".parquet", ".jsonl.gz", ".txt.xz", ".jsonl.zst", ".txt.zst"]
+)
 def test_damaged_shards_are_refused(tmp_path, ending):
   path = tmp_path / f"a{ending}"
   write_shard(path, TEXTS)
@@ -214,7 +226,16 @@ def test_shards_without_text_or_too_few_are_refused(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"content": "x"}\n')
   with pytest.raises(ValueError, match="a field 'text'"):
     corpora.load(f"openwebtext:{tmp_path}/a.jsonl", cache="unused", held_out=1)
+  for text in ("null", "5", '["x"]', '"\\ud800"'):
+    (tmp_path / "n.jsonl").write_text(f'{{"text": {text}}}\n' * 2)
+    with pytest.raises(ValueError, match=r"n.jsonl cannot be read"):
+      corpora.load(f"openwebtext:{tmp_path}/n.jsonl", cache="x", held_out=1)
+  write_shard(tmp_path / "n.parquet", [*TEXTS, None])
+  with pytest.raises(ValueError, match="text 10 is 'None', no string"):
+    list(shards.documents(str(tmp_path / "n.parquet")))
   write_shard(tmp_path / "b.jsonl", TEXTS)
+  with pytest.raises(ValueError, match="held_out is -1"):
+    corpora.load(f"openwebtext:{tmp_path}/b.jsonl", cache="x", held_out=-1)
   with pytest.raises(ValueError, match="held_out is 100000"):
     corpora.load(f"openwebtext:{tmp_path}/b.jsonl", cache="unused")
   (tmp_path / "c.csv").write_text("x")

@@ -54,6 +54,8 @@ def test_the_command_packs_kjv_and_is_then_a_no_op(tmp_path):
     ({"corpus": "text8:/nowhere/text8.zip"}, "there is no such file"),
     ({"out": __file__}, "cannot be written"),
     ({"splits": "train,dev"}, "splits has 'dev'"),
+    ({"splits": ""}, "splits has ''"),
+    ({"length": "many"}, "--length=many"),
   ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, change, message):

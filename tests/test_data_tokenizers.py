@@ -95,6 +95,24 @@ def test_gpt2_fingerprint_is_of_the_content_not_of_the_files(gpt2, tmp_path):
     tokenizers.load(f"gpt2:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+  ("vocab", "merges"),
+  [("{", "a b"), ("[]", "a b"), ('{"a": 0}', "a b c"), ('{"a": "b"}', "q")],
+)
+def test_broken_tables_are_refused_in_one_sentence(tmp_path, vocab, merges):
+  (tmp_path / "vocab.json").write_text(vocab)
+  (tmp_path / "merges.txt").write_text(merges)
+  with pytest.raises(ValueError, match="give the directory of GPT-2's") as told:
+    tokenizers.load(f"gpt2:{tmp_path}")
+  assert "\n" not in str(told.value)
+
+
+def test_an_empty_file_is_no_sentencepiece_model(tmp_path):
+  (tmp_path / "x.model").touch()
+  with pytest.raises(ValueError, match="is no SentencePiece model"):
+    tokenizers.load(f"sentencepiece:{tmp_path / 'x.model'}")
+
+
 def test_sentencepiece_trains_loads_and_loses_nothing(tmp_path):
   path = str(tmp_path / "small.model")
   with open(tokenizers.__file__) as file:

@@ -49,6 +49,10 @@ def test_mixture_chooses_per_sequence_by_share():
   [
     (lambda: laws.lognormal(0.0, -1.0), "sigma is -1"),
     (lambda: laws.endpoint(0.0), "clean_snr is 0"),
+    (lambda: laws.lognormal(0.0, np.nan), "sigma is nan"),
+    (lambda: laws.lognormal(np.inf, 1.0), "mu is inf"),
+    (lambda: laws.endpoint(np.inf), "clean_snr is inf"),
+    (lambda: laws.mixture((laws.endpoint(1.0), np.nan)), "shares are"),
     (lambda: laws.mixture(), "shares are"),
     (lambda: laws.mixture((laws.endpoint(1.0), -1)), "shares are"),
   ],

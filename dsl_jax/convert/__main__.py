@@ -88,7 +88,9 @@ def _from_mdlm(args):
     args.source, use_ema=not args.raw, progress=True, **options
   )
   said = found.config
-  length = vars(args).get("length") or said.get("model_length", 1024)
+  length = vars(args).get("length")
+  if length is None:
+    length = said.get("model_length", 1024)
   options = {"length": length, "clean_snr": said.get(description.CLEAN_SNR)}
   _write(args.out, params, cfg, mask_id=found.mask_id, **options)
 

@@ -12,7 +12,8 @@ import struct
 
 from dsl_jax.convert import lazy, torchfiles
 
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEX = "model.safetensors.index.json"
+_WEIGHT_FILES = ("model.safetensors", _INDEX, "pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,9 @@ def read(path: str | pathlib.Path) -> Container:
   """Opens a checkpoint, a file of weights, or a Hugging Face folder.
 
   Args:
-    path: a Lightning .ckpt, a .safetensors or pytorch_model.bin file, or a
-      folder with one of the latter two. A config.json beside them is read.
+    path: a Lightning .ckpt, a .safetensors or pytorch_model.bin file, the
+      index of several .safetensors files, or a folder with one of the latter
+      three. A config.json beside them is read.
 
   Returns:
     The tensors, unread, with what stands beside them.
@@ -71,11 +73,6 @@ def _weights_of(folder) -> pathlib.Path:
   for name in _WEIGHT_FILES:
     if (folder / name).is_file():
       return folder / name
-    if (folder / f"{name}.index.json").exists():
-      raise ValueError(
-        f"The folder {folder} holds its weights in several files: join them "
-        f"in one {name}."
-      )
   raise ValueError(
     f"The folder {folder} holds no {' or '.join(_WEIGHT_FILES)}: give the "
     "folder or file with the weights."
@@ -84,6 +81,8 @@ def _weights_of(folder) -> pathlib.Path:
 
 def _read_file(path) -> Container:
   """Tells the formats apart by their first bytes."""
+  if path.name == _INDEX:
+    return _read_shards(path)
   with path.open("rb") as file:
     start = file.read(9)
   # The brace first: the length before it may begin with any bytes.
@@ -95,6 +94,34 @@ def _read_file(path) -> Container:
   raise ValueError(
     f"{path} is neither a PyTorch checkpoint nor a safetensors file, or its "
     "beginning is damaged: fetch it again."
+  )
+
+
+def _read_shards(index) -> Container:
+  """Joins the files an index names; it must say where every tensor is."""
+  places = _read_config(index).get("weight_map")
+  names = list(places.values()) if isinstance(places, dict) else []
+  if not names or any(
+    not isinstance(name, str)
+    or not (index.parent / name).is_file()
+    # Only files beside the index: a name may not lead elsewhere.
+    or pathlib.Path(name).name != name
+    for name in names
+  ):
+    raise ValueError(
+      f"{index} has no weight_map of the files beside it: fetch all of them."
+    )
+  parts = {x: _read_safetensors(index.with_name(x)) for x in sorted(set(names))}
+  held = [(key, name) for name, part in parts.items() for key in part.tensors]
+  if sorted(held) != sorted(places.items()):
+    raise ValueError(
+      f"{index} and its files disagree on what stands where: fetch them again."
+    )
+  return Container(
+    {key: parts[name].tensors[key] for key, name in places.items()},
+    metadata={
+      k: v for part in parts.values() for k, v in part.metadata.items()
+    },
   )
 
 

@@ -71,7 +71,7 @@ def check(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
         f"weights or this reader need {fact}."
       )
   length = config.get("model_length", 1)
-  if type(length) is not int or length < 1:
+  if type(length) is not int or not 1 <= length < 2**31:
     raise ValueError(
       f"{path}: config.json has model_length {str(length)[:80]}; give the "
       "number of tokens in a sequence."

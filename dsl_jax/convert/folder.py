@@ -39,14 +39,23 @@ _CONVERTER = """
 The tensors `dsl.converter.*` belong to Discrete Stochastic Localization (arXiv
 2605.12836), a fine-tuning that lets the same network read tokens at any noise
 level. Their rows are in the order of the vocabulary without the mask.
-{clean_snr}
+{state}
+
 In JAX:
 
 ```python
-from dsl_jax import convert, make_denoiser
+import jax
+from dsl_jax import convert, make_denoiser, paths, samplers
 
 params, cfg = convert.mdlm.load("this/folder")
-denoiser = make_denoiser(cfg)
+path = paths.masked(jax.random.key(0), 64, batch=1, length={length})
+tokens = samplers.generate(
+  params,
+  jax.random.key(1),
+  path,
+  denoiser=make_denoiser(cfg),
+  clean_snr={clean_snr:g},
+)
 ```
 """
 
@@ -74,6 +83,14 @@ def write(
   write_weights(tensors, path / "model.safetensors", mask_id)
   text = json.dumps(config, indent=2) + "\n"
   (path / "config.json").write_text(text, encoding="utf-8")
+  snr = config.get(description.CLEAN_SNR)
+  converter = _CONVERTER.format(
+    state=f"A committed token is stored at clean_snr = {snr:g}."
+    if snr
+    else "They are fresh: fine-tune before you sample along continuous paths.",
+    clean_snr=snr or 100,
+    length=config["model_length"],
+  )
   ours = any(name.startswith(source.CONVERTER) for name in tensors)
   card = _CARD.format(
     blocks=config["n_blocks"],
@@ -83,16 +100,10 @@ def write(
     tokens=config["vocab_size"] - 1,
     mask_id=mask_id,
     length=config["model_length"],
-    title=", read at any noise level" if ours else "",
-    converter=_CONVERTER.format(clean_snr=_clean_snr(config)) if ours else "",
+    title=", read at any noise level" if ours and snr else "",
+    converter=converter if ours else "",
   )
   (path / "README.md").write_text(card, encoding="utf-8")
-
-
-def _clean_snr(config) -> str:
-  """The card's words on a committed token's scale, if it is known."""
-  snr = config.get(description.CLEAN_SNR)
-  return f"A committed token is stored at clean_snr = {snr:g}.\n" if snr else ""
 
 
 def check_free(path: str | pathlib.Path) -> None:

@@ -102,9 +102,11 @@ def save(
 
   Raises:
     ValueError: the parameters are no DSL model's or not cfg's, the heads are
-      unknown, or the folder holds something else.
+      unknown, the length is none, or the folder holds something else.
   """
   path = pathlib.Path(path)
+  if not 1 <= length < 2**31:
+    raise ValueError(f"length is {length}; give the tokens of a sequence.")
   tensors, sizes, mask_id = _mdlm_tensors(params, mask_id)
   if cfg:
     said = (cfg.vocab_size + 1, cfg.width, cfg.depth, cfg.cond_dim)

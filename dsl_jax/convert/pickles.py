@@ -207,8 +207,8 @@ def _storage(identity) -> Storage:
 def _reduce(function, args) -> object:
   """Recognises PyTorch's constructors by name; the rest stays opaque."""
   name = function.name if isinstance(function, Global) else ""
-  if name == _REBUILD_TENSOR:
-    return Tensor(*args[:4])
+  if name == _REBUILD_TENSOR and not any(args[6:]):
+    return Tensor(*args[:4])  # a seventh would say: numbers are negated
   if name == _REBUILD_PARAMETER:
     return args[0]
   if name == _ORDERED_DICT and not args:

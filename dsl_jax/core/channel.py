@@ -28,7 +28,7 @@ def observe(
     z_BLD, f32.
   """
   snr, inf = _split(snr_BL, x_BLD)
-  z = snr * x_BLD + jnp.sqrt(snr) * _noise(key, x_BLD)
+  z = snr * x_BLD + _root(snr) * _noise(key, x_BLD)
   return jnp.where(inf, clean_snr * x_BLD, z)
 
 
@@ -84,13 +84,13 @@ def advance(
   nxt, is_inf = _split(next_BL, z_BLD)
   d = jnp.where(was_inf | is_inf, 0.0, jnp.maximum(nxt - snr, 0.0))
   eps = _noise(key, z_BLD)
-  moved = z_BLD + d * x_BLD + jnp.sqrt(d) * eps
+  moved = z_BLD + d * x_BLD + _root(d) * eps
   if noise != 1:
     power = 0.5 * (noise**2 - 1)  # a - 1
     ratio = jnp.where((d > 0) & (snr > 0), snr / jnp.where(d > 0, nxt, 1), 1)
     grow = ratio**power
     spread = jnp.maximum(nxt - snr * grow**2, 0.0)
-    flow = grow * z_BLD + (nxt - snr * grow) * x_BLD + jnp.sqrt(spread) * eps
+    flow = grow * z_BLD + (nxt - snr * grow) * x_BLD + _root(spread) * eps
     moved = jnp.where(snr > 0, flow, moved)
   z = jnp.where(d > 0, moved, z_BLD)
   return jnp.where(is_inf & ~was_inf, clean_snr * x_BLD, z)
@@ -124,7 +124,7 @@ def backtrack(
   # A committed token is clean_snr * x, so it shrinks by t'/clean_snr.
   ratio = nxt / jnp.where(was_inf, clean_snr, jnp.where(snr > 0, snr, 1.0))
   left = jnp.where(was_inf, 1.0, jnp.maximum(1.0 - ratio, 0.0))
-  z = ratio * z_BLD + jnp.sqrt(nxt * left) * _noise(key, z_BLD)
+  z = ratio * z_BLD + _root(nxt * left) * _noise(key, z_BLD)
   stays = is_inf | (~was_inf & (nxt >= snr))
   return jnp.where(stays, z_BLD, z)
 
@@ -135,6 +135,12 @@ def _split(snr_BL, like_BLD):
   snr = jnp.broadcast_to(snr, like_BLD.shape[:-1])[..., None]
   inf = jnp.isinf(snr)
   return jnp.where(inf, 0.0, snr), inf
+
+
+def _root(x):
+  """The square root, of slope 0 at 0: a mask's gradient is finite."""
+  positive = x > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 def _noise(key, like_BLD):

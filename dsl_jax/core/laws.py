@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Law = Callable[[jax.Array, tuple[int, int]], jax.Array]
 
@@ -24,8 +25,10 @@ def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
   Returns:
     The law.
   """
-  if sigma < 0:
+  if not 0 <= sigma < np.inf:
     raise ValueError(f"sigma is {sigma}; a standard deviation is at least 0.")
+  if not np.isfinite(mu):
+    raise ValueError(f"mu is {mu}; the mean of log SNR is finite.")
 
   def law(key, shape):
     B, L = shape
@@ -48,8 +51,8 @@ def endpoint(clean_snr: float, *, smooth: bool = True) -> Law:
   Returns:
     The law.
   """
-  if not clean_snr > 0:
-    raise ValueError(f"clean_snr is {clean_snr}; it must be positive.")
+  if not 0 < clean_snr < np.inf:
+    raise ValueError(f"clean_snr is {clean_snr}; use a finite one above 0.")
 
   def law(key, shape):
     order_key, hidden_key, clean_key = jax.random.split(key, 3)
@@ -73,7 +76,7 @@ def mixture(*parts: tuple[Law, float]) -> Law:
     The law.
   """
   shares = [share for _, share in parts]
-  if not parts or min(shares) < 0 or sum(shares) <= 0:
+  if not (shares and min(shares) >= 0 and 0 < sum(shares) < np.inf):
     raise ValueError(
       f"shares are {shares}; give non-negative shares with a positive sum."
     )

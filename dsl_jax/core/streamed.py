@@ -110,12 +110,13 @@ def _nll_backward(chunks, saved, g):
     dhead = slabs.add(dhead, _matmul("nr,nm->rm", low, h), j)
     return dh, dhead, slabs.add(dbias, jnp.sum(ds, axis=0), j)
 
-  start = jnp.zeros(h.shape), jnp.zeros_like(head), jnp.zeros_like(bias)
+  # In f32: a frequent token's row takes thousands of small terms, one by one.
+  start = jnp.zeros(h.shape), jnp.zeros(head.shape), jnp.zeros_like(bias)
   dh, dhead, dbias = _scan(step, start, slabs)
   # The tokens' own rows: - g (1 - p) is p g with g taken off once.
   at = g[:, None] * h.astype(jnp.float32)
   dh = dh - g[:, None] * head[tokens].astype(jnp.float32)
-  dhead = dhead.at[tokens].add(-at.astype(head.dtype))
+  dhead = dhead.at[tokens].add(-at).astype(head.dtype)
   return dh.astype(h.dtype), dhead, dbias.at[tokens].add(-g), None
 
 

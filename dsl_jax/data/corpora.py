@@ -62,19 +62,26 @@ def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
     ValueError: an unknown name, or data that is missing or damaged.
     ImportError: an optional package is missing.
   """
+  check(spec)
   name, _, where = spec.partition(":")
-  if spec == "kjv":
+  if name == "kjv":
     return kjv()
-  if name == "text8" and where:
+  if name == "text8":
     return text8(where)
-  if name == "text" and where:
+  if name == "text":
     return Corpus(name, *_tfds_text().build(where, cache))
   if name == "lm1b":
     return Corpus(name, *_tfds_text().lm1b(where))
-  if name == "openwebtext":
-    opened = shards.local(where, held_out) if where else shards.hub(held_out)
-    return Corpus(name, *opened)
-  raise specs.unknown("corpus", spec, SPECS)
+  opened = shards.local(where, held_out) if where else shards.hub(held_out)
+  return Corpus(name, *opened)
+
+
+def check(spec: str) -> None:
+  """Refuses a spec that names no corpus, with ValueError."""
+  name, _, where = spec.partition(":")
+  places = [known.partition(":")[0] for known in SPECS if ":" in known]
+  if spec not in SPECS and not (where and name in places):
+    raise specs.unknown("corpus", spec, SPECS)
 
 
 def kjv() -> Corpus:
@@ -161,7 +168,8 @@ def _read_text8(path: str) -> bytes:
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
       return archive.read("text8")
-  except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+  # RuntimeError: encrypted, or a compression that Python does not know.
+  except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError) as error:
     raise ValueError(
       f"{path} is no archive of text8 ({error}); fetch text8.zip anew."
     ) from error

@@ -5,6 +5,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import tqdm
 from absl import app, flags, logging
@@ -51,7 +52,7 @@ def prepare(
     cache = os.path.join(out, "corpus")
     opened = corpora.load(corpus, cache=cache, held_out=held_out)
     names = list(opened.splits) if splits is None else list(splits)
-    for name in names:
+    for name in names or [""]:
       if name not in opened.splits:
         raise ValueError(
           f"splits has {name!r} but corpus {corpus!r} has "
@@ -110,10 +111,24 @@ def _define_flags() -> None:
   flags.mark_flags_as_required(["corpus", "tokenizer", "length", "out"])
 
 
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Reads the flags; returns what is none."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    return _fail(error)
+
+
+def _fail(error: object) -> NoReturn:
+  """Leaves with one sentence."""
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  sys.exit(2)
+
+
 def _main(argv: Sequence[str]) -> None:
   """Runs `prepare` and says what it made, or in one sentence why not."""
   if len(argv) > 1:
-    sys.exit(f"error: unknown argument {argv[1]!r}; flags are --name=value.")
+    _fail(f"unknown argument {argv[1]!r}; flags are --name=value.")
   logging.set_verbosity(logging.WARNING)
   values = flags.FLAGS
   try:
@@ -127,8 +142,7 @@ def _main(argv: Sequence[str]) -> None:
       held_out=values.held_out,
     )
   except (ValueError, ImportError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    _fail(error)
   for name, one in packed.items():
     manifest = one.manifest
     print(
@@ -140,4 +154,4 @@ def _main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   _define_flags()
-  app.run(_main)
+  app.run(_main, flags_parser=_parse)

@@ -9,7 +9,7 @@ import itertools
 import json
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from dsl_jax.data import extras
@@ -56,7 +56,7 @@ class Rows:
 
   def __iter__(self) -> Iterator[str]:
     for batch in self._dataset.iter(batch_size=_BATCH):
-      yield from batch["text"]
+      yield from _checked(batch["text"])
 
 
 def local(pattern: str, held_out: int) -> tuple[str, dict[str, Range]]:
@@ -130,8 +130,10 @@ def open_text(path: str) -> IO[str]:
   if ending == ".xz":
     return lzma.open(path, "rt", encoding="utf-8-sig", newline="")
   if ending == ".zst":
-    zstandard = extras.require("zstandard", "data")
-    return zstandard.open(path, "rt", encoding="utf-8-sig", newline="")
+    # pyarrow's reader refuses a file that was cut short; zstandard's does not.
+    arrow = extras.require("pyarrow", "data")
+    file = arrow.input_stream(path, compression="zstd")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
   return open(path, encoding="utf-8-sig", newline="")
 
 
@@ -142,7 +144,16 @@ def documents(path: str) -> Iterator[str]:
     ValueError: it is of no known kind, is damaged or has no field `text`.
   """
   with _reading(path):
-    yield from _READERS[_kind(path)](path)
+    yield from _checked(_READERS[_kind(path)](path))
+
+
+def _checked(texts: Iterable[object]) -> Iterator[str]:
+  """Passes texts on and refuses what is none, or what no UTF-8 can hold."""
+  for number, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise ValueError(f"text {number} is {str(text)[:40]!r}, no string")
+    text.encode()
+    yield text
 
 
 @contextlib.contextmanager
@@ -161,10 +172,10 @@ def _reading(path: str) -> Iterator[None]:
 
 def _edge(total: int, held_out: int) -> int:
   """The number of training documents."""
-  if total <= held_out:
+  if not 0 <= held_out < total:
     raise ValueError(
-      f"held_out is {held_out} but the shards have {total} documents; bring "
-      "more of them or hold out fewer."
+      f"held_out is {held_out} but the shards have {total} documents; hold out "
+      "0 or more, and fewer than there are."
     )
   return total - held_out
 

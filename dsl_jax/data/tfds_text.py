@@ -102,7 +102,12 @@ def lm1b(directory: str) -> tuple[str, dict[str, Records]]:
   )
   if not versions:
     raise ValueError(f"corpus is 'lm1b' but {pattern} has no data set; {mend}")
-  builder = tfds.builder_from_directory(os.path.dirname(versions[-1]))
+  try:
+    builder = tfds.builder_from_directory(os.path.dirname(versions[-1]))
+  except Exception as error:  # whatever a damaged description makes TFDS raise
+    raise ValueError(
+      f"corpus is 'lm1b' and {versions[-1]} cannot be read; {mend}"
+    ) from error
   if builder.info.file_format.value != _FORMAT:
     raise ValueError(
       f"corpus is 'lm1b' and {directory} has it as "

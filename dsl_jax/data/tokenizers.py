@@ -74,22 +74,31 @@ class Gpt2Tokenizer:
 
   def __init__(self, vocab_path: str, merges_path: str):
     library = extras.require("tokenizers", "data")
-    with open(vocab_path, encoding="utf-8") as file:
-      vocab = json.load(file)
-    with open(merges_path, encoding="utf-8") as file:
-      lines = [line.rstrip("\n") for line in file]
-    merges = [tuple(x.split()) for x in lines if x and x[:8] != "#version"]
-    if sorted(vocab.values()) != list(range(_GPT2_VOCAB)):
+    mend = "give the directory of GPT-2's own files."
+    try:
+      with open(vocab_path, encoding="utf-8") as file:
+        vocab = json.load(file)
+      ids = sorted(vocab.values())
+      with open(merges_path, encoding="utf-8") as file:
+        lines = [line.rstrip("\n") for line in file]
+      merges = [tuple(x.split()) for x in lines if x and x[:8] != "#version"]
+      model = library.models.BPE(vocab, merges)
+    except Exception as error:  # of JSON, of UTF-8, and the library's own
+      raise ValueError(
+        f"{vocab_path} and {merges_path} are no tables of a BPE "
+        f"({_reason(error)}); {mend}"
+      ) from error
+    if ids != list(range(_GPT2_VOCAB)):
       raise ValueError(
         f"{vocab_path} has {len(vocab)} ids instead of GPT-2's {_GPT2_VOCAB}; "
-        "give the directory of GPT-2's own files."
+        f"{mend}"
       )
     self.name = "gpt2"
     self.vocab_size = _GPT2_VOCAB
     self.bos_id = self.eos_id = _GPT2_VOCAB - 1
     content = json.dumps([sorted(vocab, key=vocab.get), merges])
     self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
-    self._bpe = library.Tokenizer(library.models.BPE(vocab, merges))
+    self._bpe = library.Tokenizer(model)
     self._bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(
       add_prefix_space=False
     )
@@ -124,6 +133,8 @@ class SentencePieceTokenizer:
       content = file.read()
     try:
       self._model = library.SentencePieceProcessor(model_proto=content)
+      if not content:  # taken for no model yet, and empty
+        raise RuntimeError
     except RuntimeError as error:
       raise ValueError(
         f"{path!r} is no SentencePiece model; train one with "
@@ -196,7 +207,8 @@ def _present(marker: int) -> int | None:
 
 def _reason(error: Exception) -> str:
   """A library's message without the C++ location in front of it."""
-  return str(error).rpartition("] ")[2].rstrip(".")
+  first = str(error).partition("\n")[0]
+  return first.rpartition("] ")[2].rstrip(".")
 
 
 def _pieces(text: str) -> Iterator[str]:

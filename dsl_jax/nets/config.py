@@ -59,6 +59,8 @@ class NetConfig:
       value = getattr(self, name)
       if value < 1:
         raise ValueError(f"{name} is {value}; it must be at least 1.")
+    if self.unroll < 0:
+      raise ValueError(f"unroll is {self.unroll}; use 0 (all blocks) or more.")
     if self.width % (2 * self.heads):
       raise ValueError(
         f"width is {self.width}; use a multiple of 2 heads = {2 * self.heads}."
@@ -67,6 +69,11 @@ class NetConfig:
       raise ValueError(f"dropout is {self.dropout}; a rate lies in [0, 1).")
     if not 0 < self.mask_prior < 1:
       raise ValueError(f"mask_prior is {self.mask_prior}; use one in (0, 1).")
+    if not 0 < self.beta_init < 1e30:
+      raise ValueError(
+        f"beta_init is {self.beta_init}; use a positive number that float32 "
+        "holds."
+      )
     for name, known in (
       ("dtype", ("float32", "bfloat16")),
       ("remat", ("none", "dots", "full")),

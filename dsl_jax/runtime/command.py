@@ -97,7 +97,8 @@ def _load(config):
   except errors.UserError:
     raise
   except Exception as error:  # the user's own file may do anything
-    raise errors.UserError(f"{path} fails with {error!r}; mend it.") from error
+    told = repr(error)[:300]
+    raise errors.UserError(f"{path} fails with {told}; mend it.") from error
 
 
 def _check_names(args, keys, names):
@@ -109,5 +110,7 @@ def _check_names(args, keys, names):
       raise errors.UserError(f"unknown config key {key[1]!r}{hint}")
     if not key and arg.startswith("-"):
       flag = arg.lstrip("-").partition("=")[0]
+      if flag in names:  # one that takes its value after =
+        raise errors.UserError(f"--{flag} has no value; write --{flag}=VALUE.")
       hint = errors.nearest(flag, names)
       raise errors.UserError(f"unknown flag --{flag}{hint}")

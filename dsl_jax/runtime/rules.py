@@ -18,6 +18,9 @@ def check(flat: Mapping[str, object]) -> None:
     for name in names.split():
       if not allowed(flat[name]):
         raise errors.UserError(f"{name} is {flat[name]!r}; {mend}.")
+  for name, value in flat.items():
+    if type(value) is int and value >= 2**32:
+      raise errors.UserError(f"{name} is {value}; use one below 2**32.")
   for name, words in _WORDS.items():
     if flat[name] not in words:
       raise errors.UserError(
@@ -35,6 +38,7 @@ def check(flat: Mapping[str, object]) -> None:
     )
 
 
+_HUGE = 1e30  # float32 holds it, and its inverse
 _RULES = (
   (
     "train.steps train.batch_size train.microbatches train.steps_per_call "
@@ -46,6 +50,13 @@ _RULES = (
     "use at least 1",
   ),
   (
+    "sample.num sample.batch_size eval.batch_size eval.sequences eval.draws "
+    "eval.samples eval.snr_points",
+    lambda v: v <= 10**7,
+    "use at most 10,000,000",
+  ),
+  ("train.steps_per_call", lambda v: v <= 1000, "use at most 1,000"),
+  (
     "data.length eval.snr_points",
     lambda v: v >= 2,
     "use at least 2",
@@ -53,17 +64,27 @@ _RULES = (
   (
     "seed data.seed sample.seed mesh.rows train.profile_at "
     "optim.warmup_steps train.eval_every "
-    "train.max_minutes law.sigma optim.weight_decay sample.temperature "
+    "train.max_minutes optim.weight_decay sample.temperature "
     "sample.remasks sample.remask_snr",
     lambda v: 0 <= v < 2**32,
-    "use 0 or more",
+    "use 0 or more, below 2**32",
   ),
   (
     "clean_snr optim.learning_rate optim.eps optim.clip_norm "
     "optim.converter_lr_scale optim.beta_lr_scale eval.snr_min eval.snr_max "
     "sample.snr_min sample.snr_max",
-    lambda v: 0 < v < float("inf"),
-    "use a positive number",
+    lambda v: 1 / _HUGE <= v <= _HUGE,
+    "use a positive number that float32 holds",
+  ),
+  (
+    "law.mu",
+    lambda v: abs(v) <= 20,
+    "use the logarithm of an SNR, -20 to 20",
+  ),
+  (
+    "law.sigma",
+    lambda v: 0 <= v <= 10,
+    "use a deviation of log SNR, 0 to 10",
   ),
   (
     "optim.b1 optim.b2 optim.ema_decay",

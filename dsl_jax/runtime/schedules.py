@@ -82,6 +82,8 @@ def check(cfg: schema.Config) -> None:
     raise errors.UserError(
       f"sample.path is {c.path!r}" + errors.nearest(c.path, names())
     )
+  if c.steps > 10**5:
+    raise errors.UserError(f"sample.steps is {c.steps}; use at most 100,000.")
   if c.path == "hybrid" and c.steps < 2:
     raise errors.UserError(
       f"sample.steps is {c.steps}; the hybrid path needs at least 2."

@@ -192,8 +192,12 @@ def flatten(values: Mapping, prefix: str = "") -> dict[str, object]:
 def variant(arg: str, variants: Mapping, config: str):
   """Looks up what follows the colon of `--config=FILE:arg`."""
   if arg not in variants:
+    named = [name for name in variants if name]
     raise errors.UserError(
-      f"{config} has no variant {arg!r}" + errors.nearest(arg, variants)
+      f"{config} has no variant {arg!r}"
+      + (
+        errors.nearest(arg, named) if named else " or any other; leave it out."
+      )
     )
   return variants[arg]
 

@@ -1,6 +1,7 @@
 """The claim of a run on its workdir: WORKDIR/config.json."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -62,6 +63,23 @@ def claim(workdir: str, cfg: schema.Config, data_hash: str) -> None:
     raise errors.UserError(
       f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
       "choose another."
+    ) from error
+
+
+def make_folder(key: str, path: str) -> None:
+  """Makes a folder of the user's own choice.
+
+  Raises:
+    errors.UserError: it cannot be written; names the config's key.
+  """
+  try:
+    os.makedirs(path, exist_ok=True)
+    if not os.access(path, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+  except OSError as error:
+    raise errors.UserError(
+      f"{key} is {path!r}, which cannot be written ({error.strerror}); choose "
+      "another folder."
     ) from error
 
 

@@ -120,6 +120,16 @@ def test_views_of_one_storage_are_read(tmp_path, new):
   assert outcome(tmp_path / "views.ckpt") == want
 
 
+def test_a_negated_view_is_refused(tmp_path):
+  """Its storage holds the opposite of its numbers."""
+  state = checkpoint()["state_dict"]
+  name = "backbone.blocks.0.mlp.0.weight"
+  state[name] = torch._neg_view(state[name])
+  torch.save(state, tmp_path / "negated.bin")
+  with pytest.raises(ValueError, match=f"{name} is not a plain tensor"):
+    convert.mdlm.load(tmp_path / "negated.bin")
+
+
 def test_transposed_square_is_refused(tmp_path):
   content = checkpoint()
   name = "backbone.blocks.0.attn_out.weight"

@@ -61,6 +61,8 @@ def lognormal_quantiles(
   """
   if not sigma > 0:
     raise ValueError(f"sigma is {sigma}; it must be positive.")
+  if not np.isfinite(mu):
+    raise ValueError(f"mu is {mu}; the mean of log SNR is finite.")
   k = np.arange(1, count("num_steps", num_steps)) / num_steps
   return _shared(
     np.exp(mu + sigma * np.asarray(jax.scipy.special.ndtri(k))), length
@@ -111,8 +113,8 @@ def _shared(rows, length):
 
 
 def count(name, value):
-  if value < 1:
-    raise ValueError(f"{name} is {value}; it must be at least 1.")
+  if not isinstance(value, (int, np.integer)) or value < 1:
+    raise ValueError(f"{name} is {value!r}; use an integer, at least 1.")
   return value
 
 
