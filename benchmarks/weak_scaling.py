@@ -42,7 +42,9 @@ def measure(cfg, mesh, rows: int) -> dict:
   )
   tokens, mask = (
     jax.ShapeDtypeStruct(
-      (train.batch_size, cfg.data.length), kind, sharding=partition.rows(mesh)
+      (train.batch_size, cfg.data.length),
+      kind,
+      sharding=partition.rows(mesh, partition.ROWS),
     )
     for kind in (jnp.int32, jnp.bool_)
   )
@@ -58,7 +60,7 @@ def measure(cfg, mesh, rows: int) -> dict:
     "temporary_mb": memory.temp_size_in_bytes / 1e6,
     "sent_mb": sum(c.sent for c in sent) / 1e6,
     "collectives": sum(c.times for c in sent),
-    "looped": sum(c.looped for c in sent),
+    "looped": sum(bool(c.loop) for c in sent),
   }
 
 

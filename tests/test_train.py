@@ -90,8 +90,8 @@ def table(monkeypatch):
     return None, {"nll": jnp.sum(nll * weight), "tokens": jnp.sum(weight)}
 
   fake = denoiser.Denoiser(init, None, None, None)
-  monkeypatch.setattr(denoiser, "make_denoiser", lambda net: fake)
-  monkeypatch.setattr(build, "loss", lambda cfg, dropout: loss)
+  monkeypatch.setattr(denoiser, "make_denoiser", lambda net, **_: fake)
+  monkeypatch.setattr(build, "loss", lambda cfg, **_: loss)
 
 
 def records(workdir):

@@ -74,22 +74,27 @@ def per_token_saved(net: NetConfig) -> int:
   return net.depth * kept[net.remat]
 
 
-def activations(net: NetConfig, rows: int, length: int) -> float:
+def activations(
+  net: NetConfig, rows: int, length: int, parts: int = 1
+) -> float:
   """Estimates the bytes a device needs beside weights and gradients.
 
   Args:
     net: the network.
     rows: sequences computed at once.
     length: L.
+    parts: devices that share the positions of a sequence.
 
   Returns:
     Bytes: what the blocks keep, one block's attention, slabs of scores.
   """
-  tokens, size = rows * length, _size(net)
+  tokens, size = rows * length // parts, _size(net)
   scores = net.heads * length * (4 + size)  # of a token with all others
   kept = tokens * per_token_saved(net)
   depth = net.depth if net.remat == "none" else 2  # forward and backward
   attention = tokens * scores * depth
+  if parts > 1:  # keys and values of whole rows
+    attention += 2 * rows * length * net.width * size * depth
   ends = tokens * net.width * 4 * 6  # queries, means and their gradients
   rows = -(-net.vocab_size // vocab.slabs(tokens, net.vocab_size))
   slabs = 3 * 4 * tokens * rows
@@ -116,6 +121,25 @@ def traffic(
   attention = net.depth * net.heads * length * (4 + size) * _VISITS / 2
   scores = 2 * net.vocab_size * 4 * _VISITS
   return tokens * (layers + attention + scores) + passes * 4 * count * 4
+
+
+def sent_by_attention(net: NetConfig, tokens: int, parts: int) -> float:
+  """Counts the bytes a device sends of keys and values in a step.
+
+  They are gathered, once more where the backward pass recomputes them, and
+  their gradients scattered.
+
+  Args:
+    net: the network.
+    tokens: of the device.
+    parts: devices that share the positions of a sequence.
+
+  Returns:
+    Bytes on a ring.
+  """
+  visits = 2 + (net.remat != "none")
+  values = 2 * tokens * net.width * _size(net)
+  return net.depth * visits * (parts - 1) * values
 
 
 def seconds(
