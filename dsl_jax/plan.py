@@ -125,7 +125,8 @@ def _devices(topology):
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
       f"--topology is {topology!r}, which XLA does not know "
-      f"({str(error).splitlines()[0][:200]})."
+      f"({str(error).splitlines()[0][:200]}); write the shape of a slice, as "
+      "v5e:4x4 or v4:2x2x2."
     ) from error
   # Compiled for v4, XLA takes the two cores of a chip for devices.
   return chip.core(len(devices) // count), devices, count, ""
@@ -248,6 +249,9 @@ def _time(cfg, chip, count, mesh, state, compiled):
   days = step * cfg.train.steps / 86400
   lines = ["", "time per step at the chip's peak rates  ms"]
   lines += [f"  {name:<32}{1e3 * s:>8.1f}" for name, s in parts.items()]
+  exact = tokens * work.exact / chip.exact_flops
+  share = f"{100 * exact / parts['matrix products']:.0f} %"
+  lines.append(f"of the products' time {share} is scores of f32 precision")
   return [
     *lines,
     f"model FLOPs per step: {work.model * tokens * mesh.size:.3g}; done, with "

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from dsl_jax.core import vocab
 from dsl_jax.nets import denoiser
-from dsl_jax.runtime import build, hlo, optim, partition, schema
+from dsl_jax.runtime import build, costs, hlo, optim, partition, schema
 from dsl_jax.runtime import state as states
 
 # V is prime: it divides by nothing.
@@ -94,6 +94,8 @@ def test_of_positions_that_are_spread_only_keys_and_values_are_sent(
   for kind in ("all-gather", "reduce-scatter"):
     found = sum(c.bytes * c.times for c in inner if c.kind == kind)
     assert found == (B // 4) * net.depth * 2 * L * net.width * 4
+  counted = costs.sent_by_attention(net, (B // 4) * L // 2, 2)
+  assert sum(c.sent for c in inner) == counted
 
 
 def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):

@@ -32,11 +32,10 @@ class Chip(NamedTuple):
   tpu: bool
   source: str
 
-  def rate(self, dtype: str, exact: bool) -> float:
-    """FLOP/s of matrix products in a dtype, exact or of default precision."""
-    if dtype == "bfloat16" or (self.tpu and not exact):
-      return self.flops
-    return self.exact_flops if exact else self.flops / 2
+  def rate(self, dtype: str) -> float:
+    """FLOP/s of matrix products in a dtype, of default precision."""
+    whole = dtype == "bfloat16" or self.tpu
+    return self.flops if whole else self.flops / 2
 
   def core(self, count: int) -> "Chip":
     """One of the equal cores that JAX sees as devices of their own."""

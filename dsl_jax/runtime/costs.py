@@ -20,7 +20,7 @@ class Work(NamedTuple):
 
   Attributes:
     model: forward and twice that backward, nothing recomputed.
-    exact: of products in the dtype's full precision, as they are run.
+    exact: of products of f32 arrays that keep f32 precision, as they are run.
     usual: of the others, as they are run.
   """
 
@@ -47,13 +47,14 @@ def work(net: NetConfig, length: int) -> Work:
   M, V, D = net.width, net.vocab_size, net.sphere_dim
   dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
   attention = 4 * net.depth * length * M
-  scores = 2 * V * D + 2 * V * (M + D * net.evidence_skip)
+  converter, head = 2 * V * D, 2 * V * (M + D * net.evidence_skip)
+  scores = converter + head
   values = 2 * V * M  # of the converter; the loss has none
   model = 3 * (dense + attention + scores + values)
   # Scores are computed forward and again backward, where the products with
-  # their gradients have default precision.
-  exact = 2 * scores
-  usual = 3 * (dense + attention + values) + 2 * scores
+  # their gradients have default precision. The channel is f32 in every net.
+  exact = 2 * (converter + head * (net.dtype == "float32"))
+  usual = 3 * (dense + attention + values) + 4 * scores - exact
   if net.remat != "none":
     usual += attention
   if net.remat == "full":
@@ -148,8 +149,7 @@ def seconds(
   """Time of the matrix products of so many tokens at the chip's peak."""
   found = work(net, length)
   return tokens * (
-    found.exact / chip.rate(net.dtype, True)
-    + found.usual / chip.rate(net.dtype, False)
+    found.exact / chip.exact_flops + found.usual / chip.rate(net.dtype)
   )
 
 
