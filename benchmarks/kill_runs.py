@@ -214,10 +214,15 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=30)
   parser.add_argument("--processes", type=int, default=1)
   parser.add_argument("--steps", type=int, default=3000)
+  parser.add_argument("--every", type=int, default=100)  # steps to a save
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   chance = random.Random(args.seed)
-  settings = {"processes": args.processes, "train__steps": args.steps}
+  settings = {
+    "processes": args.processes,
+    "train__steps": args.steps,
+    "train__checkpoint_every": args.every,
+  }
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     make_rows(root / "rows")
@@ -251,7 +256,7 @@ def main() -> None:
     print(
       f"{len(lost)} kills on {args.processes} processes up to step {last} of "
       f"{args.steps}, {during}: same bits {same}, at most {max(lost)} steps "
-      f"lost, saving every {EVERY}"
+      f"lost, saving every {args.every}"
     )
   sys.exit(not same)
 
