@@ -3,7 +3,8 @@
 python -m benchmarks.kill_runs --kills=30 --processes=2
 
 A tiny run is made undisturbed, then again in another workdir with kill -9 on
-all its processes at random moments: while they start, step, save. Every new
+all its processes, at moments spread over the whole run: a third while they
+start, a third at any step, a third while a checkpoint is written. Every new
 start may resume at most one interval and the save in flight before the last
 step that was reported, and the end must be the undisturbed run's, bit by bit.
 """
@@ -46,25 +47,15 @@ def make_rows(folder: pathlib.Path) -> None:
     )
 
 
-def start(
-  workdir: pathlib.Path,
-  rows: pathlib.Path,
-  *,
-  processes: int = 1,
-  devices: int = 1,
-  **changes,
-) -> list[subprocess.Popen]:
-  """Starts a tiny run on so many processes of this machine.
+def arguments(
+  workdir: pathlib.Path, rows: pathlib.Path, **changes
+) -> list[str]:
+  """Returns what `dsl_jax.main` is told for a tiny run.
 
   Args:
-    workdir: of the run, shared by all.
+    workdir: of the run.
     rows: from `make_rows`.
-    processes: each stands for a host.
-    devices: that every process fakes.
     **changes: to the config, "train__steps" for train.steps.
-
-  Returns:
-    The processes; stdout and stderr of each are one pipe.
   """
   settings = {
     "net.width": 8,
@@ -83,14 +74,36 @@ def start(
     "train.compilation_cache": rows / "compiled",
     "eval.batch_size": 8,
   } | {name.replace("__", "."): value for name, value in changes.items()}
-  command = [
-    sys.executable,
-    "-m",
-    "dsl_jax.main",
+  return [
     f"--config={ROOT / 'configs/quickstart.py'}",
     f"--workdir={workdir}",
     *(f"--config.{key}={value}" for key, value in settings.items()),
   ]
+
+
+def start(
+  workdir: pathlib.Path,
+  rows: pathlib.Path,
+  *,
+  processes: int = 1,
+  devices: int = 1,
+  program: tuple[str, str] = ("-m", "dsl_jax.main"),
+  **changes,
+) -> list[subprocess.Popen]:
+  """Starts a tiny run on so many processes of this machine.
+
+  Args:
+    workdir: of the run, shared by all.
+    rows: from `make_rows`.
+    processes: each stands for a host.
+    devices: that every process fakes.
+    program: what Python runs.
+    **changes: see `arguments`.
+
+  Returns:
+    The processes; stdout and stderr of each are one pipe.
+  """
+  command = [sys.executable, *program, *arguments(workdir, rows, **changes)]
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
@@ -178,51 +191,72 @@ def _leaves(tree):
   return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
+def writing(workdir: pathlib.Path) -> bool:
+  """Returns whether a checkpoint is under way, or was when all was killed."""
+  return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def _wait(condition, started):
+  """Waits until something holds of a run that goes on."""
+  until = time.monotonic() + 180
+  while not condition() and time.monotonic() < until:
+    if any(process.poll() is not None for process in started):
+      raise RuntimeError("the run has ended before; give it more --steps")
+    time.sleep(0.005)
+
+
+def _wait_for_step(workdir, step, started):
+  _wait(lambda: max([0, *reported(workdir)]) >= step, started)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--kills", type=int, default=30)
   parser.add_argument("--processes", type=int, default=1)
   parser.add_argument("--steps", type=int, default=3000)
+  parser.add_argument("--every", type=int, default=100)  # steps to a save
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   chance = random.Random(args.seed)
-  settings = {"processes": args.processes, "train__steps": args.steps}
+  settings = {
+    "processes": args.processes,
+    "train__steps": args.steps,
+    "train__checkpoint_every": args.every,
+  }
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     make_rows(root / "rows")
+    whole, killed = root / "whole", root / "killed"
     began = time.monotonic()
-    finish(start(root / "whole", root / "rows", **settings))
+    finish(start(whole, root / "rows", **settings))
     print(f"undisturbed: {time.monotonic() - began:.1f} s", flush=True)
-    lost = []
-    for number in range(args.kills):
-      started = start(root / "killed", root / "rows", **settings)
-      # From the start, or once it steps again: both kinds of moment.
-      before, until = newest(root / "killed"), time.monotonic() + 60
-      if chance.random() < 0.8:
-        while (
-          max([0, *reported(root / "killed")]) <= before + 1
-          and time.monotonic() < until
-        ):
-          time.sleep(0.02)
-        time.sleep(chance.uniform(0, 1.5))
+    span = 0.9 * args.steps
+    goals = sorted(chance.uniform(0, span) for _ in range(args.kills))
+    lost, last, during = [], 0, dict.fromkeys(("start", "step", "save"), 0)
+    for number, goal in enumerate(goals):
+      moment = tuple(during)[number % 3]
+      started = start(killed, root / "rows", **settings)
+      if moment == "start":
+        time.sleep(chance.uniform(0, 5))
       else:
-        time.sleep(chance.uniform(0, 6))
-      ended = all(p.poll() is not None for p in started)
+        # At least one step further, so that the run gets on between kills.
+        _wait_for_step(killed, max(goal, last + 1), started)
+      if moment == "save":
+        _wait(lambda: writing(killed), started)
+      time.sleep(chance.uniform(0, 0.02))
       kill(started, signal.SIGKILL)
-      last, saved = (
-        max([0, *reported(root / "killed")]),
-        newest(root / "killed"),
-      )
+      last, saved = max([0, *reported(killed)]), newest(killed)
       lost.append(last - saved)
+      if moment == "step" and writing(killed):
+        moment = "save"
+      during[moment] += 1
       print(f"kill {number + 1}: step {last}, saved {saved}", flush=True)
-      if ended:
-        print("the run has ended before; give it more --steps", flush=True)
-        break
-    finish(start(root / "killed", root / "rows", **settings))
-    same = same_weights(root / "whole", root / "killed")
+    finish(start(killed, root / "rows", **settings))
+    same = same_weights(whole, killed)
     print(
-      f"{len(lost)} kills on {args.processes} processes: same bits {same}, at "
-      f"most {max(lost)} steps lost, saving every {EVERY}"
+      f"{len(lost)} kills on {args.processes} processes up to step {last} of "
+      f"{args.steps}, {during}: same bits {same}, at most {max(lost)} steps "
+      f"lost, saving every {args.every}"
     )
   sys.exit(not same)
 

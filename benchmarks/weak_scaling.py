@@ -2,7 +2,7 @@
 
 python -m benchmarks.weak_scaling [--devices=1,2,4,8,16,32,64] [--out=FILE]
 
-Every device keeps the same number of rows. FLOPs and bytes are XLA's for one
+Every device keeps the same number of tokens. FLOPs and bytes are XLA's for one
 device's program; the loops' bodies count once, the same on every mesh.
 """
 
@@ -25,7 +25,7 @@ HEADS = (
 
 
 def measure(cfg, mesh, rows: int) -> dict:
-  """Compiles a step of `rows` rows a device and returns what it says."""
+  """Compiles a step of `rows` rows for each device; returns what it says."""
   import jax
   import jax.numpy as jnp
 
@@ -42,7 +42,9 @@ def measure(cfg, mesh, rows: int) -> dict:
   )
   tokens, mask = (
     jax.ShapeDtypeStruct(
-      (train.batch_size, cfg.data.length), kind, sharding=partition.rows(mesh)
+      (train.batch_size, cfg.data.length),
+      kind,
+      sharding=partition.rows(mesh, partition.ROWS),
     )
     for kind in (jnp.int32, jnp.bool_)
   )
@@ -58,7 +60,7 @@ def measure(cfg, mesh, rows: int) -> dict:
     "temporary_mb": memory.temp_size_in_bytes / 1e6,
     "sent_mb": sum(c.sent for c in sent) / 1e6,
     "collectives": sum(c.times for c in sent),
-    "looped": sum(c.looped for c in sent),
+    "looped": sum(bool(c.loop) for c in sent),
   }
 
 
@@ -83,10 +85,13 @@ def main() -> None:
   for name, mesh_cfg in (
     ("data", schema.Mesh()),
     ("fsdp", schema.Mesh(data=1, fsdp=-1)),
+    ("model 2", schema.Mesh(model=2)),
   ):
     print(f"{name}: {', '.join(HEADS)}")
     found[name] = []
     for count in counts:
+      if count % mesh_cfg.model:
+        continue
       mesh = partition.make_mesh(mesh_cfg, jax.devices()[:count])
       row = measure(base, mesh, args.rows)
       print("", *(f"{v:.4g}" for v in row.values()), sep="\t", flush=True)

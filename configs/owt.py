@@ -6,7 +6,7 @@ python -m dsl_jax.data.prepare --corpus=openwebtext --tokenizer=gpt2
 Variants, --config=configs/owt.py:NAME
   ""     our converter init: beta = 1, its learning rate x 10, clean_snr 100
   paper  the authors' converter init
-  1b     about 1 B parameters, from scratch, sharded over all devices
+  1b     about 1 B parameters, from scratch, cut over 16 devices
 
 [P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe, from
 which the paper starts; [O] our choice.
@@ -35,7 +35,8 @@ def fine_tune():
     sphere_dim=64,  # [P] OpenWebText
     cond_dim=128,  # [P]
     dropout=0.1,  # [P]
-    dtype="float32",  # [P] fine-tuning
+    dtype="float32",  # [P] fine-tuning; a TPU multiplies it in one bf16 pass,
+    # but the scores over the vocabulary in six, see docs/scaling.md
     remat="dots",  # [O] L = 1024 in little memory
     unroll=1,  # [O] a rolled scan compiles sooner on accelerators
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
@@ -124,5 +125,7 @@ def billion(base):
       base.optim, learning_rate=2e-4, warmup_steps=2500
     ),
     train=dataclasses.replace(base.train, steps=1_000_000),
-    mesh=schema.Mesh(data=1, fsdp=-1, rows=2),
+    # One side of a 16x16 slice: along a side XLA for TPUs scatters gradients,
+    # over a whole slice it sends each of them to all.
+    mesh=schema.Mesh(data=-1, fsdp=16, rows=2),
   )

@@ -1,5 +1,7 @@
 """The training objective: cross-entropy to the clean token."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ def loss(
   denoiser: Denoiser,
   law: Law,
   clean_snr: float,
+  own: Callable = lambda x_BL: x_BL,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mean cross-entropy over valid positions, unit weight (arXiv 2605.12836).
 
@@ -33,6 +36,9 @@ def loss(
     denoiser: functions of the network.
     law: draws the SNR of every token.
     clean_snr: scale of a committed token.
+    own: takes from [B, L, ...] the positions that count here, of which the
+      denoiser sees no others. Whole rows are corrupted, so that a position
+      has the same noise however rows are cut.
 
   Returns:
     The mean in nats per token, and the sums {"nll", "tokens"} it is made of.
@@ -51,6 +57,9 @@ def loss(
     return z[0], snr_1L[0], drop_key
 
   z_BLD, snr_BL, drop_key_B = jax.vmap(corrupt)(key, x_BLD)
+  z_BLD, snr_BL, tokens_BL, mask_BL = map(
+    own, (z_BLD, snr_BL, tokens_BL, mask_BL)
+  )
   h_BLM = readout.see(denoiser, params, z_BLD, snr_BL, key=drop_key_B)
   nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)
   weight_BL = mask_BL.astype(jnp.float32)

@@ -72,11 +72,11 @@ def plan(cfg: schema.Config) -> None:
     else:
       shape = partition.sizes(cfg.mesh, count)
       mesh = jax.sharding.AbstractMesh(shape, partition.AXES)
-    parts = mesh.size * partition.passes(mesh, cfg)
+    parts = partition.shares(mesh) * partition.passes(mesh, cfg)
     if cfg.train.batch_size % parts:
       raise errors.UserError(
         f"train.batch_size is {cfg.train.batch_size}; use a multiple of "
-        f"{parts}, the number of devices times microbatches."
+        f"{parts}, the devices along data and fsdp times microbatches."
       )
   shown = " ".join(f"{k} {v}" for k, v in mesh.shape.items())
   print(f"{cfg.name} on {topology}: {mesh.size} devices, mesh {shown}")
@@ -125,7 +125,8 @@ def _devices(topology):
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
       f"--topology is {topology!r}, which XLA does not know "
-      f"({str(error).splitlines()[0][:200]})."
+      f"({str(error).splitlines()[0][:200]}); write the shape of a slice, as "
+      "v5e:4x4 or v4:2x2x2."
     ) from error
   # Compiled for v4, XLA takes the two cores of a chip for devices.
   return chip.core(len(devices) // count), devices, count, ""
@@ -143,7 +144,7 @@ def _compile(cfg, mesh, state):
   """Compiles the step that `train` runs."""
   shape, rows = (
     (cfg.train.batch_size, cfg.data.length),
-    partition.rows(mesh),
+    partition.rows(mesh, partition.ROWS),
   )
   tokens, mask = (
     jax.ShapeDtypeStruct(shape, kind, sharding=rows)
@@ -172,7 +173,8 @@ def _compile(cfg, mesh, state):
 
 def _estimate(cfg, mesh, state):
   """{kind: bytes on a device}, from shapes."""
-  rows = cfg.train.batch_size // mesh.size // partition.passes(mesh, cfg)
+  share = cfg.train.batch_size // partition.shares(mesh)
+  rows = share // partition.passes(mesh, cfg)
   whole = sum(4 * x.size for x in jax.tree.leaves(state.params))
   params = costs.per_device(state.params)
   return {
@@ -180,7 +182,9 @@ def _estimate(cfg, mesh, state):
     "optimiser and average": costs.per_device((state.opt_state, state.ema)),
     "gathered params": whole if params < whole else 0,
     "gradients": whole,
-    "activations": costs.activations(cfg.net, rows, cfg.data.length),
+    "activations": costs.activations(
+      cfg.net, rows, cfg.data.length, mesh.shape["model"]
+    ),
   }
 
 
@@ -205,17 +209,18 @@ def _collectives(program):
   """The table of collectives: equal ones on one line."""
   groups = {}
   for c in program.collectives:
-    key = c.kind, c.group, c.looped
+    key = c.kind, c.group, c.loop
     number, size, sent = groups.get(key, (0, 0, 0.0))
     groups[key] = (
       number + c.times,
       size + c.bytes * c.times,
       sent + c.sent,
     )
-  lines = ["", "collectives per step            times  MB in all  MB sent"]
-  for (kind, group, looped), (times, size, sent) in sorted(groups.items()):
-    name = f"{kind} over {group}" + (" in a loop" if looped else "")
-    lines.append(f"  {name:<28}{times:>7}{size / 1e6:>11.1f}{sent / 1e6:>9.1f}")
+  title = "collectives per step"
+  lines = ["", f"{title:<42}{'times':>7}{'MB in all':>11}{'MB sent':>9}"]
+  for (kind, group, loop), (times, size, sent) in sorted(groups.items()):
+    name = f"{kind} over {group}" + (f" in a loop of {loop}" if loop else "")
+    lines.append(f"  {name:<40}{times:>7}{size / 1e6:>11.1f}{sent / 1e6:>9.1f}")
   lines.append(f"largest array: {program.largest / 1e6:,.1f} M elements")
   return lines
 
@@ -232,6 +237,7 @@ def _time(cfg, chip, count, mesh, state, compiled):
     sent = sum(c.sent for c in compiled.program.collectives)
   else:  # a ring sends each gradient twice, or gathers and scatters it
     sent = 2 * 4 * weights * (mesh.size - 1) / mesh.size
+    sent += costs.sent_by_attention(net, tokens, mesh.shape["model"])
   parts = {
     "matrix products": costs.seconds(net, length, tokens, chip),
     "memory": (costs.traffic(net, length, tokens, passes, weights) + 2 * held)
@@ -243,6 +249,9 @@ def _time(cfg, chip, count, mesh, state, compiled):
   days = step * cfg.train.steps / 86400
   lines = ["", "time per step at the chip's peak rates  ms"]
   lines += [f"  {name:<32}{1e3 * s:>8.1f}" for name, s in parts.items()]
+  exact = tokens * work.exact / chip.exact_flops
+  share = f"{100 * exact / parts['matrix products']:.0f} %"
+  lines.append(f"of the products' time {share} is scores of f32 precision")
   return [
     *lines,
     f"model FLOPs per step: {work.model * tokens * mesh.size:.3g}; done, with "
@@ -259,11 +268,10 @@ def _mend(cfg, chip, mesh):
   for changed, words in _nearest(cfg):
     try:
       shape = partition.sizes(changed.mesh, mesh.size)
-    except errors.UserError:
+      there = jax.sharding.AbstractMesh(shape, partition.AXES)
+      total = sum(_estimate(changed, there, _state(changed, there)).values())
+    except errors.UserError:  # does not go with the batch or the devices
       continue
-    there = jax.sharding.AbstractMesh(shape, partition.AXES)
-    state = _state(changed, there)
-    total = sum(_estimate(changed, there, state).values())
     if total <= 0.8 * chip.memory:
       share = f"{100 * total / chip.memory:.0f} %"
       return f"nearest that fits, estimated at {share} of the memory: {words}"
@@ -274,7 +282,10 @@ def _nearest(cfg) -> Iterator[tuple[schema.Config, str]]:
   """Configs that need less and less, with the flags that make them."""
   at_once = [n for n in (64, 32, 16, 8, 4, 2, 1) if n < (cfg.mesh.rows or 128)]
   remats = dict.fromkeys((cfg.net.remat, "dots", "full"))
-  meshes = dict.fromkeys((cfg.mesh, schema.Mesh(data=1, fsdp=-1)))
+  cut = dataclasses.replace(cfg.mesh, data=1, fsdp=-1)
+  meshes = dict.fromkeys((cfg.mesh, cut))
+  models = [n for n in (2, 4, 8) if n > cfg.mesh.model]
+  meshes |= {dataclasses.replace(cut, model=n): None for n in models}
   for mesh in meshes:
     for remat in remats:
       for rows in [cfg.mesh.rows, *at_once]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
@@ -97,7 +98,7 @@ def train(cfg: schema.Config, workdir: str) -> None:
       step,
       batch_size=cfg.train.batch_size,
       seed=cfg.data.seed,
-      process_count=mesh.size,
+      process_count=partition.shares(mesh),
     )
     share_of = lambda k: share(process_index=k)
     return partition.read_rows(mesh, shape, share_of)
@@ -109,7 +110,11 @@ def train(cfg: schema.Config, workdir: str) -> None:
 
   shape = cfg.train.batch_size, cfg.data.length
   whole = partition.replicated(mesh)
-  mask_BL = partition.put_rows(mesh, np.ones(shape, bool))
+  all_valid = jax.jit(
+    lambda: jnp.ones(shape, bool),
+    out_shardings=partition.rows(mesh, partition.ROWS),
+  )
+  mask_BL = all_valid()
   recorder = metrics.Recorder(
     workdir,
     start=start,
@@ -171,7 +176,7 @@ def open_data(
   c = cfg.train
   packed = inputs.open_split(cfg, "train")
   held_out = inputs.open_split(cfg, "validation")
-  parts = mesh.size * partition.passes(mesh, cfg)
+  parts = partition.shares(mesh) * partition.passes(mesh, cfg)
   inputs.check_batch("train.batch_size", c.batch_size, packed, parts)
   inputs.check_batch("eval.batch_size", cfg.eval.batch_size, held_out)
   if c.max_minutes and jax.process_count() > 1:

@@ -119,10 +119,12 @@ def test_a_sequence_keeps_its_dropout_in_any_batch():
 
 def test_dropout_keeps_the_mean():
   x = jnp.ones((4, 50, 40))
-  kept = layers.drop(x, jax.random.split(KEY, 4), 0.25)
+  drop = functools.partial(layers.drop, place_L=jnp.arange(50))
+  kept = drop(x, jax.random.split(KEY, 4), 0.25)
   assert float(jnp.mean(kept)) == pytest.approx(1, abs=0.02)
   assert set(np.unique(kept)) == {0.0, np.float32(1 / 0.75)}
-  np.testing.assert_array_equal(layers.drop(x, None, 0.25), x)
+  assert np.unique(kept, axis=1).shape[1] > 40  # no two positions alike
+  np.testing.assert_array_equal(drop(x, None, 0.25), x)
 
 
 def test_blocks_run_in_turn_and_every_dropout_has_its_own_mask(monkeypatch):
@@ -138,18 +140,18 @@ def test_blocks_run_in_turn_and_every_dropout_has_its_own_mask(monkeypatch):
   )
   used, drop = [], layers.drop
 
-  def spy(x, key_B, rate):
+  def spy(x, key_B, **settings):
     used.append(jax.random.key_data(key_B).tobytes())
-    return drop(x, key_B, rate)
+    return drop(x, key_B, **settings)
 
   monkeypatch.setattr(layers, "drop", spy)
   cond = layers.Condition(cfg.cond_dim)
   cond = cond.apply({"params": p["cond"]}, jnp.zeros((1, 1)))
-  angles = layers.rotary_angles(5, 8)
+  place = *layers.rotary_angles(5, 8), jnp.arange(5)
   x = rows
   for number in range(cfg.depth):
     layer = {"params": jax.tree.map(lambda w, i=number: w[i], p["blocks"])}
-    x, _ = transformer._Block(cfg).apply(layer, x, number, cond, angles, key_B)
+    x, _ = transformer._Block(cfg).apply(layer, x, number, cond, place, key_B)
   x = transformer._Final(cfg).apply({"params": p["final"]}, x, cond)
   np.testing.assert_allclose(trunk, x, atol=1e-5)
   assert len(used) == len(set(used)) == 2 * cfg.depth

@@ -89,6 +89,8 @@ def test_says_what_would_fit(capsys):
   flags = re.search(r"nearest that fits.*: (--.*)", out)[1].split()
   out = planned(capsys, "l4:4", big, "--config.net.remat=none", *flags)[1]
   assert ": fits" in out
+  long = "--config.data.length=32768", "--config.train.batch_size=8"
+  assert "--config.mesh.model=4" in planned(capsys, "h100:8", *long)[1]
   wide = "--config.net.width=49152"
   assert "use more or larger devices" in planned(capsys, "l4:1", wide)[1]
 
@@ -102,6 +104,7 @@ def test_says_what_would_fit(capsys):
     ("v5e:0x4", (), "write CHIP:SHAPE, as v5e:16x16"),
     ("h100:3", (), "train.batch_size is 512; use a multiple of 3"),
     ("h100:8", ("--config.mesh.fsdp=3",), "multiply to the 8 devices"),
+    ("h100:6", ("--config.mesh.model=6",), "model is 6; it must divide data.l"),
   ],
 )
 def test_a_bad_request_is_one_sentence(capsys, topology, extra, words):

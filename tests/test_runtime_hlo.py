@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from dsl_jax.core import vocab
 from dsl_jax.nets import denoiser
-from dsl_jax.runtime import build, hlo, optim, partition, schema
+from dsl_jax.runtime import build, costs, hlo, optim, partition, schema
 from dsl_jax.runtime import state as states
 
 # V is prime: it divides by nothing.
@@ -34,7 +34,7 @@ def compiled(sizes, rows=0, net=NET, length=L):
   state = partition.abstract(
     mesh, jax.eval_shape(lambda: states.create(init(jax.random.key(0)), tx))
   )
-  rows = partition.rows(mesh)
+  rows = partition.rows(mesh, partition.ROWS)
   batch = [
     jax.ShapeDtypeStruct((B, length), kind, sharding=rows)
     for kind in (jnp.int32, jnp.bool_)
@@ -56,23 +56,46 @@ def test_data_parallelism_reduces_the_gradients_and_nothing_else():
   text, state = compiled((8, 1, 1), rows=1)  # in two passes
   sent = hlo.read(text).collectives
   assert {c.kind for c in sent} == {"all-reduce"}
-  assert not any(c.looped for c in sent)
+  assert not any(c.loop for c in sent)
   # Gradients, and the two sums of the loss.
   total = sum(c.bytes * c.times for c in sent)
   assert total == weight_bytes(state) + 8
   assert {c.group for c in sent} == {8}
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1)])
 def test_cut_weights_are_gathered_once_and_outside_every_loop(sizes):
   text, state = compiled(sizes, rows=1)
   sent = hlo.read(text).collectives
   cut = [x for x in jax.tree.leaves(state.params) if any(x.sharding.spec)]
   gathered = sum(c.bytes for c in sent if c.kind == "all-gather")
   assert gathered == 4 * sum(x.size for x in cut)
-  assert not any(c.looped for c in sent)
+  assert not any(c.loop for c in sent)
   assert {c.times for c in sent} == {1}
   assert sum(x.size for x in cut) > 0.5 * weight_bytes(state) / 4
+
+
+def test_of_positions_that_are_spread_only_keys_and_values_are_sent(
+  monkeypatch,
+):
+  monkeypatch.setattr(vocab, "SLAB", 64)  # more slabs than one
+  monkeypatch.setattr(vocab, "ROWS", 64)
+  net = dataclasses.replace(NET, depth=3)
+  text, state = compiled((2, 2, 2), rows=1, net=net)
+  sent = hlo.read(text).collectives
+  whole = [c for c in sent if not c.loop]
+  cut = [x for x in jax.tree.leaves(state.params) if any(x.sharding.spec)]
+  gathered = sum(c.bytes for c in whole if c.kind == "all-gather")
+  assert gathered == 4 * sum(x.size for x in cut)
+  inner = [c for c in sent if c.loop]
+  assert {c.loop for c in inner} == {"Network.trunk"}
+  assert {c.group for c in inner} == {2}
+  # Of each row, once in a block: gathered, and their gradients scattered.
+  for kind in ("all-gather", "reduce-scatter"):
+    found = sum(c.bytes * c.times for c in inner if c.kind == kind)
+    assert found == (B // 4) * net.depth * 2 * L * net.width * 4
+  counted = costs.sent_by_attention(net, (B // 4) * L // 2, 2)
+  assert sum(c.sent for c in inner) == counted
 
 
 def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):
@@ -104,7 +127,7 @@ def test_loops_multiply_what_is_in_them():
   )
   text = jax.jit(fn).lower(x).compile().as_text()
   (found,) = hlo.read(text).collectives
-  assert found == hlo.Collective("all-reduce", 16, 5, 8, True)
+  assert found == hlo.Collective("all-reduce", 16, 5, 8, "shard_map")
   np.testing.assert_allclose(found.sent, 2 * 16 * 5 * 7 / 8)
 
 
@@ -113,6 +136,7 @@ TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0:T(128)}) parameter(0)
   %g = f32[8]{0:T(128)} get-tuple-element(%p), index=1
+  %m = f32[8]{0} fusion(%g), kind=kLoop, calls=%meanwhile
   %ag = (bf16[2]{0}, bf16[8]{0}) all-gather-start(%g), replica_groups={{0,1}}
   %agd = bf16[8]{0} all-gather-done(%ag)
   ROOT %t = (s32[], f32[8]{0}) tuple(%g)
@@ -130,17 +154,37 @@ TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
   ROOT %rs = f32[2]{0} reduce-scatter(%q), replica_groups={}, dimensions={0}
 }
 
+%begin (q.1: f32[4]) -> (f32[8], s32[2]) {
+  %q.1 = f32[4]{0} parameter(0)
+  %ag.1 = f32[8]{0} all-gather(%q.1), CHAIN
+  ROOT %c.1 = (f32[8]{0}, s32[2]{0:S(4)}) custom-call(%ag.1), START
+}
+
+%meanwhile (q.2: f32[4]) -> f32[8] {
+  %q.2 = f32[4]{0} parameter(0)
+  ROOT %ag.2 = f32[8]{0} all-gather(%q.2), CHAIN
+}
+
 ENTRY %main (a: f32[8]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
-  %w = (s32[], f32[8]{0}) while(%a), condition=%cond, body=%body
+  %w = (s32[], f32[8]{0}) while(%a), condition=%cond, body=%body, OF
+  %b = (f32[8]{0}, s32[2]{0}) fusion(%a), kind=kLoop, calls=%begin
   %s = ((f32[8]{0}), f32[2]{0}, u32[]) async-start(%a), calls=%wrapped
   %d = f32[2]{0} async-done(%s), calls=%wrapped
   ROOT %r = f32[8]{0} get-tuple-element(%w), index=1
 }
 """
+for short, written in (
+  ("CHAIN", 'replica_groups={{0,1}}, frontend_attributes={chain_id="0"}'),
+  ("START", 'custom_call_target="AsyncCollectiveStart"'),
+  ("OF", 'metadata={op_name="jit(f)/trunk/while"}'),
+):
+  TPU = TPU.replace(short, written)
 
 
 def test_reads_what_compilers_for_tpus_write():
-  gather, scatter = hlo.read(TPU).collectives
-  assert gather == hlo.Collective("all-gather", 16, 7, 2, True)
-  assert scatter == hlo.Collective("reduce-scatter", 32, 1, 4, False)
+  gather, begun, scatter = hlo.read(TPU).collectives
+  # A gather whose pieces move while the loop runs is one gather.
+  assert begun == hlo.Collective("all-gather", 32, 1, 2, "")
+  assert gather == hlo.Collective("all-gather", 16, 7, 2, "trunk")
+  assert scatter == hlo.Collective("reduce-scatter", 32, 1, 4, "")

@@ -1,6 +1,7 @@
 """The optimiser, the train step, and its sharding."""
 
 import functools
+import math
 
 import chex
 import jax
@@ -10,21 +11,22 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dsl_jax import objective
-from dsl_jax.core import laws
 from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import errors, optim, partition, schema
+from dsl_jax.runtime import build, errors, optim, partition, schema
 from dsl_jax.runtime import state as states
 
-NET = schema.NetConfig(15, 16, 1, 2, 4, cond_dim=8)
+B, L, V = 8, 8, 15
+NET = schema.NetConfig(V, 16, 1, 2, 4, cond_dim=8, dropout=0.2)
 DENOISER = denoisers.make_denoiser(NET)
-DSL_LOSS = functools.partial(
-  objective.loss,
-  denoiser=DENOISER,
-  law=laws.lognormal(1.0, 1.0),
+CFG = schema.Config(
+  "toy",
+  NET,
+  seed=3,
   clean_snr=50.0,
+  data=schema.Data(length=L),
+  train=schema.Train(batch_size=B),
 )
-B, L, V = 8, 6, 15
+DSL_LOSS = build.loss(CFG, dropout=True)
 
 
 # Compiling is most of the time of these tests.
@@ -75,7 +77,7 @@ def step_fn(tx, *, loss_fn=toy_loss, ema_decay=0.9999, **settings):
     states.train_step,
     loss_fn=loss_fn,
     tx=tx,
-    seed=3,
+    seed=CFG.seed,
     ema_decay=ema_decay,
     **settings,
   )
@@ -201,26 +203,24 @@ def test_schedules():
   )
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_eight_devices_do_what_one_does(monkeypatch, sizes):
+@pytest.mark.parametrize(
+  "sizes",
+  [(8, 1, 1), (1, 8, 1), (1, 1, 2), (1, 1, 4), (2, 2, 2)],
+)
+def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   monkeypatch.setattr(partition, "_SMALL", 64)  # shard even this net
   state, alone, sums_1 = one_device()
-  mesh = partition.make_mesh(schema.Mesh(*sizes))
-  shardings = partition.of_tree(mesh, state)
-  step = quick_jit(
-    step_fn(
-      optax.sgd(1.0),
-      loss_fn=DSL_LOSS,
-      spread=partition.spread(mesh, partition.abstract(mesh, state).params),
-    ),
-    donate_argnums=0,
-    out_shardings=(shardings, partition.replicated(mesh)),
-  )
-  rows = [partition.put_rows(mesh, x) for x in batch()]
-  spread, sums_8 = step(jax.device_put(state, shardings), *rows)
-  np.testing.assert_allclose(sums_8["nll"], sums_1["nll"], rtol=1e-6)
+  devices = jax.devices()[: math.prod(sizes)]
+  mesh = partition.make_mesh(schema.Mesh(*sizes), devices)
+  abstract = partition.abstract(mesh, state)
+  step = build.step(CFG, mesh, optax.sgd(1.0), abstract)
+  rows = jax.device_put(batch(), partition.rows(mesh, partition.ROWS))
+  there = jax.tree.map(lambda x: x.sharding, abstract)
+  spread, sums = step(jax.device_put(state, there), *rows)
+  np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
+  assert sums["tokens"] == sums_1["tokens"]
   chex.assert_trees_all_close(
-    jax.device_get(spread.params), jax.device_get(alone.params), atol=1e-5
+    jax.device_get(spread.params), jax.device_get(alone.params), atol=1e-6
   )
 
 

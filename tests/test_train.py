@@ -8,8 +8,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 
 import chex
 import jax
@@ -90,8 +88,8 @@ def table(monkeypatch):
     return None, {"nll": jnp.sum(nll * weight), "tokens": jnp.sum(weight)}
 
   fake = denoiser.Denoiser(init, None, None, None)
-  monkeypatch.setattr(denoiser, "make_denoiser", lambda net: fake)
-  monkeypatch.setattr(build, "loss", lambda cfg, dropout: loss)
+  monkeypatch.setattr(denoiser, "make_denoiser", lambda net, **_: fake)
+  monkeypatch.setattr(build, "loss", lambda cfg, **_: loss)
 
 
 def records(workdir):
@@ -209,46 +207,18 @@ sys.exit(main.main(sys.argv))
 """
 
 
-def test_kill_9_and_ten_more_steps_equal_twenty(rows, tmp_path):
-  settings = {
-    "net.width": 8,
-    "net.depth": 1,
-    "net.heads": 2,
-    "net.dropout": 0.1,
-    "data.corpus": "text:none",
-    "data.length": L,
-    "data.dir": rows,
-    "train.steps": 20,
-    "train.batch_size": 4,
-    "train.log_every": 1,
-    "train.eval_every": 0,
-    "train.checkpoint_every": 5,
-    "eval.batch_size": 4,
-  }
-  root = pathlib.Path(__file__).parent.parent
-  environment = os.environ | {
-    "PYTHONPATH": str(root),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-
+def test_kill_9_and_ten_more_steps_equal_twenty(rows, tmp_path, monkeypatch):
   def run(name, die_at=0):
-    command = [
-      sys.executable,
-      "-c",
-      KILLED,
-      f"--config={root / 'configs/quickstart.py'}",
-      f"--workdir={tmp_path / name}",
-      *(f"--config.{key}={value}" for key, value in settings.items()),
-    ]
-    return subprocess.run(
-      command,
-      env=environment | {"DIE_AT": str(die_at)},
-      check=False,
-      capture_output=True,
-      text=True,
-    ).returncode
+    monkeypatch.setenv("DIE_AT", str(die_at))
+    (process,) = kill_runs.start(
+      tmp_path / name,
+      pathlib.Path(rows),
+      program=("-c", KILLED),
+      train__steps=20,
+      train__checkpoint_every=5,
+    )
+    process.communicate()
+    return process.returncode
 
   assert run("whole") == 0
   assert run("killed", die_at=11) == -signal.SIGKILL

@@ -39,18 +39,24 @@ class Denoiser(NamedTuple):
   sees_snr: bool = False
 
 
-@functools.cache
-def make_denoiser(cfg: NetConfig) -> Denoiser:
+def make_denoiser(cfg: NetConfig, *, along: str = "") -> Denoiser:
   """Builds MDLM's diffusion transformer with DSL's converter in front.
 
   Args:
     cfg: the network; parameters are a nested dict of f32 arrays.
+    along: within a `jax.shard_map`, the mesh axis over which the positions of
+      a sequence are spread; `hidden` then takes and gives a device's own.
 
   Returns:
     The denoiser, the same one for the same config: programs that were compiled
     for it are found again.
   """
-  net = transformer.Network(cfg)
+  return _make(cfg, along)
+
+
+@functools.cache
+def _make(cfg, along):
+  net = transformer.Network(cfg, along)
 
   def call(method, params, *args):
     return net.apply({"params": params}, *args, method=method)

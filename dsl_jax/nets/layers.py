@@ -94,21 +94,33 @@ def _gelu_backward(x, g):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def drop(x_BLM: jax.Array, key_B: jax.Array | None, rate: float) -> jax.Array:
-  """Dropout whose mask depends on the sequence's own key and nothing else.
+def drop(
+  x_BLM: jax.Array,
+  key_B: jax.Array | None,
+  rate: float,
+  *,
+  place_L: jax.Array,
+) -> jax.Array:
+  """Dropout whose mask depends on the sequence's key and the place in it.
 
   Args:
     x_BLM: activations.
     key_B: typed keys, one for a sequence; None turns dropout off.
     rate: share of elements that become zero.
+    place_L: int32, where in the sequence each position stands.
 
   Returns:
     x_BLM, the rest scaled by 1 / (1 - rate).
   """
   if key_B is None or not rate:
     return x_BLM
-  keep = lambda key: jax.random.bernoulli(key, 1 - rate, x_BLM.shape[1:])
-  return jnp.where(jax.vmap(keep)(key_B), x_BLM / (1 - rate), 0)
+
+  def keep(key, place):
+    key = jax.random.fold_in(key, place)
+    return jax.random.bernoulli(key, 1 - rate, x_BLM.shape[2:])
+
+  keep_BLM = jax.vmap(jax.vmap(keep, (None, 0)), (0, None))(key_B, place_L)
+  return jnp.where(keep_BLM, x_BLM / (1 - rate), 0)
 
 
 class Condition(nn.Module):

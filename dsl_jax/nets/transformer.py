@@ -1,16 +1,24 @@
 """MDLM's diffusion transformer with the converter in front."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.nets import attention, config, converter, layers
+from dsl_jax.nets import attention, config, converter, layers, positions
 
 
 class Network(nn.Module):
-  """Converter, blocks, final norm; the head's rows are used outside."""
+  """Converter, blocks, final norm; the head's rows are used outside.
+
+  Attributes:
+    cfg: shape and arithmetic.
+    along: mesh axis over which positions are spread, see `positions`.
+  """
 
   cfg: config.NetConfig
+  along: str = ""
 
   def setup(self):
     c = self.cfg
@@ -21,7 +29,7 @@ class Network(nn.Module):
       c.vocab_size, c.sphere_dim, c.beta_init, c.mask_prior
     )
     self.cond = layers.Condition(c.cond_dim)
-    self.blocks = _stack(c)(c)
+    self.blocks = _stack(c)(c, self.along)
     self.final = _Final(c)
     shape = (c.vocab_size, c.width)
     self.head = layers.Rows(shape, "kernel", zeros, use_bias=True)
@@ -49,9 +57,12 @@ class Network(nn.Module):
       # 0 and inf become the ends of the range that training visits.
       s = jnp.log(jnp.clip(snr_BL, 1e-3, 1e4))
     cond = self.cond(s)
-    angles = layers.rotary_angles(rows_BLM.shape[1], c.width // c.heads)
+    length = rows_BLM.shape[1] * positions.parts(self.along)
+    angles = layers.rotary_angles(length, c.width // c.heads)
+    place = *angles, jnp.arange(length, dtype=jnp.int32)
+    place = tuple(positions.own(a, self.along, axis=0) for a in place)
     x = rows_BLM.astype(c.dtype)
-    x, _ = self.blocks(x, jnp.arange(c.depth), cond, angles, key_B)
+    x, _ = self.blocks(x, jnp.arange(c.depth), cond, place, key_B)
     h = self.final(x, cond)
     if c.evidence_skip:
       h = jnp.concatenate([h, z_BLD.astype(h.dtype)], axis=-1)
@@ -62,10 +73,13 @@ class _Block(nn.Module):
   """Attention and MLP, each shifted, scaled and gated by the condition."""
 
   cfg: config.NetConfig
+  along: str = ""
 
   @nn.compact
-  def __call__(self, x, number, cond, angles, key_B):
+  def __call__(self, x, number, cond, place, key_B):
     c, dtype = self.cfg, self.cfg.dtype
+    *angles, place_L = place
+    drop = functools.partial(layers.drop, rate=c.dropout, place_L=place_L)
     first_B = second_B = None
     if key_B is not None:
       key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, number)
@@ -78,14 +92,15 @@ class _Block(nn.Module):
     qkv = qkv.reshape(*x.shape[:2], 3, c.heads, c.width // c.heads)
     q, k, v = (qkv[:, :, i] for i in range(3))
     q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
+    k, v = (positions.whole(a, self.along) for a in (k, v))
     y = attention.attend(q, k, v, c.attention).reshape(x.shape)
     y = layers.Dense(c.width, dtype, use_bias=False, name="attn_out")(y)
-    x = x + gate_a.astype(dtype) * layers.drop(y, first_B, c.dropout)
+    x = x + gate_a.astype(dtype) * drop(y, first_B)
 
     y = layers.LayerNorm(name="norm2")(x, shift_m, scale_m)
     y = layers.Dense(c.mlp_ratio * c.width, dtype, name="mlp_in")(y)
     y = layers.Dense(c.width, dtype, name="mlp_out")(layers.gelu(y))
-    x = x + gate_m.astype(dtype) * layers.drop(y, second_B, c.dropout)
+    x = x + gate_m.astype(dtype) * drop(y, second_B)
     return x, None
 
 

@@ -10,6 +10,7 @@ import optax
 from dsl_jax import objective
 from dsl_jax.core import laws
 from dsl_jax.nets import denoiser as denoisers
+from dsl_jax.nets import positions
 from dsl_jax.runtime import partition, schema
 from dsl_jax.runtime import state as states
 
@@ -26,19 +27,22 @@ def law(cfg: schema.Config) -> laws.Law:
   )
 
 
-def loss(cfg: schema.Config, *, dropout: bool) -> Callable:
+def loss(cfg: schema.Config, *, dropout: bool, along: str = "") -> Callable:
   """Returns (params, key_B, tokens_BL, mask_BL) -> (scalar, sums).
 
   Args:
     cfg: the run.
     dropout: as in training; held-out text is scored without.
+    along: mesh axis over which a device takes its own positions of the rows;
+      "" takes all.
   """
   net = cfg.net if dropout else dataclasses.replace(cfg.net, dropout=0.0)
   return functools.partial(
     objective.loss,
-    denoiser=denoisers.make_denoiser(net),
+    denoiser=denoisers.make_denoiser(net, along=along),
     law=law(cfg),
     clean_snr=cfg.clean_snr,
+    own=functools.partial(positions.own, name=along),
   )
 
 
@@ -71,14 +75,15 @@ def steps(
 
 
 def _step(cfg, mesh, tx, abstract):
+  along = "model" if mesh.shape["model"] > 1 else ""
   return functools.partial(
     states.train_step,
-    loss_fn=loss(cfg, dropout=True),
+    loss_fn=loss(cfg, dropout=True, along=along),
     tx=tx,
     seed=cfg.seed,
     ema_decay=cfg.optim.ema_decay,
     microbatches=partition.passes(mesh, cfg),
-    spread=partition.spread(mesh, abstract.params),
+    spread=partition.spread(mesh, abstract.params, rows=partition.ROWS),
   )
 
 

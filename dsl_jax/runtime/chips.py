@@ -32,11 +32,10 @@ class Chip(NamedTuple):
   tpu: bool
   source: str
 
-  def rate(self, dtype: str, exact: bool) -> float:
-    """FLOP/s of matrix products in a dtype, exact or of default precision."""
-    if dtype == "bfloat16" or (self.tpu and not exact):
-      return self.flops
-    return self.exact_flops if exact else self.flops / 2
+  def rate(self, dtype: str) -> float:
+    """FLOP/s of matrix products in a dtype, of default precision."""
+    whole = dtype == "bfloat16" or self.tpu
+    return self.flops if whole else self.flops / 2
 
   def core(self, count: int) -> "Chip":
     """One of the equal cores that JAX sees as devices of their own."""
@@ -77,10 +76,10 @@ def _gpu(kind, teraflops, exact, gigabytes, rate, link, page):
 
 # By the name that --topology takes.
 CHIPS = {
-  "v4": _tpu("TPU v4", 275, 32, 1228, 2400, "v4"),
+  "v4": _tpu("TPU v4", 275, 32, 1200, 2400, "v4"),
   "v5e": _tpu("TPU v5 lite", 197, 16, 819, 1600, "v5e"),
   "v5p": _tpu("TPU v5", 459, 95, 2765, 4800, "v5p"),
-  "v6e": _tpu("TPU v6 lite", 918, 32, 1640, 3584, "v6e"),
+  "v6e": _tpu("TPU v6 lite", 918, 32, 1638, 3200, "v6e"),
   "a100": _gpu("NVIDIA A100", 312, 19.5, 80, 2039, 600, "a100"),
   "h100": _gpu("NVIDIA H100", 989, 67, 80, 3350, 900, "h100"),
   "h200": _gpu("NVIDIA H200", 989, 67, 141, 4800, 900, "h200"),

@@ -20,7 +20,7 @@ class Work(NamedTuple):
 
   Attributes:
     model: forward and twice that backward, nothing recomputed.
-    exact: of products in the dtype's full precision, as they are run.
+    exact: of products of f32 arrays that keep f32 precision, as they are run.
     usual: of the others, as they are run.
   """
 
@@ -47,13 +47,14 @@ def work(net: NetConfig, length: int) -> Work:
   M, V, D = net.width, net.vocab_size, net.sphere_dim
   dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
   attention = 4 * net.depth * length * M
-  scores = 2 * V * D + 2 * V * (M + D * net.evidence_skip)
+  converter, head = 2 * V * D, 2 * V * (M + D * net.evidence_skip)
+  scores = converter + head
   values = 2 * V * M  # of the converter; the loss has none
   model = 3 * (dense + attention + scores + values)
   # Scores are computed forward and again backward, where the products with
-  # their gradients have default precision.
-  exact = 2 * scores
-  usual = 3 * (dense + attention + values) + 2 * scores
+  # their gradients have default precision. The channel is f32 in every net.
+  exact = 2 * (converter + head * (net.dtype == "float32"))
+  usual = 3 * (dense + attention + values) + 4 * scores - exact
   if net.remat != "none":
     usual += attention
   if net.remat == "full":
@@ -74,22 +75,27 @@ def per_token_saved(net: NetConfig) -> int:
   return net.depth * kept[net.remat]
 
 
-def activations(net: NetConfig, rows: int, length: int) -> float:
+def activations(
+  net: NetConfig, rows: int, length: int, parts: int = 1
+) -> float:
   """Estimates the bytes a device needs beside weights and gradients.
 
   Args:
     net: the network.
     rows: sequences computed at once.
     length: L.
+    parts: devices that share the positions of a sequence.
 
   Returns:
     Bytes: what the blocks keep, one block's attention, slabs of scores.
   """
-  tokens, size = rows * length, _size(net)
+  tokens, size = rows * length // parts, _size(net)
   scores = net.heads * length * (4 + size)  # of a token with all others
   kept = tokens * per_token_saved(net)
   depth = net.depth if net.remat == "none" else 2  # forward and backward
   attention = tokens * scores * depth
+  if parts > 1:  # keys and values of whole rows
+    attention += 2 * rows * length * net.width * size * depth
   ends = tokens * net.width * 4 * 6  # queries, means and their gradients
   rows = -(-net.vocab_size // vocab.slabs(tokens, net.vocab_size))
   slabs = 3 * 4 * tokens * rows
@@ -118,14 +124,32 @@ def traffic(
   return tokens * (layers + attention + scores) + passes * 4 * count * 4
 
 
+def sent_by_attention(net: NetConfig, tokens: int, parts: int) -> float:
+  """Counts the bytes a device sends of keys and values in a step.
+
+  They are gathered, once more where the backward pass recomputes them, and
+  their gradients scattered.
+
+  Args:
+    net: the network.
+    tokens: of the device.
+    parts: devices that share the positions of a sequence.
+
+  Returns:
+    Bytes on a ring.
+  """
+  visits = 2 + (net.remat != "none")
+  values = 2 * tokens * net.width * _size(net)
+  return net.depth * visits * (parts - 1) * values
+
+
 def seconds(
   net: NetConfig, length: int, tokens: int, chip: chips.Chip
 ) -> float:
   """Time of the matrix products of so many tokens at the chip's peak."""
   found = work(net, length)
   return tokens * (
-    found.exact / chip.rate(net.dtype, True)
-    + found.usual / chip.rate(net.dtype, False)
+    found.exact / chip.exact_flops + found.usual / chip.rate(net.dtype)
   )
 
 

@@ -33,14 +33,15 @@ class Collective(NamedTuple):
     bytes: of the whole array it gathers, scatters or reduces, once.
     times: how often a run of the program does it.
     group: devices that take part in it together.
-    looped: whether it stands in a loop.
+    loop: what the innermost loop around it is of, "Network.trunk" for that
+      over the blocks; "" where it stands in none.
   """
 
   kind: str
   bytes: int
   times: int
   group: int
-  looped: bool
+  loop: str
 
   @property
   def sent(self) -> float:
@@ -77,7 +78,7 @@ def read(text: str) -> Program:
     int(n) for n in re.findall(r"num_(?:partitions|replicas)=(\d+)", text)
   )
   found, largest = [], 0
-  for name, (times, looped) in _runs(bodies, entry).items():
+  for name, (times, loop) in _runs(bodies, entry).items():
     for line in bodies[name]:
       match = _LINE.match(line)
       if not match:
@@ -86,10 +87,20 @@ def read(text: str) -> Program:
       largest = max([largest, *(elements for _, elements in shapes)])
       kind = op.removesuffix("-start")
       group = _group(line, devices) if kind in _KINDS else 1
-      if group > 1:
+      if group > 1 and _starts(match[1], line, bodies[name]):
         size = _bytes(kind, op, shapes, group)
-        found.append(Collective(kind, size, times, group, looped))
+        found.append(Collective(kind, size, times, group, loop))
   return Program(tuple(found), largest)
+
+
+def _starts(name, line, body):
+  """Whether a collective begins here.
+
+  XLA for TPUs may fuse one with what runs meanwhile, a loop's body even. Its
+  pieces form a chain, of which the text repeats the collective in each.
+  """
+  begun = rf'\(%?{re.escape(name)}\), custom_call_target="AsyncCollectiveStart"'
+  return "chain_id=" not in line or any(re.search(begun, x) for x in body)
 
 
 def _computations(text):
@@ -108,23 +119,30 @@ def _computations(text):
 
 
 def _runs(bodies, entry):
-  """{computation: (how often it runs, whether within a loop)}."""
+  """{computation: (how often it runs, what loop is around it)}."""
   runs = {}
 
-  def visit(name, count, looped):
-    before, was_looped = runs.get(name, (0, False))
-    runs[name] = before + count, looped or was_looped
+  def visit(name, count, loop):
+    before, earlier = runs.get(name, (0, ""))
+    runs[name] = before + count, loop or earlier
     for line in bodies[name]:
       if re.search(r"-(done|update)\(", line):
         continue  # names its computation once more
       trips = _trips(line, bodies) if " while(" in line else 0
+      inner = _owner(line) if trips > 1 else loop
       for group in _CALLED.findall(line):
         for callee in re.findall(r"[\w.\-]+", group):
           if callee in bodies:
-            visit(callee, count * max(trips, 1), looped or trips > 1)
+            visit(callee, count * max(trips, 1), inner)
 
-  visit(entry, 1, False)
+  visit(entry, 1, "")
   return runs
+
+
+def _owner(line):
+  """The part of the program that a loop belongs to, as JAX names it."""
+  name = re.search(r'op_name="([^"]*)/while"', line)
+  return name[1].rpartition("/")[2] if name else "no name"
 
 
 def _trips(line, bodies):

@@ -1,8 +1,9 @@
 """Where arrays live: a mesh of devices, shardings from the shapes.
 
-Rows of a batch go over all axes. Weights, averages and moments are whole along
-data and cut along fsdp and model; a step gathers them once and scatters the
-sums of its gradients once, whatever the number of microbatches.
+Rows of a training batch go over data and fsdp, the positions of a row over
+model. Weights, averages and moments are whole along data and cut along fsdp and
+model; a step gathers them once and scatters the sums of its gradients once,
+whatever the number of microbatches.
 """
 
 import math
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from dsl_jax.runtime import errors, schema
 
 AXES = ("data", "fsdp", "model")
+ROWS = AXES[:2]  # what rows of a training batch go over
 _SMALL = 2**14  # elements; smaller leaves are kept whole on every device
 
 
@@ -65,9 +67,14 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def rows(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """Returns the sharding of a batch: rows over all axes."""
-  return NamedSharding(mesh, P(AXES))
+def rows(mesh: jax.sharding.Mesh, axes=AXES) -> NamedSharding:
+  """Returns the sharding of a batch: rows over all axes, or over some."""
+  return NamedSharding(mesh, P(axes))
+
+
+def shares(mesh: jax.sharding.Mesh) -> int:
+  """Returns in how many shares the rows of a training batch go."""
+  return math.prod(mesh.shape[name] for name in ROWS)
 
 
 def of_tree(mesh: jax.sharding.Mesh, tree):
@@ -133,28 +140,36 @@ def passes(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
   Raises:
     errors.UserError: the devices cannot have equal shares.
   """
-  if cfg.train.batch_size % mesh.size:
+  batch, length = cfg.train.batch_size, cfg.data.length
+  if batch % shares(mesh):
     raise errors.UserError(
-      f"train.batch_size is {cfg.train.batch_size}; use a multiple of "
-      f"{mesh.size}, the number of devices."
+      f"train.batch_size is {batch}; use a multiple of {shares(mesh)}, the "
+      "devices along data and fsdp."
     )
-  share = cfg.train.batch_size // mesh.size
+  if length % mesh.shape["model"]:
+    raise errors.UserError(
+      f"mesh.model is {mesh.shape['model']}; it must divide data.length, which "
+      f"is {length}."
+    )
+  share = batch // shares(mesh)
   parts = -(-share // (cfg.mesh.rows or share))
   while share % parts:
     parts += 1
   return max(cfg.train.microbatches, parts)
 
 
-def spread(mesh: jax.sharding.Mesh, params) -> Callable:
+def spread(mesh: jax.sharding.Mesh, params, rows=AXES) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 
   Each device gathers the weights, calls fn on its own rows, and takes part in
   one reduction of the results. No other communication is left to the
-  compiler: within fn everything is local.
+  compiler: within fn everything is local, but for what fn itself sends.
 
   Args:
     mesh: from `make_mesh`.
     params: abstract, with the shardings of `of_tree`.
+    rows: axes that rows go over. Devices along the others call fn on the same
+      rows, and their results are summed too.
 
   Returns:
     Takes fn: (params, *rows) -> (sums, grads), grads like params, and gives
@@ -164,20 +179,20 @@ def spread(mesh: jax.sharding.Mesh, params) -> Callable:
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
 
   def wrap(fn, *, gradients=True):
-    def local(params, *rows):
+    def local(params, *arrays):
       whole = jax.tree.map(_gather, params, specs)
-      sums, *grads = fn(whole, *rows)
+      sums, *grads = fn(whole, *arrays)
       grads = [jax.tree.map(_reduce, g, specs) for g in grads]
       return jax.lax.psum(sums, AXES), *grads
 
-    def spread_fn(params, *rows):
+    def spread_fn(params, *arrays):
       return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(specs, *(P(AXES) for _ in rows)),
+        in_specs=(specs, *(P(rows) for _ in arrays)),
         out_specs=(P(), specs) if gradients else (P(),),
         check_vma=False,
-      )(params, *rows)
+      )(params, *arrays)
 
     return spread_fn
 
@@ -205,19 +220,19 @@ def _reduce(x, spec):
 def read_rows(
   mesh: jax.sharding.Mesh, shape: tuple[int, ...], read: Callable
 ) -> jax.Array:
-  """Makes a batch of which every process reads its own devices' rows only.
+  """Makes a training batch; every process reads its own devices' rows only.
 
   Args:
     mesh: from `make_mesh`.
-    shape: of the global batch; its rows divide by the devices.
-    read: k -> the k-th of mesh.size equal, consecutive shares.
+    shape: of the global batch; its rows divide by `shares`.
+    read: k -> the k-th of so many equal, consecutive shares.
 
   Returns:
-    The array, rows over all axes.
+    The array, rows over data and fsdp.
   """
-  share = shape[0] // mesh.size
+  share = shape[0] // shares(mesh)
 
   def piece(index):
     return read((index[0].start or 0) // share)
 
-  return jax.make_array_from_callback(shape, rows(mesh), piece)
+  return jax.make_array_from_callback(shape, rows(mesh, ROWS), piece)
