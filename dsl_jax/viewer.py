@@ -25,6 +25,7 @@ _PAGE = """<!doctype html>
  h1 { font-size: 1.3rem; margin: 0; } .note { color: #5a6675; margin: .2rem 0; }
  #bar { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center;
         margin: .8rem 0; } #step { flex: 1 1 14rem; }
+ #where { min-width: 18rem; font-variant-numeric: tabular-nums; }
  button { width: 5rem; } button, select { font: inherit; }
  #both { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
  #text { flex: 1 1 30rem; margin: 0; line-height: 1.9; overflow-wrap: anywhere;
@@ -51,7 +52,8 @@ Every row is one step of the path.</p>
 <div id="row"></div><figcaption class="note">SNR of every token (across) in
 every row (down). <br>mask<span class="key" id="key"></span>committed
 <br>confidence: low<span class="key" id="sure"></span>high{% if high %}; finite
-SNRs run from {{ low }} to {{ high }}{% endif %}.</figcaption></figure></div>
+SNRs {% if low == high %}are {{ low }}{% else %}run from {{ low }} to {{ high
+}}{% endif %}{% endif %}.</figcaption></figure></div>
 <noscript>This page needs JavaScript.</noscript>
 <script id="data" type="application/json">{{ data | tojson }}</script>
 <script>
@@ -148,6 +150,11 @@ def check(path: str) -> None:
     errors.UserError: names the file and the mend.
   """
   extras.require("jinja2", "demo")
+  if jax.process_count() > 1:
+    raise errors.UserError(
+      f"--trace is {path} on {jax.process_count()} hosts; the page follows one "
+      "sample on one host, so start a single process for it."
+    )
   target = pathlib.Path(path)
   if target.exists():
     raise errors.UserError(
