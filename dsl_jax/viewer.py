@@ -29,7 +29,8 @@ _PAGE = """<!doctype html>
  button { width: 5rem; } button, select { font: inherit; }
  #both { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
  #text { flex: 1 1 30rem; margin: 0; line-height: 1.9; overflow-wrap: anywhere;
-         white-space: pre-wrap; font-family: ui-monospace, monospace;
+         white-space: break-spaces; font-family: ui-monospace, monospace;
+         {{ "word-break: break-all;" if letters }}
          font-size: {{ 22 if positions <= 64 else 15 }}px; }
  #text span { border-radius: 3px; padding: 2px 1px; }
  #text .new { outline: 2px solid #1c2430; }
@@ -218,12 +219,13 @@ class Recorder:
     ids, token = np.unique(np.stack(self.tokens), return_inverse=True)
     level, snr = _levels(np.stack(self.snr))
     sure = np.clip(np.stack(self.confidence), 0, 1)
+    pieces = [tokenizer.decode([i]) for i in ids]
     data = {
       "length": level.shape[1],
       "rows": self.rows,
       "last": self._last,
       "snr": snr.tolist(),
-      "pieces": [tokenizer.decode([i]) for i in ids],
+      "pieces": pieces,
       "level": _pack(level),
       "confidence": _pack(np.round(255 * sure).astype(np.uint8)),
       "token": _pack(token.reshape(level.shape).astype("<u4")),
@@ -233,6 +235,7 @@ class Recorder:
       title=title,
       rows=len(self.rows),
       positions=level.shape[1],
+      letters=all(len(x) == 1 for x in pieces),  # then each keeps its place
       low=f"{snr[1]:.3g}",
       high=f"{snr[-2]:.3g}"
       if np.any((level > 0) & (level < COMMITTED))

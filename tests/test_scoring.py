@@ -245,7 +245,7 @@ def test_texts_of_others_are_scored_once(run, tmp_path, monkeypatch, capsys):
   (found,) = (root / "run/reproduce").glob("theirs-*-scores.json")
   cell = json.loads(found.read_text())
   assert cell["samples"] == 3 and cell["judge"] == "letters"
-  assert cell["gen_ppl_corrected"]["tokens"] == 2 * 16 + 15 - 3  # all but first
+  assert cell["gen_ppl_corrected"]["tokens"] == 2 * 16 + 15  # all but the first
   words = ["and god said yes", "and god said no", "and god said yes"]
   ids = [tokenizers.load("text8").encode(word + " ") for word in words]
   assert cell["entropy"]["value"] == pytest.approx(
