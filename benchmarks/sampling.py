@@ -2,6 +2,7 @@
 
 python -m benchmarks.sampling [--lengths 256 1024] [--steps 64 256 1024]
   [--peaks] [--json=FILE]
+python -m benchmarks.sampling --schedules  # traces of ten schedules
 
 Both sides draw sequences from a network of the same shape by T ancestral steps
 in f32, with draws that keep rare tokens: the twin draws Gumbel noise in f64 for
@@ -10,6 +11,7 @@ same, so --twin_steps of them are timed and scaled to T; ours run whole.
 """
 
 import argparse
+import functools
 
 import jax
 import numpy as np
@@ -22,14 +24,17 @@ from dsl_jax.nets import denoiser as denoisers
 
 
 def jax_sampler(args, length, steps):
-  """Returns a function that draws a batch with ours: network calls."""
+  """Returns a function that draws a batch with ours: network calls.
+
+  It has run once, on a path of one step: paths of any length share a program.
+  """
   net = denoisers.NetConfig(args.vocab, args.width, args.depth, 4, 64)
   denoiser = denoisers.make_denoiser(net)
   params = denoiser.init(jax.random.key(0))
   path_key, key = jax.random.split(jax.random.key(1))
   path = paths.masked(path_key, steps, args.batch, length)
 
-  def run():
+  def run(path=path):
     found = samplers.sample(
       params,
       key,
@@ -42,7 +47,46 @@ def jax_sampler(args, length, steps):
     np.asarray(found.tokens_BL)
     return found.calls
 
+  run(paths.masked(path_key, 1, args.batch, length))
   return run
+
+
+def traces(args, length):
+  """Runs ten schedules of up to 1,024 steps; how often the net was traced."""
+  denoiser = denoisers.make_denoiser(
+    denoisers.NetConfig(args.vocab, args.width, args.depth, 4, 64)
+  )
+  seen, key = [], jax.random.key(0)
+
+  def trunk(*arguments):
+    seen.append(1)
+    return denoiser.trunk(*arguments)
+
+  params = denoiser.init(key)
+  remask = functools.partial(paths.remask, key, 16, 1, length)
+  soft = {"length": length, "snr_min": 1.0, "snr_max": 40.0}
+  schedules = [
+    *(paths.masked(key, steps, 1, length) for steps in (1, 16, 1024)),
+    *(paths.geometric(steps, **soft) for steps in (2, 9)),
+    paths.linear(5, length, snr_max=40.0),
+    paths.lognormal_quantiles(6, length, mu=1.4, sigma=0.55),
+    remask(kind="cap", eta=0.1),
+    remask(kind="loop", eta=0.1, soft_snr=3.0),
+    paths.left_to_right(length, tokens_per_step=-(-length // 8)),
+  ]
+  for path in schedules:
+    # The longest is cut by a prompt, which leaves it a few rows that move.
+    known = np.arange(length) >= 16
+    path = paths.hold(path, known) if len(path) > 100 else path
+    samplers.sample(
+      params,
+      key,
+      path,
+      denoiser=denoiser._replace(trunk=trunk),
+      clean_snr=100.0,
+      prompt_BL=np.zeros((1, length), np.int32),
+    )
+  return len(schedules), len(seen)
 
 
 def torch_sampler(args, length, steps):
@@ -62,9 +106,9 @@ def measure(args, length, steps):
   timed = min(steps, args.twin_steps)
   ours = jax_sampler(args, length, steps)
   twin = torch_sampler(args, length, timed)
-  calls = ours()
   torch_sampler(args, length, 1)()
-  sides = {"dsl_jax": ours, "pytorch": twin}
+  calls = []
+  sides = {"dsl_jax": lambda: calls.append(ours()), "pytorch": twin}
   seconds = side_by_side.take_turns(sides, args.rounds)
   # Past its last step the twin runs the network once more, for left masks.
   scale = {"dsl_jax": 1.0, "pytorch": (steps + 1) / (timed + 1)}
@@ -74,7 +118,7 @@ def measure(args, length, steps):
   }
   row = {"length": length, "steps": steps, "seconds_per_sequence": each}
   row |= side_by_side.ratio(each["pytorch"], each["dsl_jax"])
-  row["network_calls"] = {"dsl_jax": calls, "pytorch": steps}
+  row["network_calls"] = {"dsl_jax": calls[0], "pytorch": steps}
   row["twin_steps_timed"] = timed
   if args.peaks:
     row["peak_bytes"] = {
@@ -106,6 +150,9 @@ def _parse():
   parser.add_argument(
     "--peaks", action="store_true", help="also the memory of either side alone"
   )
+  parser.add_argument(
+    "--schedules", action="store_true", help="count traces instead"
+  )
   parser.add_argument("--json", help="also write the figures there")
   parser.add_argument("--memory", choices=["dsl_jax", "pytorch"])
   return parser.parse_args()
@@ -119,6 +166,11 @@ def main():
     steps = steps if args.memory == "dsl_jax" else min(steps, args.twin_steps)
     make(args, length, steps)()
     print(side_by_side.memory())
+    return
+  if args.schedules:
+    for length in args.lengths:
+      number, seen = traces(args, length)
+      print(f"L={length}: {number} schedules, {seen} trace(s) of the network")
     return
   rows = []
   print(

@@ -135,7 +135,7 @@ class _Run:
     self._cfg, self._params, self._curve = cfg, params, curve
     self.tokenizer, self.calls, self.seconds = tokenizer, 0, 0.0
     self._rows = partition.rows(mesh)
-    self.batch = math.ceil(cfg.sample.batch_size / mesh.size) * mesh.size
+    self.batch = sampling.batch_size(cfg.sample, mesh)
     self._hard_rows = None
     if cfg.net.vocab_size <= cfg.sample.num * cfg.data.length:
       self._hard_rows = samplers.hard_rows(

@@ -65,7 +65,12 @@ def read_text(cfg: schema.Config) -> str:
 
 def text_ids(cfg: schema.Config, found: tokenizers.Tokenizer) -> np.ndarray:
   """Returns the tokens of the file eval.text, normalised as the corpus was."""
-  stream = streams.TokenStream([read_text(cfg)], found, lambda n: None)
+  return encode(read_text(cfg), found)
+
+
+def encode(text: str, found: tokenizers.Tokenizer) -> np.ndarray:
+  """Returns the tokens of a text, normalised as the corpus was."""
+  stream = streams.TokenStream([text], found, lambda n: None)
   ids = np.concatenate([np.zeros(0, np.int32), *stream])
   return ids[:-1] if len(ids) and ids[-1] == found.eos_id else ids
 

@@ -10,12 +10,11 @@ and groups are independent of one another, so that the spread of group means is
 an honest standard error.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsl_jax.core import channel, laws, paths, sphere, vocab
+from dsl_jax.core import channel, checks, laws, paths, sphere, vocab
 from dsl_jax.nets import readout
 from dsl_jax.nets.denoiser import Denoiser
 
@@ -55,10 +54,16 @@ def path_nats(
   Raises:
     ValueError: if the path falls anywhere or is not a path.
   """
+  tokens_BL = _ids(params, key, tokens_BL, denoiser)
+  checks.clean_snr(clean_snr)
   if not isinstance(path, jax.core.Tracer):
     paths.check(path, rising=True)
   path = jnp.asarray(path, jnp.float32)
   B, L = tokens_BL.shape
+  if path.shape[1:] not in ((L,), (1, L), (B, L)):
+    raise ValueError(
+      f"path has rows of shape {path.shape[1:]}; tokens_BL needs {(B, L)}."
+    )
   path = path if path.ndim == 3 else path[:, None]
   path = jnp.broadcast_to(path, (len(path), B, L))
   table_VD = denoiser.table(params)
@@ -127,6 +132,7 @@ def integral_nats(
     nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
     for one draw).
   """
+  tokens_BL = _ids(params, key, tokens_BL, denoiser)
   edges = jnp.asarray(_grid(snr_grid), jnp.float32)
   edges = jnp.concatenate([jnp.zeros(1), edges])
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
@@ -179,6 +185,8 @@ def endpoint_nats(
     nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
     for one draw).
   """
+  tokens_BL = _ids(params, key, tokens_BL, denoiser)
+  checks.clean_snr(clean_snr)
 
   def once(key):
     count_key, order_key = jax.random.split(key)
@@ -218,6 +226,7 @@ def mmse_curve(
   Returns:
     mmse_T, f32, between 0 and 2 for a calibrated denoiser.
   """
+  tokens_BL = _ids(params, key, tokens_BL, denoiser)
   grid = jnp.asarray(_grid(snr_grid), jnp.float32)
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 
@@ -257,20 +266,27 @@ def _square_error(params, key, x_BLD, snr_B, denoiser):
 
 def _repeat(once, key, draws):
   """Mean and standard error of once(key) over independent draws."""
-  if draws < 1:
-    raise ValueError(f"draws is {draws}; it must be at least 1.")
+  draws = checks.count("draws", draws)
   nats_SB = jax.lax.map(once, jax.random.split(key, draws))
   deviation_B = jnp.std(nats_SB, axis=0) / np.sqrt(max(draws - 1, 1))
   stderr_B = deviation_B if draws > 1 else jnp.full_like(deviation_B, jnp.nan)
   return jnp.mean(nats_SB, axis=0), stderr_B
 
 
+def _ids(params, key, tokens_BL, denoiser):
+  """Checks what every bound is asked for; the ids as an array."""
+  checks.key(key)
+  table_VD = jax.eval_shape(denoiser.table, params)
+  checks.ids("tokens_BL", tokens_BL, table_VD.shape[0])
+  return jnp.asarray(tokens_BL)
+
+
 def _grid(snr_grid):
   """Checks a grid of SNRs if its values are known."""
-  chex.assert_rank(snr_grid, 1)
   if not isinstance(snr_grid, jax.core.Tracer):
     g = np.asarray(snr_grid)
-    rising = len(g) and g[0] >= 0 and np.all(np.diff(g) > 0)
+    vector = g.ndim == 1 and g.size and g.dtype.kind in "iuf"
+    rising = vector and g[0] >= 0 and np.all(np.diff(g) > 0)
     if not (rising and np.isfinite(g[-1])):
       raise ValueError(
         f"snr_grid is {g}; give finite, non-negative, increasing SNRs."

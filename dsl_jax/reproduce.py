@@ -1,24 +1,20 @@
 """Published tables from one's own checkpoint, a cell at a time."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
-import os
 import pathlib
 import time
-from collections.abc import Callable
 
+import jax
 import numpy as np
-import tqdm
 
-from dsl_jax import held_out, inputs, sampling, tables
-from dsl_jax.quality import diversity, estimate, mauve, perplexity
+from dsl_jax import held_out, inputs, sampling, scores, tables
 from dsl_jax.quality import judge as judges
 from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
 from dsl_jax.runtime import workdir as workdirs
 
-_BLEU_SAMPLES = 500  # self-BLEU compares every sample with all others
+_REFERENCES = "held-out rows drawn without replacement"
 
 
 def reproduce(cfg: schema.Config, workdir: str) -> None:
@@ -27,10 +23,11 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
   Cells (`tables.parse`) are samplers by steps or temperatures, each of
   eval.samples samples. Samples of a cell and its scores are a file each in
   WORKDIR/reproduce, written whole: what is finished is not computed again, and
-  other settings are other files.
+  other settings are other files. With eval.text it scores the texts of that
+  file in the same way instead, see `score_texts`.
 
   Args:
-    cfg: its eval section names table, judge and samples.
+    cfg: its eval section names table, judge and samples, or texts.
     workdir: of a trained run.
 
   Raises:
@@ -38,18 +35,19 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
       held-out rows; found before any compilation.
   """
   with errors.user_errors():
+    if jax.process_count() > 1:
+      raise errors.UserError(
+        f"--mode=reproduce runs on {jax.process_count()} hosts; its files are "
+        "those of one, so start a single process on one of them."
+      )
     schema.validate(cfg)
+    if cfg.eval.text:
+      return score_texts(cfg, workdir)
     table = tables.parse(cfg)
     for place in itertools.product(table.samplers, table.columns):
       section = table.section(cfg, *place)
       schedules.check(dataclasses.replace(cfg, sample=section))
-    rows = inputs.open_split(cfg, "validation")
-    tokenizer = held_out.tokenizer(cfg)
-    if tokenizer is None:
-      raise errors.UserError(
-        f"data.tokenizer is {cfg.data.tokenizer!r}, which cannot be loaded; "
-        "samples are judged as text, so give a local copy."
-      )
+    rows, tokenizer = _human(cfg)
     num = cfg.eval.samples
     if not 2 <= num <= len(rows.tokens_NL):
       raise errors.UserError(
@@ -57,7 +55,8 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
         "rows to compare with, so use 2 to that many."
       )
     workdirs.compare(workdir, cfg)
-    whole = partition.replicated(partition.make_mesh(cfg.mesh))
+    mesh = partition.make_mesh(cfg.mesh)
+    whole = partition.replicated(mesh)
     params, train_step = checkpoint.restore_params(workdir, sharding=whole)
     folder = pathlib.Path(workdir) / "reproduce"
     folder.mkdir(exist_ok=True)
@@ -71,28 +70,81 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
       "judged": {
         "judge_asked": cfg.eval.judge,
         "data_sha256": rows.manifest["data_sha256"],
-        "references": "held-out rows drawn without replacement",
+        "references": _REFERENCES,
       },
     }
     cells = [
       Cell(folder, table.section(cfg, *place), place, shared)
       for place in itertools.product(table.samplers, table.columns)
     ]
-    print(cost(cfg, cells))
+    print(cost(cfg, cells, sampling.batch_size(cfg.sample, mesh)))
     missing = [cell for cell in cells if not cell.scores.exists()]
     judge = judges.CausalJudge(cfg.eval.judge) if missing else None
 
   for cell in missing:
-    tokens_NL = _samples(cfg, params, cell)
+    tokens_NL = _samples(cfg, params, cell, mesh)
     references_NL = held_out.draw_rows(rows, num, cfg.seed)
     with errors.user_errors():
-      found = score(
-        tokens_NL, references_NL, tokenizer.decode, judge, folder / "features"
+      found = scores.score(
+        _texts(tokens_NL, tokenizer),
+        _texts(references_NL, tokenizer),
+        judge,
+        folder / "features",
       )
     found |= cell.identity | json.loads(cell.made.read_text())
     workdirs.write_json(str(folder), cell.scores.name, found)
-  scores = {cell.place: json.loads(cell.scores.read_text()) for cell in cells}
-  print(table.show(table, scores))
+  found = {cell.place: json.loads(cell.scores.read_text()) for cell in cells}
+  print(table.show(table, found))
+
+
+def score_texts(cfg: schema.Config, workdir: str) -> None:
+  """Scores texts of any system, as many human texts beside them.
+
+  Writes WORKDIR/reproduce/NAME-HASH-scores.json; what is there is shown and not
+  computed again.
+
+  Args:
+    cfg: eval.text is a .jsonl file with "text" in every line, such as
+      samples.jsonl, or a file with a text a line.
+    workdir: of a run, whose held-out rows are the human texts.
+
+  Raises:
+    errors.UserError: no such texts, or more than there are held-out rows.
+  """
+  rows, tokenizer = _human(cfg)
+  words = scores.read(cfg.eval.text)
+  if len(words) > len(rows.tokens_NL):
+    raise errors.UserError(
+      f"eval.text is {cfg.eval.text!r} with {len(words)} texts; there are "
+      f"{len(rows.tokens_NL)} validation rows to compare with, so give at most "
+      "that many."
+    )
+  workdirs.compare(workdir, cfg)
+  folder = pathlib.Path(workdir) / "reproduce"
+  folder.mkdir(exist_ok=True)
+  identity = {
+    "texts": cfg.eval.text,
+    "texts_digest": scores.digest(words),
+    "samples": len(words),
+    "seed": cfg.seed,
+    "judge_asked": cfg.eval.judge,
+    "data_sha256": rows.manifest["data_sha256"],
+    "references": _REFERENCES,
+  }
+  stem = f"{pathlib.Path(cfg.eval.text).stem}-{scores.digest(identity)}"
+  target = folder / f"{stem}-scores.json"
+  if not target.exists():
+    print(
+      f"{len(words)} texts and as many references to judge with "
+      f"{cfg.eval.judge}"
+    )
+    ids = [held_out.encode(text, tokenizer) for text in words]
+    human = _texts(held_out.draw_rows(rows, len(words), cfg.seed), tokenizer)
+    judge = judges.CausalJudge(cfg.eval.judge)
+    texts, cache = scores.Texts(words, ids), folder / "features"
+    found = scores.score(texts, human, judge, cache) | identity
+    workdirs.write_json(str(folder), target.name, found)
+  print(scores.show(json.loads(target.read_text())))
 
 
 class Cell:
@@ -104,107 +156,52 @@ class Cell:
     made = shared["made"] | {"settings": dataclasses.asdict(section)}
     self.identity = made | shared["judged"]
     stem = f"{sampler}-{column:g}"
-    self.tokens = folder / f"{stem}-{_digest(made)}.npy"
+    self.tokens = folder / f"{stem}-{scores.digest(made)}.npy"
     self.made = self.tokens.with_suffix(".json")
-    self.scores = folder / f"{stem}-{_digest(self.identity)}-scores.json"
+    self.scores = folder / f"{stem}-{scores.digest(self.identity)}-scores.json"
 
 
-def cost(cfg: schema.Config, cells: list[Cell]) -> str:
+def cost(cfg: schema.Config, cells: list[Cell], batch: int) -> str:
   """Says what the cells that are not finished will take."""
   todo = [cell for cell in cells if not cell.tokens.exists()]
   unscored = [cell for cell in cells if not cell.scores.exists()]
-  B, num = cfg.sample.batch_size, cfg.eval.samples
-  calls = sum(-(-num // B) * cell.section.steps for cell in todo)
+  num = cfg.eval.samples
+  calls = sum(-(-num // batch) * cell.section.steps for cell in todo)
   return (
     f"{len(cells)} cells of {num} samples of {cfg.data.length} tokens: "
     f"{len(todo)} to generate, at most {calls:,} network calls on batches of "
-    f"{B} ({len(todo) * num:,} samples); {len(unscored)} to judge with "
+    f"{batch} ({len(todo) * num:,} samples); {len(unscored)} to judge with "
     f"{cfg.eval.judge} ({len(unscored) * num:,} texts, and as many references "
     "once)"
   )
 
 
-def score(
-  tokens_NL: np.ndarray,
-  references_NL: np.ndarray,
-  decode: Callable,
-  judge: perplexity.Judge,
-  cache: pathlib.Path,
-) -> dict:
-  """Scores samples: MAUVE, Gen-PPL by two protocols, diversity.
-
-  Args:
-    tokens_NL: samples.
-    references_NL: human text.
-    decode: of the tokenizer.
-    judge: a causal model.
-    cache: folder of features, one file for a set of texts and a judge.
-
-  Returns:
-    Numbers with their standard errors, by name.
-  """
-  texts = [decode(row) for row in tokens_NL]
-  features = _features(cache, judge, texts)
-  human = _features(cache, judge, [decode(row) for row in references_NL])
-  result = {
-    "mauve": mauve.score(features, human)._asdict(),
-    "mauve_text": mauve.by_package(features, human),
-    "entropy": _mean(_entropies(tokens_NL)),
-    "reference_entropy": _mean(_entropies(references_NL)),
-    "self_bleu": _mean(diversity.self_bleu(tokens_NL[:_BLEU_SAMPLES])),
-    "judge": judge.name,
-  }
-  for protocol in (perplexity.remdm, perplexity.corrected):
-    scored = protocol(judge, _watched(texts, protocol.__name__))
-    result[f"gen_ppl_{scored.protocol}"] = scored._asdict()
-  for n in (1, 2, 3, 4):
-    distinct = lambda kept, n=n: diversity.distinct(tokens_NL[kept], n)
-    found = estimate.jackknife(distinct, len(tokens_NL))
-    result[f"distinct_{n}"] = found._asdict()
-  return result
+def _human(cfg):
+  """Held-out rows, and the tokenizer that makes them text."""
+  rows = inputs.open_split(cfg, "validation")
+  tokenizer = held_out.tokenizer(cfg)
+  if tokenizer is None:
+    raise errors.UserError(
+      f"data.tokenizer is {cfg.data.tokenizer!r}, which cannot be loaded; "
+      "samples are judged as text, so give a local copy."
+    )
+  return rows, tokenizer
 
 
-def _entropies(tokens_NL):
-  return [diversity.unigram_entropy(row) for row in tokens_NL]
+def _texts(tokens_NL, tokenizer):
+  return scores.Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
 
 
-def _mean(values):
-  return estimate.ratio(values, np.ones(len(values)))._asdict()
-
-
-def _samples(cfg, params, cell):
+def _samples(cfg, params, cell, mesh):
   """The samples of a cell, drawn unless they are there."""
   if not cell.tokens.exists():
     began = time.monotonic()
     tokens_NL, calls = sampling.draw(
-      cfg, params, cell.section, cfg.eval.samples
+      cfg, params, cell.section, cfg.eval.samples, mesh=mesh
     )
     made = {"calls": calls, "seconds": time.monotonic() - began}
     workdirs.write_json(str(cell.made.parent), cell.made.name, made)
-    _save(cell.tokens, tokens_NL)  # last: samples that are there are finished
+    scores.save(
+      cell.tokens, tokens_NL
+    )  # last: samples that are there are finished
   return np.load(cell.tokens)
-
-
-def _features(cache, judge, texts):
-  """Features of texts under a judge, from the cache if they are there."""
-  path = cache / f"{_digest([judge.name, texts])}.npy"
-  if not path.exists():
-    cache.mkdir(exist_ok=True)
-    _save(path, perplexity.features(judge, _watched(texts, "features")))
-  return np.load(path)
-
-
-def _watched(texts, name):
-  return tqdm.tqdm(texts, desc=name, unit="text", leave=False)
-
-
-def _save(path, array):
-  fresh = path.with_suffix(".tmp")
-  with open(fresh, "wb") as file:
-    np.save(file, array)
-  os.replace(fresh, path)
-
-
-def _digest(tree):
-  content = json.dumps(tree, sort_keys=True, default=str)
-  return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -11,8 +11,13 @@ from jax.experimental import multihost_utils
 from dsl_jax import samplers
 from dsl_jax.core import paths
 from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import schedules, schema
+from dsl_jax.runtime import partition, schedules, schema
 from dsl_jax.runtime import state as states
+
+
+def batch_size(section: schema.Sample, mesh: jax.sharding.Mesh) -> int:
+  """Sequences of a batch: section.batch_size, or what devices can share."""
+  return -(-section.batch_size // mesh.size) * mesh.size
 
 
 def batch(
@@ -72,6 +77,7 @@ def draw(
   section: schema.Sample,
   num: int,
   *,
+  mesh: jax.sharding.Mesh | None = None,
   callback: Callable | None = None,
 ) -> tuple[np.ndarray, int]:
   """Draws samples along the path of a sample section.
@@ -81,6 +87,7 @@ def draw(
     params: of its network.
     section: path, steps, batch_size, seed and settings of the sampler.
     num: samples.
+    mesh: devices to spread the batches on; None for the whole of each.
     callback: called with (row, state) after every row of a batch; then rows
       that move nothing are run too.
 
@@ -89,6 +96,9 @@ def draw(
   """
   watch = {"rows": 1, "callback": callback} if callback else {}
   cfg, size = dataclasses.replace(cfg, sample=section), section.batch_size
+  if mesh is not None:
+    watch["sharding"] = partition.rows(mesh)
+    size = batch_size(section, mesh)
   found = [
     batch(cfg, params, number, size, **watch)
     for number in tqdm.trange(-(-num // size), unit="batch", leave=False)

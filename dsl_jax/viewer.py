@@ -25,10 +25,12 @@ _PAGE = """<!doctype html>
  h1 { font-size: 1.3rem; margin: 0; } .note { color: #5a6675; margin: .2rem 0; }
  #bar { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center;
         margin: .8rem 0; } #step { flex: 1 1 14rem; }
+ #where { min-width: 18rem; font-variant-numeric: tabular-nums; }
  button { width: 5rem; } button, select { font: inherit; }
  #both { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
  #text { flex: 1 1 30rem; margin: 0; line-height: 1.9; overflow-wrap: anywhere;
-         white-space: pre-wrap; font-family: ui-monospace, monospace;
+         white-space: break-spaces; font-family: ui-monospace, monospace;
+         {{ "word-break: break-all;" if letters }}
          font-size: {{ 22 if positions <= 64 else 15 }}px; }
  #text span { border-radius: 3px; padding: 2px 1px; }
  #text .new { outline: 2px solid #1c2430; }
@@ -51,7 +53,8 @@ Every row is one step of the path.</p>
 <div id="row"></div><figcaption class="note">SNR of every token (across) in
 every row (down). <br>mask<span class="key" id="key"></span>committed
 <br>confidence: low<span class="key" id="sure"></span>high{% if high %}; finite
-SNRs run from {{ low }} to {{ high }}{% endif %}.</figcaption></figure></div>
+SNRs {% if low == high %}are {{ low }}{% else %}run from {{ low }} to {{ high
+}}{% endif %}{% endif %}.</figcaption></figure></div>
 <noscript>This page needs JavaScript.</noscript>
 <script id="data" type="application/json">{{ data | tojson }}</script>
 <script>
@@ -148,6 +151,11 @@ def check(path: str) -> None:
     errors.UserError: names the file and the mend.
   """
   extras.require("jinja2", "demo")
+  if jax.process_count() > 1:
+    raise errors.UserError(
+      f"--trace is {path} on {jax.process_count()} hosts; the page follows one "
+      "sample on one host, so start a single process for it."
+    )
   target = pathlib.Path(path)
   if target.exists():
     raise errors.UserError(
@@ -211,12 +219,13 @@ class Recorder:
     ids, token = np.unique(np.stack(self.tokens), return_inverse=True)
     level, snr = _levels(np.stack(self.snr))
     sure = np.clip(np.stack(self.confidence), 0, 1)
+    pieces = [tokenizer.decode([i]) for i in ids]
     data = {
       "length": level.shape[1],
       "rows": self.rows,
       "last": self._last,
       "snr": snr.tolist(),
-      "pieces": [tokenizer.decode([i]) for i in ids],
+      "pieces": pieces,
       "level": _pack(level),
       "confidence": _pack(np.round(255 * sure).astype(np.uint8)),
       "token": _pack(token.reshape(level.shape).astype("<u4")),
@@ -226,6 +235,7 @@ class Recorder:
       title=title,
       rows=len(self.rows),
       positions=level.shape[1],
+      letters=all(len(x) == 1 for x in pieces),  # then each keeps its place
       low=f"{snr[1]:.3g}",
       high=f"{snr[-2]:.3g}"
       if np.any((level > 0) & (level < COMMITTED))

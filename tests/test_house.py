@@ -25,6 +25,7 @@ FLOORS = {
   "published": 4,
   "sampling": 4.7,
   "tables": 4.7,
+  "scores": 4.7,
   "analyses": 4.8,
   "analyze": 5,
   "reproduce": 5,

@@ -172,6 +172,18 @@ def test_bad_requests_are_refused(law):
         denoiser=law.denoiser,
         snr_grid=np.array(grid),
       )
+  for path in (paths.left_to_right(4), paths.masked(KEY, 2, 3, 3)):
+    with pytest.raises(ValueError, match="path has rows of shape"):
+      call(path, denoiser=law.denoiser, clean_snr=CLEAN)
+  for ids, words in (
+    ([[0, 4, 0]], "tokens_BL is 4 at batch 0, column 1"),
+    ([[0.0, 1.0, 2.0]], "tokens_BL has dtype"),
+    (np.zeros((0, 3), int), r"tokens_BL has shape \(0, 3\)"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      likelihood.endpoint_nats(
+        law.params, KEY, ids, denoiser=law.denoiser, clean_snr=CLEAN
+      )
   with pytest.raises(ValueError, match="draws is 0"):
     likelihood.endpoint_nats(
       law.params,

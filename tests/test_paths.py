@@ -237,8 +237,17 @@ def bad(row, column, value, **kwargs):
     ),
     (
       lambda: paths.hold(paths.left_to_right(3), np.zeros((1, 2), bool)),
-      "length 2",
+      r"shape \(1, 2\), the path length 3",
     ),
+    (lambda: paths.hold(paths.left_to_right(3), [0, 2, 1]), "true where"),
+    (lambda: paths.left_to_right(2.5), "length is 2.5; give a whole number"),
+    (lambda: paths.masked(KEY, "8", 1, 3), "num_steps is '8'"),
+    (lambda: paths.masked(0, 8, 1, 3), "key is 0; make one"),
+    (lambda: paths.remask(KEY, 4, 1, 3, kind="cap", eta=None), "eta is None"),
+    (lambda: paths.lognormal_quantiles(4, 3, mu=INF, sigma=1), "mu is inf"),
+    (lambda: paths.budget_eta(8, np.nan, kind="cap"), "remasks is nan"),
+    (lambda: paths.concat(np.zeros(3)), r"path 0 has shape \(3,\)"),
+    (lambda: paths.compact(np.zeros((0, 3))), r"path has shape \(0, 3\)"),
   ],
 )
 def test_bad_requests_are_refused_in_one_sentence(call, words):

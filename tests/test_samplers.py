@@ -36,6 +36,7 @@ def distance(law):
     path = np.asarray(path)
     path = path if path.ndim == 3 else path[:, None]
     path = np.broadcast_to(path, (len(path), N, 3))
+    path = paths.pad(path, 64)  # one program for paths of any length
     tokens = samplers.generate(
       law.params, KEY, path, denoiser=law.denoiser, clean_snr=CLEAN, **kwargs
     )

@@ -213,6 +213,11 @@ def test_soft_remasking_by_confidence_falls_to_its_snr():
     ({"prompt_BL": [[0] * 9]}, r"prompt_BL has shape \(1, 9\)"),
     ({"prompt_BL": np.zeros((1, 3))}, "prompt_BL has dtype float64"),
     ({"hard_rows": np.zeros((9, 2))}, r"hard_rows has shape \(9, 2\)"),
+    ({"prompt_BL": 3}, r"prompt_BL has shape \(\)"),
+    ({"prompt_BL": [[1, 2], [3]]}, "prompt_BL is ragged"),
+    ({"prompt_BL": np.zeros((0, 3), int)}, r"prompt_BL has shape \(0, 3\)"),
+    ({"denoiser": None}, "denoiser is None"),
+    ({"policy": "conf"}, "policy is 'conf'"),
   ],
 )
 def test_bad_requests_are_refused_before_compilation(

@@ -19,6 +19,7 @@ from dsl_jax import (
   tables,
 )
 from dsl_jax.data import corpora, packing, tokenizers
+from dsl_jax.quality import diversity
 from dsl_jax.quality import judge as judges
 from dsl_jax.runtime import command
 
@@ -233,6 +234,44 @@ def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
     for name in ("self_bleu", "distinct_2"):
       assert 0 < cell[name]["value"] <= 1 and cell[name]["stderr"] >= 0
     assert cell["samples"] == 6 and cell["settings"]["strict_top_p"]
+
+
+def test_texts_of_others_are_scored_once(run, tmp_path, monkeypatch, capsys):
+  root, mode = run
+  text = tmp_path / "theirs.jsonl"
+  lines = [{"text": f"And God said {word}."} for word in ("yes", "no", "yes")]
+  text.write_text("\n".join(map(json.dumps, lines)) + "\n")
+  assert mode("reproduce", f"--text={text}") == 0
+  (found,) = (root / "run/reproduce").glob("theirs-*-scores.json")
+  cell = json.loads(found.read_text())
+  assert cell["samples"] == 3 and cell["judge"] == "letters"
+  assert cell["gen_ppl_corrected"]["tokens"] == 2 * 16 + 15  # all but the first
+  words = ["and god said yes", "and god said no", "and god said yes"]
+  ids = [tokenizers.load("text8").encode(word + " ") for word in words]
+  assert cell["entropy"]["value"] == pytest.approx(
+    np.mean([diversity.unigram_entropy(x) for x in ids])
+  )
+  out = capsys.readouterr().out
+  assert "3 texts and as many references to judge with letters" in out
+  assert "gen_ppl_remdm" in out
+  monkeypatch.setattr(judges, "CausalJudge", None)  # what is there is shown
+  assert mode("reproduce", f"--text={text}") == 0
+  assert "gen_ppl_remdm" in capsys.readouterr().out
+
+  for content, words in (
+    ('{"text": "a"}\n{"words": "b"}', "line 2 has no text"),
+    ('{"text": "a"}', "with 1 texts; give at least 2"),
+  ):
+    text.write_text(content)
+    assert mode("reproduce", f"--text={text}") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_tables_are_of_one_host(run, monkeypatch, capsys):
+  _, mode = run
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert mode("reproduce") == 2
+  assert "start a single process" in capsys.readouterr().err
 
 
 def test_a_missing_judge_is_told_before_a_sample_is_drawn(

@@ -148,3 +148,9 @@ def test_a_page_never_replaces_a_file(tmp_path):
   ):
     with pytest.raises(errors.UserError, match=words):
       viewer.check(str(tmp_path / name))
+
+
+def test_a_page_is_of_one_host(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(errors.UserError, match="on 2 hosts"):
+    viewer.check(str(tmp_path / "new.html"))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsl_jax.core import channel, sphere
 from dsl_jax.samplers import policies, steps
@@ -101,9 +102,9 @@ def _plan(policy, row_BL, k, free, state, logp_BL=None):
     return jnp.where(free, state.snr_BL, row_BL), free
   confidence_BL = jnp.exp(state.logp_BL if logp_BL is None else logp_BL)
   bent = policy(confidence_BL, state.snr_BL, k)
-  if bent.shape != row_BL.shape:
+  if np.shape(bent) != row_BL.shape:
     raise ValueError(
-      f"policy returned shape {bent.shape}; return a row of {row_BL.shape}."
+      f"policy returned shape {np.shape(bent)}; return a row of {row_BL.shape}."
     )
   bent = jnp.where(bent >= 0, bent, state.snr_BL)  # no SNR is no move
   bent = jnp.where(state.held_BL, jnp.inf, bent)

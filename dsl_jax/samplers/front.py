@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsl_jax.core import checks
 from dsl_jax.core.paths import algebra
 from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import driver, requests
@@ -105,7 +106,7 @@ def sample(
   clean_snr: float,
   rows: int = 64,
   callback: Callable[[int, driver.State], None] | None = None,
-  sharding: jax.sharding.Sharding | None = None,
+  sharding: jax.NamedSharding | None = None,
   **options,
 ) -> Samples:
   """Runs a path on the host's side of `generate`, some rows at a time.
@@ -132,8 +133,11 @@ def sample(
   Raises:
     ValueError: as `generate`, or rows below 1.
   """
-  if rows < 1:
-    raise ValueError(f"rows is {rows}; it must be at least 1.")
+  rows = checks.count("rows", rows)
+  if not (callback is None or callable(callback)):
+    raise ValueError(f"callback is {callback!r}; give a function or None.")
+  if not (sharding is None or isinstance(sharding, jax.NamedSharding)):
+    raise ValueError(f"sharding is {sharding!r}; give a jax.NamedSharding.")
   request = requests.read(params, key, path_TBL, denoiser, clean_snr, **options)
   path, prompt, inputs, policy, settings = request
   counted = policy is not None or callback is not None
@@ -198,6 +202,8 @@ _run = jax.jit(driver.run, static_argnames="settings")
 @functools.partial(jax.jit, static_argnames="settings")
 def _generate(params, key, path, prompt, inputs, policy, settings):
   state = driver.start(params, path[0], prompt, inputs, settings)
+  if len(path) == 1:
+    return state.tokens_BL
   moves_T = jnp.any(path[1:] != path[:-1], axis=(1, 2))
   step_T = jnp.arange(len(path) - 1, dtype=jnp.int32)
   last = jnp.max(jnp.where(moves_T, step_T + 1, 0), initial=0)

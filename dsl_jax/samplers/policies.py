@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import paths
+from dsl_jax.core import checks, paths
 
 Partial = jax.tree_util.Partial
+_SHARE = (lambda x: 0 <= x <= 1, "it lies in [0, 1]")
 
 
 class Policy(NamedTuple):
@@ -44,10 +45,7 @@ def most_confident(tokens_per_step: int) -> Partial:
   Returns:
     The policy.
   """
-  if tokens_per_step < 1:
-    raise ValueError(
-      f"tokens_per_step is {tokens_per_step}; it must be at least 1."
-    )
+  tokens_per_step = checks.count("tokens_per_step", tokens_per_step)
   return Partial(_most_confident, jnp.int32(tokens_per_step))
 
 
@@ -60,8 +58,7 @@ def above(least: float) -> Partial:
   Returns:
     The policy.
   """
-  if not 0 <= least <= 1:
-    raise ValueError(f"least is {least}; a confidence lies in [0, 1].")
+  checks.number("least", least, *_SHARE)
   return Partial(_above, jnp.float32(least))
 
 
@@ -88,10 +85,10 @@ def remask_unsure(
   Returns:
     The policy.
   """
-  if not 0 <= strength <= 1:
-    raise ValueError(f"strength is {strength}; a share lies in [0, 1].")
-  if not 0 <= soft_snr < float("inf"):
-    raise ValueError(f"soft_snr is {soft_snr}; use a finite SNR, 0 or more.")
+  checks.key(key)
+  checks.number("strength", strength, *_SHARE)
+  soft = "use a finite SNR, 0 or more"
+  checks.number("soft_snr", soft_snr, lambda x: 0 <= x < float("inf"), soft)
   hide, _ = paths.rates(num_steps, kind="rescale", eta=strength)
   _, reveal = paths.rates(num_steps, kind="cap", eta=0.0)
   soft = jnp.float32(soft_snr)
@@ -113,12 +110,11 @@ def commit(path_TBL: jax.Array, row: int, least: float) -> Policy:
   Returns:
     The policy.
   """
-  if not 0 < row < len(path_TBL):
+  if not 0 < checks.count("row", row) < len(path_TBL):
     raise ValueError(
       f"row is {row}; use 1 to {len(path_TBL) - 1}, a later row of the path."
     )
-  if not 0 <= least <= 1:
-    raise ValueError(f"least is {least}; a confidence lies in [0, 1].")
+  checks.number("least", least, *_SHARE)
   path, row = jnp.asarray(path_TBL, jnp.float32), jnp.int32(row)
   rule = Partial(_commit, path, row, jnp.float32(least))
   return Policy(rule, Partial(_leads_to, row))

@@ -1,13 +1,12 @@
 """Checks of what a user asks the sampler for, before anything is compiled."""
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsl_jax.core import paths
+from dsl_jax.core import checks, paths
 from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import policies, steps
 
@@ -53,16 +52,22 @@ def read(
   """Checks a request; see `front.generate` for its parts."""
   _word("integrator", integrator, INTEGRATORS)
   _word("confidence", confidence, CONFIDENCES)
-  inf = float("inf")
-  _number("clean_snr", clean_snr, lambda x: 0 < x < inf, "use one above 0")
-  _number("temperature", temperature, lambda x: x >= 0, "use at least 0")
-  _number("top_p", top_p, lambda x: 0 < x <= 1, "a nucleus lies in (0, 1]")
-  _number("noise", noise, lambda x: 0 <= x <= 1, "a share lies in [0, 1]")
-  dtype = getattr(key, "dtype", np.dtype(object))
-  if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-    raise ValueError(f"key is {key!r}; make one with jax.random.key(seed).")
-  if key.shape:
-    raise ValueError(f"key has shape {key.shape}; give a single key.")
+  inf, cold = float("inf"), "use a finite number, at least 0"
+  share = "a share lies in [0, 1]"
+  checks.clean_snr(clean_snr)
+  checks.number("temperature", temperature, lambda x: 0 <= x < inf, cold)
+  checks.number("top_p", top_p, lambda x: 0 < x <= 1, "it lies in (0, 1]")
+  checks.number("noise", noise, lambda x: 0 <= x <= 1, share)
+  checks.key(key)
+  if not callable(getattr(denoiser, "table", None)):
+    raise ValueError(f"denoiser is {denoiser!r}; make one with make_denoiser.")
+  if not (policy is None or callable(policy)):
+    raise ValueError(f"policy is {policy!r}; give one of samplers.policies.")
+  if not (prompt_BL is None or isinstance(prompt_BL, jax.Array)):
+    try:
+      prompt_BL = np.asarray(prompt_BL)
+    except ValueError as error:
+      raise ValueError("prompt_BL is ragged; give ids [B, L].") from error
   path = _path(path_TBL, prompt_BL)
   table = jax.eval_shape(denoiser.table, params)
   _rows(hard_rows, table.shape[0])
@@ -90,22 +95,11 @@ def _word(name, value, known):
     raise ValueError(f"{name} is {value!r}; use {', '.join(known)}.")
 
 
-def _number(name, value, allowed, mend):
-  """Refuses a concrete number out of range, NaN included."""
-  if isinstance(value, jax.core.Tracer):
-    return
-  try:
-    number = float(value)
-  except (TypeError, ValueError):
-    number = math.nan
-  if not allowed(number):
-    raise ValueError(f"{name} is {value!r}; {mend}.")
-
-
 def _rows(hard_rows, vocab_size):
-  if hard_rows is not None and len(hard_rows) != vocab_size:
+  shape = np.shape(hard_rows)
+  if hard_rows is not None and shape[:1] != (vocab_size,):
     raise ValueError(
-      f"hard_rows has shape {hard_rows.shape}; use what samplers.hard_rows "
+      f"hard_rows has shape {shape}; use what samplers.hard_rows "
       f"gives for the {vocab_size} tokens here."
     )
 
@@ -117,7 +111,8 @@ def _path(path_TBL, prompt_BL):
     paths.check(path)
     path = np.asarray(path, np.float32)
   if path.ndim == 2:
-    batch = 1 if prompt_BL is None else len(prompt_BL)
+    shape = np.shape(prompt_BL)  # a wrong one is told later
+    batch = shape[0] if len(shape) == 2 and shape[0] else 1
     xp = jnp if isinstance(path, jax.core.Tracer) else np
     path = xp.broadcast_to(path[:, None], (len(path), batch, path.shape[-1]))
   return path
@@ -139,15 +134,6 @@ def _prompt(prompt_BL, path, vocab_size):
     )
   if isinstance(prompt_BL, traced) or isinstance(path, traced):
     return jnp.asarray(prompt_BL, jnp.int32)
-  prompt = np.asarray(prompt_BL)
-  if prompt.dtype.kind not in "iu":
-    raise ValueError(f"prompt_BL has dtype {prompt.dtype}; give integer ids.")
   known = np.isinf(path[0])
-  outside = known & ((prompt < 0) | (prompt >= vocab_size))
-  if outside.any():
-    b, i = (int(x) for x in np.argwhere(outside)[0])
-    raise ValueError(
-      f"prompt_BL is {int(prompt[b, i])} at batch {b}, column {i}; ids lie in "
-      f"[0, {vocab_size})."
-    )
-  return np.where(known, prompt, 0).astype(np.int32)
+  checks.ids("prompt_BL", prompt_BL, vocab_size, known)
+  return np.where(known, np.asarray(prompt_BL), 0).astype(np.int32)

@@ -5,6 +5,8 @@ import itertools
 import jax
 import numpy as np
 
+from dsl_jax.core import checks
+
 
 def concat(*paths: jax.Array) -> np.ndarray:
   """Runs one path after another.
@@ -20,7 +22,7 @@ def concat(*paths: jax.Array) -> np.ndarray:
   """
   if not paths:
     raise ValueError("paths is empty; give at least one path.")
-  parts = [np.asarray(p, np.float32) for p in paths]
+  parts = [_rows(f"path {i}", p) for i, p in enumerate(paths)]
   if any(p.ndim == 3 for p in parts):
     batch = max(p.shape[1] for p in parts if p.ndim == 3)
     parts = [_batched(p, batch) for p in parts]
@@ -48,8 +50,8 @@ def blocks(length: int, *, block: int, inner: jax.Array) -> np.ndarray:
   Returns:
     path, ceil(L / block) T + 1 rows.
   """
-  inner = np.asarray(inner, np.float32)
-  if not 1 <= block <= length:
+  inner, length = _rows("inner", inner), checks.count("length", length)
+  if not 1 <= checks.count("block", block) <= length:
     raise ValueError(f"block is {block}; use 1 to {length}, the length.")
   if inner.shape[-1] not in (block, length):
     raise ValueError(
@@ -78,12 +80,18 @@ def hold(path: jax.Array, known_BL: jax.Array) -> np.ndarray:
   Returns:
     path, with a batch axis if either argument has one.
   """
-  path, known = np.asarray(path, np.float32), np.asarray(known_BL, bool)
-  if path.shape[-1] != known.shape[-1]:
+  path, known = _rows("path", path), np.asarray(known_BL)
+  if known.ndim not in (1, 2) or path.shape[-1] != known.shape[-1]:
     raise ValueError(
-      f"known_BL has length {known.shape[-1]}, the path {path.shape[-1]}; "
-      "they must agree."
+      f"known_BL has shape {known.shape}, the path length {path.shape[-1]}; "
+      "give [L] or [B, L] of that length."
     )
+  if known.dtype != bool and not np.isin(known, (0, 1)).all():
+    raise ValueError(
+      f"known_BL has entries of {known.dtype} other than 0 and 1; give true "
+      "where a token is known."
+    )
+  known = known.astype(bool)
   if known.ndim == 2:
     path = _batched(path, len(known))
   return np.where(known, np.float32(np.inf), path)
@@ -101,7 +109,7 @@ def compact(path: jax.Array) -> np.ndarray:
   Returns:
     path with at most as many rows, of the same rank.
   """
-  path = np.asarray(path, np.float32)
+  path = _rows("path", path)
   batched = path if path.ndim == 3 else path[:, None]
   step_TB = moving_steps(batched)
   rows = batched[step_TB + 1, np.arange(batched.shape[1])]
@@ -143,8 +151,8 @@ def pad(path: jax.Array, rows: int) -> np.ndarray:
   Returns:
     path of `rows` rows.
   """
-  path = np.asarray(path, np.float32)
-  if rows < len(path):
+  path = _rows("path", path)
+  if checks.count("rows", rows) < len(path):
     raise ValueError(
       f"rows is {rows}, but the path has {len(path)}; pad to at least that."
     )
@@ -162,14 +170,7 @@ def check(path: jax.Array, *, rising: bool = False) -> None:
     ValueError: for a wrong rank, NaN, negative entries, a first row other
       than 0 or inf, a last row other than inf, or, if asked, a move down.
   """
-  try:
-    path = np.asarray(path, np.float32)
-  except (TypeError, ValueError) as error:
-    raise ValueError("path is no array of numbers; give SNRs.") from error
-  if path.ndim not in (2, 3) or not path.size:
-    raise ValueError(
-      f"path has shape {path.shape}; use [T+1, L] or [T+1, B, L], not empty."
-    )
+  path = _rows("path", path)
   _refuse(path, ~(path >= 0), "an SNR is at least 0, possibly inf")
   first = np.zeros(path.shape, bool)
   first[0] = (path[0] > 0) & np.isfinite(path[0])
@@ -181,6 +182,19 @@ def check(path: jax.Array, *, rising: bool = False) -> None:
     falls = np.zeros(path.shape, bool)
     falls[1:] = path[1:] < path[:-1]
     _refuse(path, falls, "here a path may not fall")
+
+
+def _rows(name, path):
+  """The array of an argument that holds rows of SNRs."""
+  try:
+    path = np.asarray(path, np.float32)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{name} is no array of numbers; give SNRs.") from error
+  if path.ndim not in (2, 3) or not path.size:
+    raise ValueError(
+      f"{name} has shape {path.shape}; use [T+1, L] or [T+1, B, L], not empty."
+    )
+  return path
 
 
 def _refuse(path, bad, rule):

@@ -3,6 +3,10 @@
 import jax
 import numpy as np
 
+from dsl_jax.core import checks
+
+_POSITIVE = "use a finite number above 0"
+
 
 def geometric(
   num_steps: int, length: int, *, snr_min: float, snr_max: float
@@ -19,10 +23,8 @@ def geometric(
     path, f32 [T+1, L].
   """
   _range(snr_min, snr_max)
-  return _shared(
-    np.geomspace(snr_max, snr_min, count("num_steps", num_steps) - 1)[::-1],
-    length,
-  )
+  rows = checks.count("num_steps", num_steps) - 1
+  return _shared(np.geomspace(snr_max, snr_min, rows)[::-1], length)
 
 
 def linear(
@@ -39,7 +41,8 @@ def linear(
   Returns:
     path, f32 [T+1, L].
   """
-  n = count("num_steps", num_steps) - 1
+  n = checks.count("num_steps", num_steps) - 1
+  checks.number("snr_max", snr_max, lambda x: 0 < x < np.inf, _POSITIVE)
   snr_min = snr_max / max(n, 1) if snr_min is None else snr_min
   _range(snr_min, snr_max)
   return _shared(np.linspace(snr_max, snr_min, n)[::-1], length)
@@ -59,11 +62,9 @@ def lognormal_quantiles(
   Returns:
     path, f32 [T+1, L].
   """
-  if not sigma > 0:
-    raise ValueError(f"sigma is {sigma}; it must be positive.")
-  if not np.isfinite(mu):
-    raise ValueError(f"mu is {mu}; the mean of log SNR is finite.")
-  k = np.arange(1, count("num_steps", num_steps)) / num_steps
+  checks.number("mu", mu, np.isfinite, "give a finite number")
+  checks.number("sigma", sigma, lambda x: 0 < x < np.inf, "it must be positive")
+  k = np.arange(1, checks.count("num_steps", num_steps)) / num_steps
   return _shared(
     np.exp(mu + sigma * np.asarray(jax.scipy.special.ndtri(k))), length
   )
@@ -102,25 +103,20 @@ def information_uniform(
   if snr[0] > 0:
     snr, mmse = np.append(0.0, snr), np.append(mmse[0], mmse)
   information = np.append(0, np.cumsum(np.diff(snr) * (mmse[1:] + mmse[:-1])))
-  share = np.linspace(1, 0, count("num_steps", num_steps))[:-1][::-1]
+  share = np.linspace(1, 0, checks.count("num_steps", num_steps))[:-1][::-1]
   rows = np.interp(share * information[-1], information, snr)
   return _shared(rows, length)
 
 
 def _shared(rows, length):
   rows = np.concatenate([[0.0], rows, [np.inf]]).astype(np.float32)
-  return np.repeat(rows[:, None], count("length", length), axis=1)
-
-
-def count(name, value):
-  if not isinstance(value, (int, np.integer)) or value < 1:
-    raise ValueError(f"{name} is {value!r}; use an integer, at least 1.")
-  return value
+  return np.repeat(rows[:, None], checks.count("length", length), axis=1)
 
 
 def _range(snr_min, snr_max):
-  if not 0 < snr_min <= snr_max < np.inf:
+  for name, value in (("snr_min", snr_min), ("snr_max", snr_max)):
+    checks.number(name, value, lambda x: 0 < x < np.inf, _POSITIVE)
+  if snr_min > snr_max:
     raise ValueError(
-      f"snr_min is {snr_min} and snr_max {snr_max}; they must be finite with "
-      "0 < snr_min <= snr_max."
+      f"snr_min is {snr_min}; use at most snr_max, which is {snr_max}."
     )

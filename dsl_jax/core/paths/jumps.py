@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsl_jax.core import laws
-from dsl_jax.core.paths import grids
+from dsl_jax.core import checks, laws
 
 
 def masked(
@@ -22,8 +21,9 @@ def masked(
   Returns:
     path, f32 [T+1, B, L]; the jump times are uniform and independent.
   """
-  shape = (grids.count("batch", batch), grids.count("length", length))
-  num_steps = grids.count("num_steps", num_steps)
+  checks.key(key)
+  shape = (checks.count("batch", batch), checks.count("length", length))
+  num_steps = checks.count("num_steps", num_steps)
   when = jax.random.randint(key, shape, 0, num_steps)
   return _jumps(when, num_steps)
 
@@ -42,8 +42,9 @@ def random_order(
   Returns:
     path, f32 [T+1, B, L], T = ceil(L / tokens_per_step).
   """
-  shape = (grids.count("batch", batch), grids.count("length", length))
-  per_step = grids.count("tokens_per_step", tokens_per_step)
+  checks.key(key)
+  shape = (checks.count("batch", batch), checks.count("length", length))
+  per_step = checks.count("tokens_per_step", tokens_per_step)
   turn = laws.ranks(key, shape) // per_step
   return _jumps(turn, -(-length // per_step))
 
@@ -58,8 +59,8 @@ def left_to_right(length: int, *, tokens_per_step: int = 1) -> np.ndarray:
   Returns:
     path, f32 [T+1, L], T = ceil(L / tokens_per_step).
   """
-  per_step = grids.count("tokens_per_step", tokens_per_step)
-  turn = np.arange(grids.count("length", length)) // per_step
+  per_step = checks.count("tokens_per_step", tokens_per_step)
+  turn = np.arange(checks.count("length", length)) // per_step
   return _jumps(turn, -(-length // per_step))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsl_jax.core.paths import grids
+from dsl_jax.core import checks
 
 KINDS = ("cap", "rescale", "loop", "forward_backward")
 
@@ -55,9 +55,10 @@ def remask(
   Returns:
     path, f32 [T+1, B, L].
   """
-  if not 0 <= soft_snr < np.inf:
-    raise ValueError(f"soft_snr is {soft_snr}; use a finite SNR, 0 or more.")
-  shape = (grids.count("batch", batch), grids.count("length", length))
+  checks.key(key)
+  soft = "use a finite SNR, 0 or more"
+  checks.number("soft_snr", soft_snr, lambda x: 0 <= x < np.inf, soft)
+  shape = (checks.count("batch", batch), checks.count("length", length))
   loop = {"t_on": t_on, "t_off": t_off, "alpha_on": alpha_on}
   hide, reveal = rates(num_steps, kind=kind, eta=eta, **loop)
 
@@ -97,14 +98,13 @@ def rates(
   """
   if kind not in KINDS:
     raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
-  if not 0 <= eta <= 1:
-    raise ValueError(f"eta is {eta}; a probability lies in [0, 1].")
-  if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
-    raise ValueError(
-      f"t_off {t_off}, t_on {t_on}, alpha_on {alpha_on} must satisfy "
-      "0 < t_off < t_on < 1 and 0 < alpha_on < 1."
-    )
-  time = np.linspace(1, 1e-5, grids.count("num_steps", num_steps) + 1)
+  share = "a probability lies in [0, 1]"
+  checks.number("eta", eta, lambda x: 0 <= x <= 1, share)
+  for name, x in (("t_on", t_on), ("t_off", t_off), ("alpha_on", alpha_on)):
+    checks.number(name, x, lambda x: 0 < x < 1, "use a number in (0, 1)")
+  if not t_off < t_on:
+    raise ValueError(f"t_off is {t_off}; use one below t_on, which is {t_on}.")
+  time = np.linspace(1, 1e-5, checks.count("num_steps", num_steps) + 1)
   t, s = time[:-1], time[1:]
   if kind == "loop":
     rise = lambda t: (1 - t) * alpha_on / (1 - t_on)
@@ -152,8 +152,8 @@ def budget_eta(
   visible = {"cap": 0.5, "loop": (t_on - t_off) * alpha_on}
   if kind not in visible:
     raise ValueError(f"kind is {kind!r}; a budget is defined for cap, loop.")
-  if remasks < 0:
-    raise ValueError(f"remasks is {remasks}; it must be at least 0.")
+  enough = "use a finite number, at least 0"
+  checks.number("remasks", remasks, lambda x: 0 <= x < np.inf, enough)
   return min(
-    1.0, remasks / (visible[kind] * grids.count("num_steps", num_steps))
+    1.0, remasks / (visible[kind] * checks.count("num_steps", num_steps))
   )
