@@ -84,6 +84,7 @@ def assert_refused(result, *words):
     ({"train.steps": "many"}, ["train.steps=many"]),
     ({"train.steps": 0}, ["train.steps is 0; use at least 1"]),
     ({"net.width": 130}, ["net.width is 130"]),
+    ({"net.attention": "splash"}, ["needs a TPU", "here are cpus"]),
     ({"data.dir": "nowhere"}, ["nowhere has no prepared train", "--length=8"]),
     ({"data.length": 16}, ["data.length is 16", "made with 8"]),
     ({"data.tokenizer": "gpt2"}, ["data.tokenizer is gpt2", "text8"]),
