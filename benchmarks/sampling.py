@@ -9,8 +9,6 @@ every position and token, as the published sampler does. Its steps all cost the
 same, so --twin_steps of them are timed and scaled to T; ours run whole.
 """
 
-import argparse
-
 import jax
 import numpy as np
 import torch
@@ -93,7 +91,7 @@ def _child(args, length, steps, side):
 
 
 def _parse():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = side_by_side.parser(__doc__)
   parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024])
   parser.add_argument("--steps", nargs="+", type=int, default=[64, 256, 1024])
   parser.add_argument("--batch", type=int, default=1)
@@ -106,7 +104,6 @@ def _parse():
   parser.add_argument(
     "--peaks", action="store_true", help="also the memory of either side alone"
   )
-  parser.add_argument("--json", help="also write the figures there")
   parser.add_argument("--memory", choices=["dsl_jax", "pytorch"])
   return parser.parse_args()
 
@@ -140,8 +137,7 @@ def main():
         f"{' / '.join(peaks):>16}",
         flush=True,
       )
-  if args.json:
-    side_by_side.write(args.json, rows)
+  side_by_side.write(args.json, rows)
 
 
 if __name__ == "__main__":

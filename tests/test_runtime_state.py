@@ -200,7 +200,9 @@ def test_a_first_moment_in_bf16_is_stored_so_and_moves_alike():
       state, _ = step(state, tokens, mask)
     moments = state.opt_state[1]
     assert {x.dtype for x in jax.tree.leaves(moments.mu)} == {jnp.dtype(dtype)}
-    assert {x.dtype for x in jax.tree.leaves(moments.nu)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(moments.nu)} == {
+      jnp.dtype("float32")
+    }
     found[dtype] = state.params
   chex.assert_trees_all_close(*found.values(), atol=5e-3)
   moved = found["float32"]["head"]["kernel"] - toy_params()["head"]["kernel"]
