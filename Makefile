@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make quickstart`, `make test`.
+# Everything a newcomer needs: `make quickstart`, `make test`, `make bench`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ CONSTRAINTS := .ci/constraints.txt
 EXTRAS ?= test,bench,eval,mauve
 TESTS ?= tests
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench clean
 
 # One stamp per set of extras, so that an install happens once.
 $(VENV)/.demo: setup.py
@@ -43,6 +43,19 @@ test: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Beside PyTorch, in turn; figures in runs/bench/*.json. About ten minutes.
+BENCH := JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks
+bench: $(VENV)/.test
+	$(BENCH).memory --json=runs/bench/memory.json
+	$(BENCH).converter --json=runs/bench/converter.json
+	$(BENCH).train_step --rounds=5 --json=runs/bench/train_step.json
+	$(BENCH).train_step --rounds=3 --steps_per_call=2 --shapes \
+	  12,768,27,8,128 4,256,50257,4,256 \
+	  --json=runs/bench/train_step_large.json
+	$(BENCH).sampling --lengths=256 --steps 64 256 --rounds=2 \
+	  --json=runs/bench/sampling.json
+	$(BENCH).weak_scaling --devices=1,8 --json=runs/bench/weak_scaling.json
 
 clean:
 	rm -rf $(VENV) runs data_cache

@@ -9,6 +9,8 @@ EXTRAS = {
   "cuda": ["jax[cuda13]"],
   # PyTorch is never needed to read or write weights.
   "convert": ["safetensors>=0.5"],
+  # Kernels of another library, for net.vocab=tokamax.
+  "tokamax": ["tokamax>=0.0.12"],
   "data": [
     "datasets>=3.0",
     "huggingface_hub>=0.30",

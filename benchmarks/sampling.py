@@ -10,7 +10,6 @@ every position and token, as the published sampler does. Its steps all cost the
 same, so --twin_steps of them are timed and scaled to T; ours run whole.
 """
 
-import argparse
 import functools
 
 import jax
@@ -137,7 +136,7 @@ def _child(args, length, steps, side):
 
 
 def _parse():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = side_by_side.parser(__doc__)
   parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024])
   parser.add_argument("--steps", nargs="+", type=int, default=[64, 256, 1024])
   parser.add_argument("--batch", type=int, default=1)
@@ -153,7 +152,6 @@ def _parse():
   parser.add_argument(
     "--schedules", action="store_true", help="count traces instead"
   )
-  parser.add_argument("--json", help="also write the figures there")
   parser.add_argument("--memory", choices=["dsl_jax", "pytorch"])
   return parser.parse_args()
 
@@ -192,8 +190,7 @@ def main():
         f"{' / '.join(peaks):>16}",
         flush=True,
       )
-  if args.json:
-    side_by_side.write(args.json, rows)
+  side_by_side.write(args.json, rows)
 
 
 if __name__ == "__main__":

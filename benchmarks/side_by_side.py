@@ -4,7 +4,11 @@ A slow minute of a shared machine then hits both, and a ratio is taken within
 each round, so its spread says how far the figures can be trusted.
 """
 
+import argparse
 import json
+import os
+import pathlib
+import platform
 import resource
 import statistics
 import subprocess
@@ -75,8 +79,41 @@ def memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def write(path: str, rows: object) -> None:
-  """Writes figures as JSON."""
-  with open(path, "w", encoding="utf-8") as file:
-    json.dump(rows, file, indent=2)
-    file.write("\n")
+PEAK = 2 * 2048**3  # FLOPs of `peak`
+
+
+def peak() -> Callable[[], object]:
+  """Returns the side that tells the machine's peak: an f32 product of 2048^3.
+
+  It runs in JAX on all cores, as the sides it is compared with.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  x = jnp.full((2048, 2048), 1e-3)
+  product = jax.jit(jnp.matmul)
+  return lambda: jax.block_until_ready(product(x, x))
+
+
+def of_peak(
+  flops: float, seconds: Sequence[float], peak_seconds: Sequence[float]
+) -> dict:
+  """Returns `ratio`: FLOP/s over those of `peak`, round by round."""
+  return ratio([s * flops / PEAK for s in peak_seconds], seconds)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+  """Returns a parser with the flags of every comparison."""
+  found = argparse.ArgumentParser(description=doc.split("\n")[0])
+  found.add_argument("--json", help="also write the figures to this file")
+  return found
+
+
+def write(path: str | None, rows: object) -> None:
+  """Writes figures, the machine and the command as JSON, if there is a path."""
+  if not path:
+    return
+  machine = {"system": platform.platform(), "cores": os.cpu_count()}
+  found = {"machine": machine, "command": sys.argv[1:], "rows": rows}
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  pathlib.Path(path).write_text(json.dumps(found, indent=2) + "\n")

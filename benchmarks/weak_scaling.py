@@ -1,16 +1,15 @@
 """Work per device as devices grow, read from the compiled training step.
 
-python -m benchmarks.weak_scaling [--devices=1,2,4,8,16,32,64] [--out=FILE]
+python -m benchmarks.weak_scaling [--devices=1,2,4,8,16,32,64] [--json=FILE]
 
 Every device keeps the same number of tokens. FLOPs and bytes are XLA's for one
 device's program; the loops' bodies count once, the same on every mesh.
 """
 
-import argparse
 import dataclasses
-import json
 import os
-import pathlib
+
+from benchmarks import side_by_side
 
 HEADS = (
   "devices",
@@ -65,10 +64,9 @@ def measure(cfg, mesh, rows: int) -> dict:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = side_by_side.parser(__doc__)
   parser.add_argument("--devices", default="1,2,4,8,16,32,64")
   parser.add_argument("--rows", type=int, default=2)
-  parser.add_argument("--out", default="")
   args = parser.parse_args()
   counts = [int(n) for n in args.devices.split(",")]
   os.environ["JAX_PLATFORMS"] = "cpu"
@@ -96,8 +94,7 @@ def main() -> None:
       row = measure(base, mesh, args.rows)
       print("", *(f"{v:.4g}" for v in row.values()), sep="\t", flush=True)
       found[name].append(row)
-  if args.out:
-    pathlib.Path(args.out).write_text(json.dumps(found, indent=2))
+  side_by_side.write(args.json, found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 
 import jax
 
-from dsl_jax.runtime import command, errors
+from dsl_jax.runtime import build, command, errors
 
 # Mode -> (module, function); a module is imported when its mode is asked for.
 MODES = {
@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
     with errors.user_errors():
       cfg, workdir, mode = command.parse(argv, list(MODES), ["plan"])
       join_hosts()
+      if mode != "plan":  # which compiles for devices that are not here
+        build.check_devices(cfg)
     module, function = MODES[mode]
     # Only what the mode needs is imported.
     run = getattr(importlib.import_module(f"dsl_jax.{module}"), function)

@@ -84,6 +84,7 @@ def assert_refused(result, *words):
     ({"train.steps": "many"}, ["train.steps=many"]),
     ({"train.steps": 0}, ["train.steps is 0; use at least 1"]),
     ({"net.width": 130}, ["net.width is 130"]),
+    ({"net.attention": "splash"}, ["needs a TPU", "here are cpus"]),
     ({"data.dir": "nowhere"}, ["nowhere has no prepared train", "--length=8"]),
     ({"data.corpus": "txt", "data.dir": "none"}, ["corpus is 'txt', nearest"]),
     ({"train.compilation_cache": "/proc/x"}, ["tion_cache is '/proc/x'"]),

@@ -80,6 +80,26 @@ def test_attention_is_the_softmax_of_scaled_scores():
   np.testing.assert_allclose(attention.attend(q, k, v, "xla"), want, atol=1e-5)
 
 
+def test_the_kernel_for_tpus_is_the_same_attention():
+  q, k, v, g = jax.random.normal(KEY, (4, 2, 128, 2, 16))
+  (got, back), (want, plain_back) = (
+    jax.vjp(f, q, k, v)
+    for f in (
+      lambda q, *kv: attention.splash(q / 4, *kv, interpret=True),
+      lambda *qkv: attention.attend(*qkv, "xla"),
+    )
+  )
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  for a, b in zip(back(g), plain_back(g)):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_length_the_kernel_does_not_take_falls_back():
+  q, k, v = jax.random.normal(KEY, (3, 2, 5, 3, 8))
+  plain, other = (attention.attend(q, k, v, x) for x in ("xla", "splash"))
+  np.testing.assert_array_equal(plain, other)
+
+
 @pytest.mark.parametrize(
   "changes", [{"unroll": 1}, {"remat": "dots"}, {"remat": "full", "unroll": 1}]
 )

@@ -17,7 +17,6 @@ from dsl_jax.runtime import state as states
 from dsl_jax.runtime import workdir as workdirs
 
 CFG = schema.Config("tiny", schema.NetConfig(16, 8, 1, 2, 4, cond_dim=8))
-TX = optim.make(CFG.optim, 10)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,6 +24,10 @@ def shard_small_leaves():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(partition, "_SMALL", 32)
     yield
+
+
+# One moment in bf16: whatever keeps every bit of it keeps all others.
+TX = optim.make(schema.Optim(mu_dtype="bfloat16"), 10)
 
 
 @functools.cache

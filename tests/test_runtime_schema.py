@@ -65,7 +65,10 @@ def test_integers_become_floats_and_nothing_else_changes_type():
     ("train.microbatches", 3, "it must divide train.batch_size"),
     ("eval.snr_min", 1e6, "below eval.snr_max"),
     ("net.width", 18, "net.width is 18; use a multiple of"),
-    ("net.attention", "flash", "net.attention is 'flash'"),
+    ("net.attention", "flash", "use xla or cudnn or splash"),
+    ("net.attention", "cudnn", "cudnn takes bfloat16"),
+    ("net.vocab", "fused", "net.vocab is 'fused'; use auto or reference or"),
+    ("optim.mu_dtype", "float16", "optim.mu_dtype is 'float16'"),
   ],
 )
 def test_a_bad_value_is_one_sentence(key, value, words):

@@ -192,6 +192,28 @@ def test_clipping_bounds_the_gradient():
     )
 
 
+def test_a_first_moment_in_bf16_is_stored_so_and_moves_alike():
+  tokens, mask = batch()
+  found = {}
+  for dtype in ("float32", "bfloat16"):
+    tx = optim.make(schema.Optim(learning_rate=0.1, mu_dtype=dtype), 10)
+    state, step = states.create(toy_params(), tx), quick_jit(step_fn(tx))
+    for _ in range(3):
+      state, _ = step(state, tokens, mask)
+    moments = state.opt_state[1]
+    assert {x.dtype for x in jax.tree.leaves(moments.mu)} == {jnp.dtype(dtype)}
+    assert {x.dtype for x in jax.tree.leaves(moments.nu)} == {
+      jnp.dtype("float32")
+    }
+    found[dtype] = state.params
+  chex.assert_trees_all_close(*found.values(), atol=5e-3)
+  moved = found["float32"]["head"]["kernel"] - toy_params()["head"]["kernel"]
+  assert jnp.abs(moved).max() > 0.2
+  assert jnp.any(
+    found["float32"]["head"]["kernel"] != found["bfloat16"]["head"]["kernel"]
+  )
+
+
 def test_schedules():
   cfg = schema.Optim(learning_rate=2.0, warmup_steps=4)
   rate = optim.schedule(cfg, 104)
@@ -224,10 +246,11 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   )
 
 
-def test_moments_and_averages_are_sharded_like_parameters(monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_moments_and_averages_are_sharded_like_parameters(monkeypatch, dtype):
   monkeypatch.setattr(partition, "_SMALL", 64)
   mesh = partition.make_mesh(schema.Mesh(2, 2, 2))
-  tx = optim.make(schema.Optim(), 10)
+  tx = optim.make(schema.Optim(mu_dtype=dtype), 10)
   state = partition.of_tree(
     mesh, jax.eval_shape(lambda: states.create(dsl_params(), tx))
   )

@@ -1,4 +1,7 @@
-"""Streamed vocabulary work against the materialised formula."""
+"""Vocabulary work, however it is computed, against the plain formula."""
+
+import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +9,21 @@ import numpy as np
 import pytest
 
 from dsl_jax import vocab
-from dsl_jax.core import truncate
+from dsl_jax.core import alternatives, truncate
+from dsl_jax.runtime import hlo
 
+# How it is computed: slabs, or an implementation by name.
+NAMED = [
+  {"implementation": "reference"},
+  pytest.param(
+    {"implementation": "tokamax"},
+    marks=pytest.mark.skipif(
+      importlib.util.find_spec("tokamax") is None,
+      reason="the optional package tokamax is not installed",
+    ),
+  ),
+]
+WAYS = [{"chunks": n} for n in (None, 1, 4, 13, 99)] + NAMED
 B, L, M, V, C = 2, 5, 7, 13, 3
 
 
@@ -23,12 +39,12 @@ def log_probs(h, head, bias):
   return jax.nn.log_softmax(h @ head.T + bias[None, None])
 
 
-@pytest.mark.parametrize("chunks", [None, 1, 4, 13, 99])
-def test_nll_and_its_gradients(data, chunks):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_nll_and_its_gradients(data, way):
   h, head, bias, _, weight, _, tokens = data
 
   def streamed(h, head, bias):
-    nll = vocab.nll(h, head, tokens, bias_V=bias, chunks=chunks)
+    nll = vocab.nll(h, head, tokens, bias_V=bias, **way)
     return jnp.sum(weight * nll), nll
 
   def reference(h, head, bias):
@@ -57,12 +73,12 @@ def test_bf16_gradients_of_frequent_tokens_keep_their_terms():
   np.testing.assert_allclose(found, exact, rtol=0.02, atol=1e-3)
 
 
-@pytest.mark.parametrize("chunks", [None, 1, 4, 13])
-def test_expectation_and_its_gradients(data, chunks):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_expectation_and_its_gradients(data, way):
   h, head, bias, values, _, weight, _ = data
 
   def streamed(h, head, bias, values):
-    mean = vocab.expectation(h, head, values, bias_V=bias, chunks=chunks)
+    mean = vocab.expectation(h, head, values, bias_V=bias, **way)
     return jnp.sum(weight * mean), mean
 
   def reference(h, head, bias, values):
@@ -76,6 +92,51 @@ def test_expectation_and_its_gradients(data, chunks):
   jax.tree.map(
     lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5), got, want
   )
+
+
+@pytest.mark.parametrize("way", NAMED, ids=str)
+def test_ways_agree_in_bf16(data, way):
+  h, head, bias, values, *_, tokens = data
+  h, values = h.astype(jnp.bfloat16), values.astype(jnp.bfloat16)
+  nll, mean = (
+    [f(**w) for w in (way, {})]
+    for f in (
+      functools.partial(vocab.nll, h, head, tokens, bias_V=bias),
+      functools.partial(vocab.expectation, h, head, values, bias_V=bias),
+    )
+  )
+  for got, want in (nll, mean):
+    assert got.dtype == want.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=0.03)
+
+
+def test_an_implementation_that_is_not_there_is_one_sentence(data, monkeypatch):
+  h, head, _, values, *_, tokens = data
+  with pytest.raises(ValueError, match="implementation is 'fused'; use auto"):
+    vocab.expectation(h, head, values, implementation="fused")
+  find = lambda name: None
+  monkeypatch.setattr(alternatives.importlib.util, "find_spec", find)
+  with pytest.raises(ValueError, match="not installed; run pip install"):
+    vocab.nll(h, head, tokens, implementation="tokamax")
+
+
+def test_only_the_reference_keeps_every_score(monkeypatch):
+  monkeypatch.setattr(vocab, "SLAB", 1 << 12)
+  h, head = jnp.ones((2, 64, 4)), jnp.ones((4096, 4))
+
+  def largest(name):
+    def both(h, head):
+      mean = vocab.expectation(h, head, head, implementation=name)
+      tokens = jnp.zeros(h.shape[:2], jnp.int32)
+      return jnp.sum(mean) + jnp.sum(
+        vocab.nll(h, head, tokens, implementation=name)
+      )
+
+    grad = jax.jit(jax.grad(both, (0, 1))).lower(h, head).compile()
+    return hlo.read(grad.as_text()).largest
+
+  assert largest("reference") == 2 * 64 * 4096
+  assert largest("auto") <= 2 * 64 * 4096 / 4
 
 
 def test_streaming_bounds_memory():

@@ -91,12 +91,18 @@ def _nll_forward(h, head, bias, tokens, chunks):
   start = jnp.full(len(h), truncate.NEVER), jnp.zeros(len(h))
   top, total = _scan(step, start, slabs)
   lse = top + jnp.log(total)
+  return from_normaliser(h, head, bias, tokens, lse)
+
+
+def from_normaliser(h, head, bias, tokens, lse):
+  """Returns `nll`, and what its backward pass needs, from the logsumexp."""
   h32, rows = h.astype(jnp.float32), head[tokens].astype(jnp.float32)
   target = jnp.sum(h32 * rows, axis=-1) + bias[tokens]
   return lse - target, (h, head, bias, tokens, lse)
 
 
-def _nll_backward(chunks, saved, g):
+def nll_backward(chunks, saved, g):
+  """Gradients of `nll` in slabs; see `from_normaliser`."""
   h, head, bias, tokens, lse = saved
   slabs = _Slabs(len(head), chunks)
 
@@ -120,7 +126,7 @@ def _nll_backward(chunks, saved, g):
   return dh.astype(h.dtype), dhead, dbias.at[tokens].add(-g), None
 
 
-nll.defvjp(_nll_forward, _nll_backward)
+nll.defvjp(_nll_forward, nll_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import draws, streamed
+from dsl_jax.core import alternatives, draws, streamed
 
 ROWS = 512  # a slab has no fewer rows, so that its products stay compact,
 SLAB = 1 << 20  # and about this many scores where the tokens are few
@@ -30,6 +30,7 @@ def nll(
   *,
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
+  implementation: str = "auto",
 ) -> jax.Array:
   """Negative log-likelihood, logsumexp_v(<h, w_v> + b_v) - <h, w_s> - b_s.
 
@@ -39,15 +40,20 @@ def nll(
     tokens_BL: target ids in [0, V).
     bias_V: output bias, zero if None.
     chunks: slabs the [B, L, V] logits are cut into; None chooses.
+    implementation: one of `alternatives.NAMES`; "auto" streams.
 
   Returns:
     nll_BL, f32, nats.
+
+  Raises:
+    ValueError: the implementation is unknown or not installed.
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
   h = h_BLM.reshape(-1, h_BLM.shape[-1])
   chunks = min(chunks or slabs(len(h), len(head_VM)), len(head_VM))
   head, bias = head_VM.astype(h.dtype), _bias(bias_V, head_VM)
-  nll = streamed.nll(h, head, bias, tokens_BL.reshape(-1), chunks)
+  tokens = tokens_BL.reshape(-1)
+  nll = alternatives.nll(implementation, h, head, bias, tokens, chunks)
   return nll.reshape(tokens_BL.shape)
 
 
@@ -58,6 +64,7 @@ def expectation(
   *,
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
+  implementation: str = "auto",
 ) -> jax.Array:
   """Mean of values under a softmax, softmax(q k^T + b) values.
 
@@ -70,15 +77,21 @@ def expectation(
     values_VC: values; probabilities are cast to their dtype.
     bias_V: bias of the scores, zero if None.
     chunks: slabs the [B, L, V] scores are cut into; None chooses.
+    implementation: one of `alternatives.NAMES`; "auto" streams.
 
   Returns:
     mean_BLC, f32.
+
+  Raises:
+    ValueError: the implementation is unknown or not installed.
   """
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
   q = q_BLK.reshape(-1, q_BLK.shape[-1])
   chunks = min(chunks or slabs(len(q), len(keys_VK)), len(keys_VK))
   keys, bias = keys_VK.astype(q.dtype), _bias(bias_V, keys_VK)
-  mean = streamed.expectation(q, keys, bias, values_VC, chunks)
+  mean = alternatives.expectation(
+    implementation, q, keys, bias, values_VC, chunks
+  )
   return mean.reshape(*q_BLK.shape[:-1], values_VC.shape[-1])
 
 

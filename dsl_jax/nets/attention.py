@@ -3,6 +3,26 @@
 import jax
 import jax.numpy as jnp
 
+_NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
+
+
+def check(implementation: str, platform: str) -> None:
+  """Refuses an implementation that the devices do not run.
+
+  Args:
+    implementation: of `attend`.
+    platform: "cpu", "gpu" or "tpu".
+
+  Raises:
+    ValueError: names the key, its value and the mend.
+  """
+  kind, name = _NEEDS.get(implementation, (platform, ""))
+  if kind != platform:
+    raise ValueError(
+      f"net.attention is {implementation!r}, which needs {name}; the devices "
+      f"here are {platform}s, so use --config.net.attention=xla."
+    )
+
 
 def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
   """softmax(q k^T / sqrt(K)) v, statistics in f32.
@@ -11,7 +31,8 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
     q_BLHK: queries.
     k_BLHK: keys.
     v_BLHK: values.
-    implementation: "xla" everywhere, "cudnn" on NVIDIA GPUs in bf16.
+    implementation: "xla" everywhere, "cudnn" on NVIDIA GPUs in bf16, "splash"
+      on TPUs for lengths that are a multiple of 128, "xla" for others.
 
   Returns:
     o_BLHK, in v's dtype.
@@ -21,8 +42,40 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
       q_BLHK, k_BLHK, v_BLHK, implementation="cudnn"
     )
   q = q_BLHK * q_BLHK.shape[-1] ** -0.5
+  if implementation == "splash" and q.shape[1] % 128 == 0:
+    return splash(q, k_BLHK, v_BLHK)
   s = jnp.einsum(
     "blhk,bmhk->bhlm", q, k_BLHK, preferred_element_type=jnp.float32
   )
   p = jax.nn.softmax(s, axis=-1).astype(v_BLHK.dtype)
   return jnp.einsum("bhlm,bmhk->blhk", p, v_BLHK)
+
+
+def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:
+  """softmax(q k^T) v by JAX's kernel for TPUs, which keeps no scores.
+
+  Args:
+    q_BLHK: queries, scaled; L a multiple of 128.
+    k_BLHK: keys.
+    v_BLHK: values.
+    interpret: run the kernel anywhere, slowly, as a test does.
+
+  Returns:
+    o_BLHK, in q's dtype.
+  """
+  # Imports the TPU compiler's dialect, of no use elsewhere.
+  from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+  L, H = q_BLHK.shape[1:3]
+  block = next(n for n in (512, 256, 128) if L % n == 0)
+  names = "q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute"
+  sizes = {f"block_{name}": block for name in (*names, "q_dq", "kv_dq")}
+  kernel = kernels.make_splash_mha(
+    kernels.MultiHeadMask([kernels.FullMask((L, L))] * H),
+    block_sizes=kernels.BlockSizes(**sizes),
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BLHK, k_BLHK, v_BLHK))
+  return jnp.swapaxes(jax.vmap(kernel)(q, k, v), 1, 2)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from dsl_jax.core import alternatives
+
 
 @dataclasses.dataclass(frozen=True)
 class NetConfig:
@@ -21,7 +23,9 @@ class NetConfig:
     remat: what the backward pass recomputes: "none", "dots" (all but matrix
       products) or "full".
     unroll: blocks per step of the layer scan, 0 for all.
-    attention: "xla" or "cudnn".
+    attention: "xla", "cudnn" (NVIDIA GPUs, bf16) or "splash" (TPUs).
+    vocab: how head and converter go over the vocabulary: "auto", "streamed",
+      "reference" (keeps all scores) or "tokamax" (an optional package).
     beta_init: the converter's inverse temperature at the start.
     mask_prior: weight of the mask row at z = 0 at the start.
     evidence_skip: add <z, e(v)> to the logits.
@@ -41,6 +45,7 @@ class NetConfig:
   remat: str = "none"
   unroll: int = 0
   attention: str = "xla"
+  vocab: str = "auto"
   beta_init: float = 1.0
   mask_prior: float = 0.99
   evidence_skip: bool = False
@@ -67,6 +72,11 @@ class NetConfig:
       )
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout is {self.dropout}; a rate lies in [0, 1).")
+    if self.attention == "cudnn" and self.dtype != "bfloat16":
+      raise ValueError(
+        f"attention is 'cudnn' and dtype is {self.dtype!r}; cudnn takes "
+        "bfloat16."
+      )
     if not 0 < self.mask_prior < 1:
       raise ValueError(f"mask_prior is {self.mask_prior}; use one in (0, 1).")
     if not 0 < self.beta_init < 1e30:
@@ -77,7 +87,8 @@ class NetConfig:
     for name, known in (
       ("dtype", ("float32", "bfloat16")),
       ("remat", ("none", "dots", "full")),
-      ("attention", ("xla", "cudnn")),
+      ("attention", ("xla", "cudnn", "splash")),
+      ("vocab", alternatives.NAMES),
     ):
       value = getattr(self, name)
       if value not in known:

@@ -22,12 +22,14 @@ class Converter(nn.Module):
     sphere_dim: D.
     beta_init: inverse temperature at the start; its Bayes value is 1.
     mask_prior: weight q_M of the mask row at z = 0 at the start.
+    implementation: of `vocab.expectation`.
   """
 
   vocab_size: int
   sphere_dim: int
   beta_init: float
   mask_prior: float
+  implementation: str = "auto"
 
   def setup(self):
     V, D = self.vocab_size, self.sphere_dim
@@ -44,7 +46,13 @@ class Converter(nn.Module):
     zero = jnp.zeros((1, self.sphere_dim))
     keys = jnp.concatenate([sphere.unit_rows(self.table), zero])
     bias = jnp.concatenate([self.bias, self.mask_bias[None]])
-    return vocab.expectation(self.beta * z_BLD, keys, rows_VM, bias_V=bias)
+    return vocab.expectation(
+      self.beta * z_BLD,
+      keys,
+      rows_VM,
+      bias_V=bias,
+      implementation=self.implementation,
+    )
 
 
 def _sphere_init(key, shape):

@@ -26,6 +26,7 @@ class Denoiser(NamedTuple):
     embed: (params, z_BLD) -> rows_BLM: the converter alone, or None; position
       by position, so that a sampler may keep rows that did not change.
     trunk: (params, rows_BLM, z_BLD) -> h_BLM: the rest of `hidden`.
+    vocab: how `readout` goes over the vocabulary, see `NetConfig`.
     sees_snr: control experiments only: `hidden` also takes snr_BL.
   """
 
@@ -36,6 +37,7 @@ class Denoiser(NamedTuple):
   hidden_tokens: Callable | None = None
   embed: Callable | None = None
   trunk: Callable | None = None
+  vocab: str = "auto"
   sees_snr: bool = False
 
 
@@ -95,6 +97,7 @@ def _make(cfg, along):
     head,
     table,
     hidden_tokens,
+    vocab=cfg.vocab,
     sees_snr=cfg.snr_condition,
     **split,
   )

@@ -27,11 +27,20 @@ def see_endpoint(
 def nll(denoiser: Denoiser, params, h_BLM, tokens_BL) -> jax.Array:
   """-log p(s_i | z), [B, L], nats."""
   head_VM, bias_V = denoiser.head(params)
-  return vocab.nll(h_BLM, head_VM, tokens_BL, bias_V=bias_V)
+  return vocab.nll(
+    h_BLM, head_VM, tokens_BL, bias_V=bias_V, implementation=_way(denoiser)
+  )
 
 
 def mean(denoiser: Denoiser, params, h_BLM) -> jax.Array:
   """The posterior mean xhat_i = sum_v p(v|z) e(v), [B, L, D], f32."""
   head_VM, bias_V = denoiser.head(params)
   table_VD = denoiser.table(params)
-  return vocab.expectation(h_BLM, head_VM, table_VD, bias_V=bias_V)
+  return vocab.expectation(
+    h_BLM, head_VM, table_VD, bias_V=bias_V, implementation=_way(denoiser)
+  )
+
+
+def _way(denoiser):
+  """How to go over the vocabulary; denoisers from elsewhere need not say."""
+  return getattr(denoiser, "vocab", None) or "auto"

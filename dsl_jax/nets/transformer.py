@@ -26,7 +26,7 @@ class Network(nn.Module):
     shape = (c.vocab_size + 1, c.width)
     self.embed = layers.Rows(shape, "embedding", uniform)
     self.converter = converter.Converter(
-      c.vocab_size, c.sphere_dim, c.beta_init, c.mask_prior
+      c.vocab_size, c.sphere_dim, c.beta_init, c.mask_prior, c.vocab
     )
     self.cond = layers.Condition(c.cond_dim)
     self.blocks = _stack(c)(c, self.along)

@@ -8,11 +8,21 @@ import jax
 import optax
 
 from dsl_jax import objective
-from dsl_jax.core import laws
+from dsl_jax.core import alternatives, laws
+from dsl_jax.nets import attention, positions
 from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.nets import positions
 from dsl_jax.runtime import partition, schema
 from dsl_jax.runtime import state as states
+
+
+def check_devices(cfg: schema.Config) -> None:
+  """Refuses what the devices or the installed packages cannot run.
+
+  Raises:
+    ValueError: names the key, its value and the mend.
+  """
+  attention.check(cfg.net.attention, jax.default_backend())
+  alternatives.check(cfg.net.vocab, "net.vocab")
 
 
 def law(cfg: schema.Config) -> laws.Law:

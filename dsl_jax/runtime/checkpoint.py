@@ -180,7 +180,8 @@ def _items(state):
 def _digest(tree):
   """Sums all bits as integers, in any order: the same on every mesh."""
   bits = [
-    jax.lax.bitcast_convert_type(x, "uint32") for x in jax.tree.leaves(tree)
+    jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    for x in jax.tree.leaves(tree)
   ]
   return sum(jnp.sum(x, dtype="uint32") for x in bits)
 

@@ -23,7 +23,7 @@ def make(cfg: schema.Optim, steps: int) -> optax.GradientTransformation:
   """
   transforms = [
     optax.clip_by_global_norm(cfg.clip_norm),
-    optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
+    optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.mu_dtype),
   ]
   if cfg.weight_decay:
     transforms.append(optax.add_decayed_weights(cfg.weight_decay, _kernels))

@@ -105,6 +105,7 @@ _RULES = (
   ),
 )
 _WORDS = {
+  "optim.mu_dtype": ("float32", "bfloat16"),
   "optim.schedule": ("constant", "cosine"),
   "sample.integrator": ("mean", "sample", "heun"),
 }

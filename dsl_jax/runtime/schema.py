@@ -48,6 +48,7 @@ class Optim:
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
+  mu_dtype: str = "float32"  # of the stored first moment, or bfloat16
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   warmup_steps: int = 0

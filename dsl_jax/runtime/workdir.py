@@ -21,6 +21,7 @@ _FREE_KEYS = {
   "net.remat",
   "net.unroll",
   "net.attention",
+  "net.vocab",
   "train.microbatches",
   "train.steps_per_call",
   "train.steps",

@@ -1,0 +1,118 @@
+"""Counts that a slower or hungrier training step would raise.
+
+Time is not asserted: it depends on the machine. FLOPs, bytes, products and
+traces do not.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from dsl_jax.core import vocab
+from dsl_jax.nets import denoiser
+from dsl_jax.runtime import build, costs, optim, partition, schema
+from dsl_jax.runtime import state as states
+
+B, L = 8, 64
+# V is prime, so that an axis of that length is the vocabulary.
+NET = schema.NetConfig(4093, 32, 1, 2, 8, cond_dim=8)
+
+
+@functools.cache
+def compiled(slabs, **changes):
+  """The step that trains on one device, and the bytes of its weights."""
+  net = dataclasses.replace(NET, **changes)
+  cfg = schema.Config(
+    "toy", net, data=schema.Data(length=L), train=schema.Train(batch_size=B)
+  )
+  mesh = partition.make_mesh(schema.Mesh(), jax.devices()[:1])
+  tx = optim.make(cfg.optim, 10)
+  init = denoiser.make_denoiser(net).init
+  state = partition.abstract(
+    mesh, jax.eval_shape(lambda: states.create(init(jax.random.key(0)), tx))
+  )
+  batch = [
+    jax.ShapeDtypeStruct((B, L), kind, sharding=partition.rows(mesh))
+    for kind in (jnp.int32, jnp.bool_)
+  ]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(vocab, "slabs", lambda tokens, rows: slabs)
+    step = build.step(cfg, mesh, tx, state).lower(state, *batch).compile()
+  return step, 4 * sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def test_flops_are_no_more_than_the_shapes_ask_for():
+  """In one slab XLA need not compute scores twice, so there are fewer."""
+  counted = costs.work(NET, L).done * B * L
+  found = compiled(1)[0].cost_analysis()["flops"]
+  assert 0.8 * counted < found < counted
+
+
+@pytest.mark.parametrize(
+  "slabs, rows, count", [(1, "409[34]", 9), (13, 315, 11)]
+)
+def test_products_over_the_vocabulary(slabs, rows, count):
+  """Converter: 2 forward, 5 backward; head: 1 and 3.
+
+  Two of the 11 are scores of the backward pass; of a single slab, which is not
+  in a loop, they are those of the forward pass.
+  """
+  text = compiled(slabs)[0].as_text()
+  shapes = dict(re.findall(r"(%[\w.\-]+) = \w+\[([\d,]*)\]", text))
+  products = re.findall(
+    r"(%[\w.\-]+) = \S+ dot\((%[\w.\-]+), (%[\w.\-]+)", text
+  )
+  wide = [
+    names
+    for names in products
+    if any(re.search(rf"\b{rows}\b", shapes[name]) for name in names)
+  ]
+  assert len(wide) == count
+
+
+def test_a_step_keeps_no_scores():
+  """Beside the weights' gradients; the reference shows that it is seen."""
+  scores = 4 * B * L * NET.vocab_size
+  found = {}
+  for way in ("auto", "reference"):
+    step, weights = compiled(13, vocab=way)
+    found[way] = step.memory_analysis().temp_size_in_bytes - weights
+  assert found["auto"] < 0.8 * scores
+  assert found["reference"] > 2 * scores
+
+
+def test_a_run_is_traced_once():
+  traced = []
+
+  def loss(params, key_B, tokens_BL, mask_BL):
+    traced.append(1)
+    logits = params["converter"]["beta"] * params["head"]["kernel"][tokens_BL]
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BL)
+    weight = mask_BL.astype(jnp.float32)
+    return None, {"nll": jnp.sum(nll * weight), "tokens": jnp.sum(weight)}
+
+  tx = optim.make(schema.Optim(), 10)
+  step = functools.partial(
+    states.train_step, loss_fn=loss, tx=tx, seed=0, ema_decay=0.9
+  )
+  steps = jax.jit(
+    functools.partial(states.train_steps, step=step), donate_argnums=0
+  )
+  params = {
+    "converter": {"beta": jnp.ones(())},
+    "head": {"kernel": jnp.ones((7, 7))},
+  }
+  state = states.create(params, tx)
+  batches = (jnp.ones((2, 3), jnp.int32),) * 2
+  mask = jnp.ones((2, 3), bool)
+  once = None
+  for count in (1, 2, 2):
+    state, _ = steps(state, batches, mask, jnp.int32(count))
+    once = once or len(traced)
+  # One program: its shapes, and the body of its loop.
+  assert len(traced) == once <= 2
