@@ -63,9 +63,7 @@ def plan(cfg: schema.Config) -> None:
   with errors.user_errors():
     topology = cfg.mesh.topology
     if not topology:
-      raise errors.UserError(
-        "--topology is missing; write --topology=CHIP:SHAPE."
-      )
+      raise errors.UserError("--topology is missing; give CHIP:SHAPE.")
     chip, devices, count, why = _devices(topology)
     if devices:
       mesh = partition.make_mesh(cfg.mesh, devices)
@@ -211,11 +209,7 @@ def _collectives(program):
   for c in program.collectives:
     key = c.kind, c.group, c.loop
     number, size, sent = groups.get(key, (0, 0, 0.0))
-    groups[key] = (
-      number + c.times,
-      size + c.bytes * c.times,
-      sent + c.sent,
-    )
+    groups[key] = number + c.times, size + c.bytes * c.times, sent + c.sent
   title = "collectives per step"
   lines = ["", f"{title:<42}{'times':>7}{'MB in all':>11}{'MB sent':>9}"]
   for (kind, group, loop), (times, size, sent) in sorted(groups.items()):
