@@ -219,11 +219,6 @@ def bad(row, column, value, **kwargs):
     (lambda: paths.left_to_right(3, tokens_per_step=0), "tokens_per_step"),
     (lambda: paths.left_to_right(0), "length is 0"),
     (lambda: paths.masked(KEY, 0, 1, 3), "num_steps is 0"),
-    (lambda: paths.masked(KEY, 2.5, 1, 3), "num_steps is 2.5; give a whole number"),
-    (
-      lambda: paths.lognormal_quantiles(3, 3, mu=np.nan, sigma=1.0),
-      "mu is nan",
-    ),
     (lambda: paths.masked(KEY, 4, 0, 3), "batch is 0"),
     (lambda: paths.random_order(KEY, 1, 0), "length is 0"),
     (
