@@ -60,11 +60,11 @@ def path_nats(
     paths.check(path, rising=True)
   path = jnp.asarray(path, jnp.float32)
   B, L = tokens_BL.shape
-  if path.shape[1:] not in ((L,), (1, L), (B, L)):
+  path = path if path.ndim == 3 else path[:, None]
+  if any(n not in (1, m) for n, m in zip(path.shape[1:], (B, L))):
     raise ValueError(
       f"path has rows of shape {path.shape[1:]}; tokens_BL needs {(B, L)}."
     )
-  path = path if path.ndim == 3 else path[:, None]
   path = jnp.broadcast_to(path, (len(path), B, L))
   table_VD = denoiser.table(params)
   head_VM, bias_V = denoiser.head(params)

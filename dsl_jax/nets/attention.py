@@ -66,12 +66,13 @@ def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:
   # Imports the TPU compiler's dialect, of no use elsewhere.
   from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
-  L, H = q_BLHK.shape[1:3]
-  block = next(n for n in (512, 256, 128) if L % n == 0)
+  H = q_BLHK.shape[2]
+  lengths = q_BLHK.shape[1], k_BLHK.shape[1]  # fewer queries on one device
+  block = next(n for n in (512, 256, 128) if not any(L % n for L in lengths))
   names = "q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute"
   sizes = {f"block_{name}": block for name in (*names, "q_dq", "kv_dq")}
   kernel = kernels.make_splash_mha(
-    kernels.MultiHeadMask([kernels.FullMask((L, L))] * H),
+    kernels.MultiHeadMask([kernels.FullMask(lengths)] * H),
     block_sizes=kernels.BlockSizes(**sizes),
     head_shards=1,
     q_seq_shards=1,
