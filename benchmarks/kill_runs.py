@@ -201,6 +201,7 @@ def _wait(condition, started):
   until = time.monotonic() + 180
   while not condition() and time.monotonic() < until:
     if any(process.poll() is not None for process in started):
+      finish(started)
       raise RuntimeError("the run has ended before; give it more --steps")
     time.sleep(0.005)
 
