@@ -108,7 +108,8 @@ def _show_published(table, scores):
     for T in table.columns:
       numbers = cells.get(T, ())
       row.append(" / ".join("-" if x is None else f"{x:g}" for x in numbers))
-    lines.append(_line(label, row))
+    if any(row):  # nothing is published for other numbers of steps
+      lines.append(_line(label, row))
   foot = _foot(scores) + " Published: 5,000 samples, GPT-2-large."
   return "\n".join([*lines, foot])
 

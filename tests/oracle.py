@@ -1,5 +1,6 @@
-"""The exact Bayes denoiser of a small law that can be enumerated."""
+"""The exact Bayes denoiser of a small law that can be enumerated, and a net."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsl_jax import Denoiser, sphere
+from dsl_jax import Denoiser, NetConfig, make_denoiser, sphere
 
 
 class Oracle(NamedTuple):
@@ -76,3 +77,15 @@ def make(
     hidden_tokens=None,
   )
   return Oracle(denoiser, {"table": table}, sequences, np.exp(logp))
+
+
+@functools.cache
+def tiny():
+  """A small network with noise on all its weights."""
+  net = make_denoiser(NetConfig(11, 16, 1, 2, 4))
+  leaves, tree = jax.tree.flatten(net.init(jax.random.key(1)))
+  keys = jax.random.split(jax.random.key(2), len(leaves))
+  noisy = [
+    x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)
+  ]
+  return net, jax.tree.unflatten(tree, noisy)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from oracle import tiny
 
 from dsl_jax import (
-  NetConfig,
   likelihood,
-  make_denoiser,
   paths,
   samplers,
   vocab,
@@ -169,19 +168,6 @@ def test_hybrid_keeps_what_it_is_sure_of(law):
   ]
   later = policy(confidence, snr, len(soft))
   assert later[0, 2] == np.inf and later[0, 1] == path[len(soft) + 1, 0, 1]
-
-
-@functools.cache
-def tiny():
-  """A small network with noise on all its weights."""
-  net = make_denoiser(NetConfig(11, 16, 1, 2, 4))
-  params = net.init(jax.random.key(1))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  noisy = [
-    x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)
-  ]
-  return net, jax.tree.unflatten(tree, noisy)
 
 
 def test_schedules_padded_to_one_bound_share_one_trace():

@@ -8,25 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from oracle import tiny
 
-from dsl_jax import NetConfig, make_denoiser, paths, samplers
+from dsl_jax import paths, samplers
 from dsl_jax.samplers import front, moving
 
 CLEAN = 100.0
 KEY = jax.random.key(0)
 V = 11
-
-
-@functools.cache
-def tiny():
-  """A small network with noise on all its weights."""
-  net = make_denoiser(NetConfig(V, 16, 1, 2, 4))
-  leaves, tree = jax.tree.flatten(net.init(jax.random.key(1)))
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  noisy = [
-    x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)
-  ]
-  return net, jax.tree.unflatten(tree, noisy)
 
 
 def idle(path, times):

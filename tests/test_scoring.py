@@ -205,7 +205,7 @@ def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
     mode("reproduce", table)
   out = capsys.readouterr().out
   assert "4 cells of 6 samples of 16 tokens: 4 to generate" in out
-  assert "at most 96 network calls on batches of 4 (24 samples)" in out
+  assert "at most 48 network calls on batches of 8 (24 samples)" in out
   files = {
     x: x.read_bytes()
     for x in (root / "run/reproduce").rglob("*.*")
@@ -217,7 +217,7 @@ def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
   assert drawn == [("remask_cap", 4), ("remask_loop", 20)]
   assert all(path.read_bytes() == old for path, old in files.items())
   out = capsys.readouterr().out
-  assert "2 to generate, at most 48 network calls" in out
+  assert "2 to generate, at most 24 network calls" in out
   assert "this model, remasking" in out and "judge letters" in out
 
   drawn.clear()  # all done: nothing is drawn, no judge is asked for
