@@ -285,7 +285,7 @@ def test_a_missing_judge_is_told_before_a_sample_is_drawn(
 
 
 def test_published_figures_stand_in_their_column():
-  table = tables.parse(quickstart("--table=owt_mauve"))
+  table = tables.parse(quickstart("--config.eval.table=owt_mauve"))
   cell = {
     "mauve": {"value": 0.5, "stderr": 0.01},
     "gen_ppl_remdm": {"value": 30.0, "stderr": 0.4},
@@ -303,7 +303,7 @@ def test_published_figures_stand_in_their_column():
 
 
 def test_remasking_follows_the_published_protocol():
-  cfg = quickstart("--table=owt_mauve:4,999")
+  cfg = quickstart("--config.eval.table=owt_mauve:4,999")
   table = tables.parse(cfg)
   low, high = (table.section(cfg, "remask", T) for T in table.columns)
   assert (low.path, low.eta, low.steps) == ("remask_cap", 0.04, 4)

@@ -12,7 +12,7 @@ from dsl_jax.runtime import errors, schema
 
 # Flags that are short for a config key, and the modes that read it.
 _SHORT = {
-  "text": ("eval.text", ("eval", "correct")),
+  "text": ("eval.text", ("eval", "correct", "reproduce")),
   "table": ("eval.table", ("reproduce",)),
   "trace": ("sample.trace", ("sample",)),
   "topology": ("mesh.topology", ("plan",)),
