@@ -38,7 +38,8 @@ quickstart: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile \
+	  --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
