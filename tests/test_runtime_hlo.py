@@ -131,6 +131,26 @@ def test_loops_multiply_what_is_in_them():
   np.testing.assert_allclose(found.sent, 2 * 16 * 5 * 7 / 8)
 
 
+@pytest.mark.parametrize(
+  "groups,size",
+  [
+    ("{{0,1,2,3},{4,5,6,7}}", 4),
+    ("[4,2]<=[8]", 2),
+    ("mesh['data'=2,'fsdp'=2,'model'=2] {'model'}", 2),
+    ("mesh['data'=2,'fsdp'=4], device_ids=([8]) {'data','fsdp'}", 8),
+    ("{}", 8),
+  ],
+)
+def test_groups_are_read_however_they_are_written(groups, size):
+  text = (
+    "HloModule m, num_partitions=8\n\nENTRY %main (a: f32[4]) -> f32[4] {\n"
+    "  %a = f32[4]{0} parameter(0)\n"
+    f"  ROOT %r = f32[4]{{0}} all-reduce(%a), replica_groups={groups}\n}}\n"
+  )
+  (found,) = hlo.read(text).collectives
+  assert found == hlo.Collective("all-reduce", 16, 1, size, "")
+
+
 TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
 
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {

@@ -242,7 +242,7 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
   assert sums["tokens"] == sums_1["tokens"]
   chex.assert_trees_all_close(
-    jax.device_get(spread.params), jax.device_get(alone.params), atol=1e-6
+    jax.device_get(spread.params), jax.device_get(alone.params), atol=5e-6
   )
 
 

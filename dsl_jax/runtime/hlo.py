@@ -185,6 +185,12 @@ def _group(line, devices):
   """Devices in one group of a collective."""
   listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
   tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
+  # mesh['data'=2,'model'=4] {'model'}: newer XLA names axes
+  named = re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", line)
+  if named:
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+    axes = re.findall(r"'([^']+)'", named[2])
+    return math.prod(int(sizes[axis]) for axis in axes)
   if listed:
     return listed[1].count(",") + 1
   if "source_target_pairs" in line:
