@@ -71,7 +71,7 @@ def difference():
 
   Of a gradient: the norm of the difference over the norm, leaf by leaf.
   """
-  rng, found = np.random.default_rng(0), []
+  found = []
   for way in WAYS:
     rng = np.random.default_rng(0)
     fn, args = vocabulary(2, 64, 5003, 96, 16, way)

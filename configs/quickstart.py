@@ -39,7 +39,7 @@ def get_config(arg=""):
       ema_decay=0.99,  # [O] 0.9999 averages longer than this run
     ),
     train=schema.Train(
-      steps=3600,  # [O] about five minutes on two cores
+      steps=3600,  # [O] about four minutes on two cores
       batch_size=8,  # [O] a short run gains from more, smaller steps
       steps_per_call=5,  # [O] a small model waits for memory otherwise
       eval_every=1200,

@@ -69,12 +69,13 @@ def path_nats(
   table_VD = denoiser.table(params)
   head_VM, bias_V = denoiser.head(params)
   x_BLD = sphere.embed(table_VD, tokens_BL)
+  how = {"bias_V": bias_V, "implementation": readout.way(denoiser)}
 
   def step(carry, inputs):
     z, cost = carry
     key, snr, following = inputs
     h = readout.see(denoiser, params, z, snr).astype(jnp.float32)
-    at_z = vocab.nll(h, head_VM, tokens_BL, bias_V=bias_V)
+    at_z = vocab.nll(h, head_VM, tokens_BL, **how)
     z_next = channel.advance(key, z, x_BLD, snr, following, clean_snr=clean_snr)
     # The evidence y turns p(v|z) into p(v|z) exp<y, e(v)> / sum: a finite move
     # costs what it takes off the negative log-likelihood of the token.
@@ -84,7 +85,7 @@ def path_nats(
       jnp.concatenate([h, y], axis=-1),
       jnp.concatenate([head_VM.astype(jnp.float32), table_VD], axis=-1),
       tokens_BL,
-      bias_V=bias_V,
+      **how,
     )
     paid = at_z - jnp.where(finite, at_next, 0.0)
     return (z_next, cost + jnp.where(following > snr, paid, 0.0)), None

@@ -14,8 +14,6 @@ from dsl_jax.quality import judge as judges
 from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
 from dsl_jax.runtime import workdir as workdirs
 
-_REFERENCES = "held-out rows drawn without replacement"
-
 
 def reproduce(cfg: schema.Config, workdir: str) -> None:
   """Generates, scores and prints the table eval.table beside the published.
@@ -67,11 +65,7 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
         "clean_snr": cfg.clean_snr,
         "seed": cfg.seed,
       },
-      "judged": {
-        "judge_asked": cfg.eval.judge,
-        "data_sha256": rows.manifest["data_sha256"],
-        "references": _REFERENCES,
-      },
+      "judged": _judged(cfg, rows),
     }
     cells = [
       Cell(folder, table.section(cfg, *place), place, shared)
@@ -127,9 +121,7 @@ def score_texts(cfg: schema.Config, workdir: str) -> None:
     "texts_digest": scores.digest(words),
     "samples": len(words),
     "seed": cfg.seed,
-    "judge_asked": cfg.eval.judge,
-    "data_sha256": rows.manifest["data_sha256"],
-    "references": _REFERENCES,
+    **_judged(cfg, rows),
   }
   stem = f"{pathlib.Path(cfg.eval.text).stem}-{scores.digest(identity)}"
   target = folder / f"{stem}-scores.json"
@@ -188,6 +180,15 @@ def _human(cfg):
   return rows, tokenizer
 
 
+def _judged(cfg, rows):
+  """What scores hang on beside the texts."""
+  return {
+    "judge_asked": cfg.eval.judge,
+    "data_sha256": rows.manifest["data_sha256"],
+    "references": "held-out rows drawn without replacement",
+  }
+
+
 def _texts(tokens_NL, tokenizer):
   return scores.Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
 
@@ -201,7 +202,6 @@ def _samples(cfg, params, cell, mesh):
     )
     made = {"calls": calls, "seconds": time.monotonic() - began}
     workdirs.write_json(str(cell.made.parent), cell.made.name, made)
-    scores.save(
-      cell.tokens, tokens_NL
-    )  # last: samples that are there are finished
+    # Last: samples that are there are finished.
+    scores.save(cell.tokens, tokens_NL)
   return np.load(cell.tokens)

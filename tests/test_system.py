@@ -149,6 +149,8 @@ def test_every_named_sampler_is_a_path_that_keeps_its_budget():
       made = schedules.build(cfg, key, 3, curve=curve)
       paths.check(made.path)
       assert made.path.shape[-1] == length
+      rises = bool((made.path[1:] >= made.path[:-1]).all())
+      assert rises or made.falls or made.policy, name
       within = max(steps, 3 if name == "blocks" else 1)
       assert len(paths.compact(made.path)) - 1 <= within, name
 

@@ -15,12 +15,12 @@ import numpy as np
 def count(name: str, value: int, least: int = 1) -> int:
   """Returns a whole number of at least `least`, or raises a ValueError."""
   try:
-    number = operator.index(value)
+    found = operator.index(value)
   except TypeError as error:
     raise ValueError(f"{name} is {value!r}; give a whole number.") from error
-  if number < least:
-    raise ValueError(f"{name} is {number}; it must be at least {least}.")
-  return number
+  if found < least:
+    raise ValueError(f"{name} is {found}; it must be at least {least}.")
+  return found
 
 
 def number(
@@ -49,7 +49,9 @@ def number(
 
 def clean_snr(value: float) -> None:
   """Refuses a scale of committed tokens that is none."""
-  number("clean_snr", value, lambda x: 0 < x < math.inf, "use one above 0")
+  number(
+    "clean_snr", value, lambda x: 0 < x < math.inf, "use a finite one above 0"
+  )
 
 
 def key(value: jax.Array) -> None:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsl_jax.core import checks
+
 Law = Callable[[jax.Array, tuple[int, int]], jax.Array]
 
 
@@ -25,10 +27,9 @@ def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
   Returns:
     The law.
   """
-  if not 0 <= sigma < np.inf:
-    raise ValueError(f"sigma is {sigma}; a standard deviation is at least 0.")
-  if not np.isfinite(mu):
-    raise ValueError(f"mu is {mu}; the mean of log SNR is finite.")
+  spread = "a standard deviation is at least 0"
+  checks.number("sigma", sigma, lambda x: 0 <= x < np.inf, spread)
+  checks.number("mu", mu, np.isfinite, "the mean of log SNR is finite")
 
   def law(key, shape):
     B, L = shape
@@ -51,8 +52,7 @@ def endpoint(clean_snr: float, *, smooth: bool = True) -> Law:
   Returns:
     The law.
   """
-  if not 0 < clean_snr < np.inf:
-    raise ValueError(f"clean_snr is {clean_snr}; use a finite one above 0.")
+  checks.clean_snr(clean_snr)
 
   def law(key, shape):
     order_key, hidden_key, clean_key = jax.random.split(key, 3)

@@ -28,7 +28,7 @@ def nll(denoiser: Denoiser, params, h_BLM, tokens_BL) -> jax.Array:
   """-log p(s_i | z), [B, L], nats."""
   head_VM, bias_V = denoiser.head(params)
   return vocab.nll(
-    h_BLM, head_VM, tokens_BL, bias_V=bias_V, implementation=_way(denoiser)
+    h_BLM, head_VM, tokens_BL, bias_V=bias_V, implementation=way(denoiser)
   )
 
 
@@ -37,10 +37,10 @@ def mean(denoiser: Denoiser, params, h_BLM) -> jax.Array:
   head_VM, bias_V = denoiser.head(params)
   table_VD = denoiser.table(params)
   return vocab.expectation(
-    h_BLM, head_VM, table_VD, bias_V=bias_V, implementation=_way(denoiser)
+    h_BLM, head_VM, table_VD, bias_V=bias_V, implementation=way(denoiser)
   )
 
 
-def _way(denoiser):
+def way(denoiser: Denoiser) -> str:
   """How to go over the vocabulary; denoisers from elsewhere need not say."""
-  return getattr(denoiser, "vocab", None) or "auto"
+  return getattr(denoiser, "vocab", "auto")

@@ -18,11 +18,13 @@ class Schedule(NamedTuple):
     path: [T+1, L] or [T+1, B, L].
     policy: or None.
     confidence: what the policy sees, "probability" or "entropy".
+    falls: whether tokens may lose SNR, whatever this draw of the path does.
   """
 
   path: np.ndarray
   policy: object = None
   confidence: str = "probability"
+  falls: bool = False
 
 
 class Curve(NamedTuple):
@@ -123,7 +125,8 @@ def _remask(kind):
     if c.remasks:
       eta = paths.budget_eta(c.steps, c.remasks, kind=kind)
     how = {"kind": kind, "eta": eta, "soft_snr": c.remask_snr}
-    return Schedule(paths.remask(key, c.steps, batch, length, **how))
+    path = paths.remask(key, c.steps, batch, length, **how)
+    return Schedule(path, falls=True)
 
   return schedule
 

@@ -1,7 +1,7 @@
 """The claim of a run on its workdir: WORKDIR/config.json."""
 
+import contextlib
 import dataclasses
-import errno
 import json
 import math
 import os
@@ -73,15 +73,12 @@ def make_folder(key: str, path: str) -> None:
   Raises:
     errors.UserError: it cannot be written; names the config's key.
   """
-  try:
+  with contextlib.suppress(OSError):  # told below
     os.makedirs(path, exist_ok=True)
-    if not os.access(path, os.W_OK):
-      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-  except OSError as error:
+  if not (os.path.isdir(path) and os.access(path, os.W_OK)):
     raise errors.UserError(
-      f"{key} is {path!r}, which cannot be written ({error.strerror}); choose "
-      "another folder."
-    ) from error
+      f"{key} is {path!r}, which cannot be written; choose another folder."
+    )
 
 
 def write_json(workdir: str, name: str, tree: dict) -> None:

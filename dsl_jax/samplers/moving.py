@@ -49,11 +49,11 @@ def draw(
   return _blocks(where_BL, work, h_BLM, (tokens, logp), len(head_VM))
 
 
-def mean(where_BL, h_BLM, head_VM, bias_V, table_VD):
-  """The posterior mean where asked, else zero."""
+def mean(where_BL, h_BLM, head_VM, table_VD, **how):
+  """The posterior mean where asked, else zero; how: of `vocab.expectation`."""
 
   def work(_, h):
-    return (vocab.expectation(h, head_VM, table_VD, bias_V=bias_V),)
+    return (vocab.expectation(h, head_VM, table_VD, **how),)
 
   start = (jnp.zeros((*where_BL.shape, table_VD.shape[-1])),)
   return _everywhere_or_blocks(where_BL, work, h_BLM, start, len(head_VM))[0]

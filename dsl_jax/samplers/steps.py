@@ -225,7 +225,8 @@ def _climb(
     return jnp.where(climbs[..., None], risen, z)
 
   def mean(h):
-    return moving.mean(climbs, h, net.head_VM, net.bias_V, net.table_VD)
+    how = {"bias_V": net.bias_V, "implementation": readout.way(net.denoiser)}
+    return moving.mean(climbs, h, net.head_VM, net.table_VD, **how)
 
   if settings.integrator == "sample":
     return up(x), jnp.int32(0)
