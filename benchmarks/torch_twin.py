@@ -158,9 +158,12 @@ class Backbone(nn.Module):
     self.output_layer = FinalLayer(cfg)
 
   def forward(self, tokens):
-    x = self.vocab_embed(tokens)
-    cond = self.sigma_map(torch.zeros(1, device=tokens.device))
-    cos, sin = self.rotary_emb(tokens.shape[1])
+    return self.trunk(self.vocab_embed(tokens))
+
+  def trunk(self, x):
+    """Logits from input embeddings."""
+    cond = self.sigma_map(torch.zeros(1, device=x.device))
+    cos, sin = self.rotary_emb(x.shape[1])
     for block in self.blocks:
       x = block(x, cond, cos, sin)
     return self.output_layer(x, cond)
@@ -236,10 +239,10 @@ def make_optimizer(model, learning_rate=3e-4):
   )
 
 
-def train_step(model, optimizer, ema, tokens, generator=None):
+def train_step(model, optimizer, ema, tokens, generator=None, loss_fn=loss):
   """Updates model and average on one batch; returns the detached loss."""
   optimizer.zero_grad(set_to_none=True)
-  value = loss(model, tokens, generator)
+  value = loss_fn(model, tokens, generator)
   value.backward()
   torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
   optimizer.step()

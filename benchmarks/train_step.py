@@ -1,13 +1,14 @@
-"""A training step beside the same network in plain PyTorch, turn by turn.
+"""A training step beside plain PyTorch, turn by turn.
 
 python -m benchmarks.train_step [--shapes 4,128,27,16,128 ...] [--json=FILE]
 
-Both sides do a whole step: noise, forward, backward, clipping, AdamW and the
-moving average, in f32 on all cores. Ours also runs the converter; it is timed
-with one step in a program and with several (train.steps_per_call), and the loss
-alone as "forward". "of peak" is the share of the FLOP/s that a large product
-reaches in the same rounds; FLOPs are counted from the shapes, recomputed ones
-left out.
+All sides do a whole step: noise, forward, backward, clipping, AdamW and the
+moving average, in f32 on all cores. PyTorch does it for two networks: ours,
+with the same parameters, and MDLM's, which has no converter. Our step is timed
+with one in a program and with several (train.steps_per_call), and the loss
+alone as "forward". "of peak" is the share of the FLOP/s that a large product of
+ours reaches in the same rounds; FLOPs are counted from the shapes, recomputed
+ones left out.
 """
 
 import functools
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import side_by_side, torch_twin
+from benchmarks import side_by_side, torch_dsl, torch_twin
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import build, costs, optim, schema, state
 
@@ -68,16 +69,24 @@ def jax_steps(net, tokens, count):
   return run
 
 
-def torch_step(depth, width, vocab, tokens):
-  """Returns a function that takes one training step of the twin."""
+def torch_step(net, tokens, converter):
+  """Returns a function that takes one training step of a twin."""
   torch.manual_seed(0)
-  heads = 4 if width < 512 else 12
-  cfg = torch_twin.Config(vocab + 1, width, depth, heads, vocab, dropout=0.0)
-  model = torch_twin.MDLM(cfg)
+  V = net.vocab_size
+  shape = V + 1, net.width, net.depth, net.heads
+  twin = torch_twin.Config(*shape, mask_id=V, dropout=0.0)
+  if converter:
+    cfg = schema.Config("bench", net)
+    model = torch_dsl.DSL(twin, net.sphere_dim)
+    loss = torch_dsl.make_loss(cfg.law, cfg.clean_snr)
+  else:
+    model, loss = torch_twin.MDLM(twin), torch_twin.loss
   optimizer = torch_twin.make_optimizer(model)
   average = torch_twin.EMA(model)
   batch = torch.from_numpy(tokens.astype(np.int64))
-  return lambda: float(torch_twin.train_step(model, optimizer, average, batch))
+  return lambda: float(
+    torch_twin.train_step(model, optimizer, average, batch, loss_fn=loss)
+  )
 
 
 def measure(shape, rounds, count):
@@ -88,13 +97,14 @@ def measure(shape, rounds, count):
   sides = {
     "one": jax_steps(net, ids, 1),
     "several": jax_steps(net, ids, count),
-    "pytorch": torch_step(depth, width, vocab, tokens),
+    "dsl": torch_step(net, tokens, True),
+    "mdlm": torch_step(net, tokens, False),
     "forward": jax_forward(net, ids),
     "peak": side_by_side.peak(),
   }
   for run in sides.values():
     run(), run()  # compile and warm up
-  seconds = side_by_side.take_turns(sides, rounds)
+  seconds = side_by_side.take_turns(sides, rounds, settle=1)
   seconds["several"] = [s / count for s in seconds["several"]]
   row = {"shape": shape, "steps_per_call": count}
   flops = costs.work(net, length).model * tokens.size
@@ -103,9 +113,10 @@ def measure(shape, rounds, count):
   for name, times in seconds.items():
     row[name] = tokens.size / statistics.median(times)
     if name in ("one", "several"):
-      found = side_by_side.ratio(seconds["pytorch"], times)
-      row[f"{name}_over_pytorch"] = found
-    if name != "pytorch":
+      for twin in ("dsl", "mdlm"):
+        found = side_by_side.ratio(seconds[twin], times)
+        row[f"{name}_over_{twin}"] = found
+    if name not in ("dsl", "mdlm"):
       done = flops / 3 if name == "forward" else flops
       found = side_by_side.of_peak(done, times, peak_seconds)
       row[f"{name}_of_peak"] = found
@@ -121,27 +132,27 @@ def main():
   parser.add_argument("--steps_per_call", type=int, default=4)
   args = parser.parse_args()
   rows = []
-  several = f"{args.steps_per_call} in one"
-  print(
-    f"{'tokens/s of':<22}{'one step':>10}{several:>10}{'PyTorch':>10}"
-    f"{'forward':>10}  {'one / PyTorch':<22}{'several / PyTorch':<22}"
-    f"{'several of peak':<22}forward of peak"
-  )
   for shape in args.shapes:
     row = measure(shape, args.rounds, args.steps_per_call)
     rows.append(row)
-    names = "one", "several", "pytorch", "forward"
-    rates = "".join(f"{row[x]:>10,.0f}" for x in names)
-    ratios = "".join(
-      f"{side_by_side.spread(row[x]):<22}"
-      for x in (
-        "one_over_pytorch",
-        "several_over_pytorch",
-        "several_of_peak",
-        "forward_of_peak",
-      )
+    print(f"{shape}: peak {row['peak_gflops']:.0f} GFLOP/s")
+    print(
+      f"  tokens/s: {row['one']:,.0f}, {args.steps_per_call} steps in one "
+      f"program {row['several']:,.0f}, PyTorch {row['dsl']:,.0f}, "
+      f"its MDLM {row['mdlm']:,.0f}"
     )
-    print(f"{shape:<22}{rates}  {ratios}", flush=True)
+    for name in ("one", "several"):
+      dsl, mdlm = (row[f"{name}_over_{twin}"] for twin in ("dsl", "mdlm"))
+      print(
+        f"  {name} / PyTorch {side_by_side.spread(dsl)}, "
+        f"/ its MDLM {side_by_side.spread(mdlm)}"
+      )
+    step, forward = row["several_of_peak"], row["forward_of_peak"]
+    print(
+      f"  of peak: step {side_by_side.spread(step)}, "
+      f"forward {side_by_side.spread(forward)}",
+      flush=True,
+    )
   side_by_side.write(args.json, rows)
 
 

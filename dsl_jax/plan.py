@@ -171,8 +171,6 @@ def _compile(cfg, mesh, state):
 
 def _estimate(cfg, mesh, state):
   """{kind: bytes on a device}, from shapes."""
-  share = cfg.train.batch_size // partition.shares(mesh)
-  rows = share // partition.passes(mesh, cfg)
   whole = sum(4 * x.size for x in jax.tree.leaves(state.params))
   params = costs.per_device(state.params)
   return {
@@ -181,7 +179,10 @@ def _estimate(cfg, mesh, state):
     "gathered params": whole if params < whole else 0,
     "gradients": whole,
     "activations": costs.activations(
-      cfg.net, rows, cfg.data.length, mesh.shape["model"]
+      cfg.net,
+      partition.rows_at_once(mesh, cfg),
+      cfg.data.length,
+      mesh.shape["model"],
     ),
   }
 
@@ -226,14 +227,15 @@ def _time(cfg, chip, count, mesh, state, compiled):
   weights = sum(x.size for x in jax.tree.leaves(state.params))
   passes = partition.passes(mesh, cfg)
   held = costs.per_device(state)
-  work = costs.work(net, length)
+  rows = partition.rows_at_once(mesh, cfg)
+  work = costs.work(net, length, rows, mesh.shape["model"])
   if compiled and compiled.program:
     sent = sum(c.sent for c in compiled.program.collectives)
   else:  # a ring sends each gradient twice, or gathers and scatters it
     sent = 2 * 4 * weights * (mesh.size - 1) / mesh.size
     sent += costs.sent_by_attention(net, tokens, mesh.shape["model"])
   parts = {
-    "matrix products": costs.seconds(net, length, tokens, chip),
+    "matrix products": tokens * costs.seconds(work, net.dtype, chip),
     "memory": (costs.traffic(net, length, tokens, passes, weights) + 2 * held)
     / chip.memory_rate,
     "network": sent / chip.link_rate,

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from dsl_jax.core import vocab
-from dsl_jax.nets import denoiser
+from dsl_jax.nets import attention, denoiser
 from dsl_jax.runtime import build, costs, optim, partition, schema
 from dsl_jax.runtime import state as states
 
@@ -84,6 +84,26 @@ def test_a_step_keeps_no_scores():
     found[way] = step.memory_analysis().temp_size_in_bytes - weights
   assert found["auto"] < 0.8 * scores
   assert found["reference"] > 2 * scores
+
+
+def test_attention_in_pieces_keeps_one_piece(monkeypatch):
+  """Of its scores, forward and backward; all at once show that it is seen."""
+  shape, scores = (2, 1024, 2, 8), 4 * 2 * 2 * 1024 * 1024
+  qkvg = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 4
+
+  def both_ways(q, k, v, g):
+    attend = lambda *qkv: attention.attend(*qkv, "xla")
+    o, back = jax.vjp(attend, q, k, v)
+    return o, back(g)
+
+  found = []
+  for piece in (attention.PIECE, 1):
+    monkeypatch.setattr(attention, "PIECE", piece)
+    again = functools.partial(both_ways)  # else the first trace is found
+    program = jax.jit(again).lower(*qkvg).compile()
+    found.append(program.memory_analysis().temp_size_in_bytes)
+  assert found[0] > 2 * scores
+  assert found[1] < 0.5 * scores
 
 
 def test_a_run_is_traced_once():

@@ -50,15 +50,20 @@ def test_layer_norm_and_its_gradient():
   np.testing.assert_allclose(back(g)[0], plain_back(g)[0], atol=2e-6)
 
 
-def test_gelu_and_its_gradient():
-  x = jnp.linspace(-6, 6, 101)
-  inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
-  np.testing.assert_allclose(
-    layers.gelu(x), 0.5 * x * (1 + np.tanh(inner)), atol=1e-6
+def test_gelu_before_a_product_and_its_gradients():
+  x = jnp.linspace(-6, 6, 100).reshape(20, 5)
+  kernel = jax.random.normal(KEY, (5, 3))
+
+  def plain(x, kernel):
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return (0.5 * x * (1 + jnp.tanh(inner))) @ kernel
+
+  (got, back), (want, plain_back) = (
+    jax.vjp(f, x, kernel) for f in (layers.gelu_matmul, plain)
   )
-  exact = jax.grad(lambda x: jnp.sum(jax.nn.gelu(x, approximate=True)))(x)
-  ours = jax.grad(lambda x: jnp.sum(layers.gelu(x)))(x)
-  np.testing.assert_allclose(ours, exact, atol=1e-6)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  for a, b in zip(back(jnp.cos(got)), plain_back(jnp.cos(got))):
+    np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_rotary_positions_turn_halves():
@@ -78,6 +83,24 @@ def test_attention_is_the_softmax_of_scaled_scores():
   weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
   want = np.einsum("bhlm,bmhk->blhk", weights, v)
   np.testing.assert_allclose(attention.attend(q, k, v, "xla"), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "queries, scores, count",
+  [(300, 128 * 300 * 6, 3), (256, 3 * 128 * 300 * 6, 1), (130, 1, 2)],
+)
+def test_attention_in_pieces_is_the_same(monkeypatch, queries, scores, count):
+  B, H, keys = 2, 3, 300
+  q, g = jax.random.normal(KEY, (2, B, queries, H, 8))
+  k, v = jax.random.normal(jax.random.key(1), (2, B, keys, H, 8))
+  attend = lambda *qkv: attention.attend(*qkv, "xla")
+  want, plain_back = jax.vjp(attend, q, k, v)
+  monkeypatch.setattr(attention, "PIECE", scores)
+  assert attention.pieces(B, queries, keys, H) == count
+  got, back = jax.vjp(attend, q, k, v)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  for a, b in zip(back(g), plain_back(g)):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("keys", [128, 256])

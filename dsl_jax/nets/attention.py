@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+PIECE = 1 << 24  # scores kept at once,
+QUERIES = 128  # of so many queries or a multiple
 _NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 
 
@@ -24,6 +26,24 @@ def check(implementation: str, platform: str) -> None:
     )
 
 
+def pieces(rows: int, queries: int, keys: int, heads: int) -> int:
+  """Number of runs of queries whose scores "xla" computes one by one.
+
+  Args:
+    rows: B.
+    queries: L of the queries.
+    keys: L of the keys.
+    heads: H.
+
+  Returns:
+    1 where all scores are few.
+  """
+  if rows * heads * queries * keys <= PIECE:
+    return 1
+  run = PIECE // (rows * heads * keys) // QUERIES * QUERIES
+  return -(-queries // max(run, QUERIES))
+
+
 def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
   """softmax(q k^T / sqrt(K)) v, statistics in f32.
 
@@ -31,8 +51,9 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
     q_BLHK: queries.
     k_BLHK: keys.
     v_BLHK: values.
-    implementation: "xla" everywhere, "cudnn" on NVIDIA GPUs in bf16, "splash"
-      on TPUs for lengths that are a multiple of 128, "xla" for others.
+    implementation: "xla" everywhere, in `pieces`; "cudnn" on NVIDIA GPUs in
+      bf16; "splash" on TPUs for lengths that are a multiple of 128, "xla" for
+      others.
 
   Returns:
     o_BLHK, in v's dtype.
@@ -44,11 +65,24 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
   q = q_BLHK * q_BLHK.shape[-1] ** -0.5
   if implementation == "splash" and q.shape[1] % 128 == 0:
     return splash(q, k_BLHK, v_BLHK)
-  s = jnp.einsum(
-    "blhk,bmhk->bhlm", q, k_BLHK, preferred_element_type=jnp.float32
+  B, L, H, K = q.shape
+  count = pieces(B, L, k_BLHK.shape[1], H)
+  if count == 1:
+    return _softmax(q, k_BLHK, v_BLHK)
+  q = jnp.pad(q, ((0, 0), (0, -L % count), (0, 0), (0, 0)))
+  # The backward pass computes the scores of a piece again, and keeps none.
+  piece = jax.checkpoint(
+    lambda q: _softmax(q, k_BLHK, v_BLHK), prevent_cse=False
   )
-  p = jax.nn.softmax(s, axis=-1).astype(v_BLHK.dtype)
-  return jnp.einsum("bhlm,bmhk->blhk", p, v_BLHK)
+  o = jax.lax.map(piece, jnp.moveaxis(q.reshape(B, count, -1, H, K), 1, 0))
+  return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
+
+
+def _softmax(q, k, v):
+  """softmax(q k^T) v with all scores at once."""
+  s = jnp.einsum("blhk,bmhk->bhlm", q, k, preferred_element_type=jnp.float32)
+  p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
+  return jnp.einsum("bhlm,bmhk->blhk", p, v)
 
 
 def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:

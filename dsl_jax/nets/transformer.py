@@ -99,7 +99,7 @@ class _Block(nn.Module):
 
     y = layers.LayerNorm(name="norm2")(x, shift_m, scale_m)
     y = layers.Dense(c.mlp_ratio * c.width, dtype, name="mlp_in")(y)
-    y = layers.Dense(c.width, dtype, name="mlp_out")(layers.gelu(y))
+    y = layers.Dense(c.width, dtype, gelu=True, name="mlp_out")(y)
     x = x + gate_m.astype(dtype) * drop(y, second_B)
     return x, None
 

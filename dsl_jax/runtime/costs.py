@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 
 from dsl_jax.core import vocab
+from dsl_jax.nets import attention
 from dsl_jax.nets.config import NetConfig
 from dsl_jax.runtime import chips
 
@@ -34,29 +35,33 @@ class Work(NamedTuple):
     return self.exact + self.usual
 
 
-def work(net: NetConfig, length: int) -> Work:
+def work(net: NetConfig, length: int, rows: int = 1, parts: int = 1) -> Work:
   """Counts a training step's matrix products.
 
   Args:
     net: the network.
     length: L.
+    rows: sequences computed at once.
+    parts: devices that share the positions of a sequence.
 
   Returns:
     FLOPs per token.
   """
   M, V, D = net.width, net.vocab_size, net.sphere_dim
   dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
-  attention = 4 * net.depth * length * M
+  mixing = 4 * net.depth * length * M
   converter, head = 2 * V * D, 2 * V * (M + D * net.evidence_skip)
   scores = converter + head
   values = 2 * V * M  # of the converter; the loss has none
-  model = 3 * (dense + attention + scores + values)
+  model = 3 * (dense + mixing + scores + values)
   # Scores are computed forward and again backward, where the products with
   # their gradients have default precision. The channel is f32 in every net.
   exact = 2 * (converter + head * (net.dtype == "float32"))
-  usual = 3 * (dense + attention + values) + 4 * scores - exact
+  usual = 3 * (dense + mixing + values) + 4 * scores - exact
+  if _pieces(net, rows, length, parts) > 1:
+    usual += mixing / 2  # scores alone, in the backward pass
   if net.remat != "none":
-    usual += attention
+    usual += mixing
   if net.remat == "full":
     usual += dense
   return Work(model, exact, usual)
@@ -92,14 +97,16 @@ def activations(
   tokens, size = rows * length // parts, _size(net)
   scores = net.heads * length * (4 + size)  # of a token with all others
   kept = tokens * per_token_saved(net)
-  depth = net.depth if net.remat == "none" else 2  # forward and backward
-  attention = tokens * scores * depth
+  pieces = _pieces(net, rows, length, parts)
+  whole = net.remat == "none" and pieces == 1
+  depth = net.depth if whole else 2  # forward and backward
+  mixing = tokens * scores * depth / pieces
   if parts > 1:  # keys and values of whole rows
-    attention += 2 * rows * length * net.width * size * depth
+    mixing += 2 * rows * length * net.width * size * depth
   ends = tokens * net.width * 4 * 6  # queries, means and their gradients
   rows = -(-net.vocab_size // vocab.slabs(tokens, net.vocab_size))
   slabs = 3 * 4 * tokens * rows
-  return kept + attention + ends + slabs
+  return kept + mixing + ends + slabs
 
 
 def traffic(
@@ -119,9 +126,9 @@ def traffic(
   """
   size = _size(net)
   layers = net.depth * 6 * (12 + net.mlp_ratio) * net.width * size
-  attention = net.depth * net.heads * length * (4 + size) * _VISITS / 2
+  mixing = net.depth * net.heads * length * (4 + size) * _VISITS / 2
   scores = 2 * net.vocab_size * 4 * _VISITS
-  return tokens * (layers + attention + scores) + passes * 4 * count * 4
+  return tokens * (layers + mixing + scores) + passes * 4 * count * 4
 
 
 def sent_by_attention(net: NetConfig, tokens: int, parts: int) -> float:
@@ -143,14 +150,9 @@ def sent_by_attention(net: NetConfig, tokens: int, parts: int) -> float:
   return net.depth * visits * (parts - 1) * values
 
 
-def seconds(
-  net: NetConfig, length: int, tokens: int, chip: chips.Chip
-) -> float:
-  """Time of the matrix products of so many tokens at the chip's peak."""
-  found = work(net, length)
-  return tokens * (
-    found.exact / chip.exact_flops + found.usual / chip.rate(net.dtype)
-  )
+def seconds(found: Work, dtype: str, chip: chips.Chip) -> float:
+  """Time of a token's matrix products at the chip's peak."""
+  return found.exact / chip.exact_flops + found.usual / chip.rate(dtype)
 
 
 def peak(net: NetConfig, length: int) -> float | None:
@@ -170,6 +172,13 @@ def per_device(tree) -> int:
       size *= n
     total += size
   return total
+
+
+def _pieces(net, rows, length, parts):
+  """Pieces of attention's scores; a fused kernel has pieces for every query."""
+  if net.attention != "xla":
+    return length
+  return attention.pieces(rows, length // parts, length, net.heads)
 
 
 def _size(net):

@@ -158,6 +158,11 @@ def passes(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
   return max(cfg.train.microbatches, parts)
 
 
+def rows_at_once(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
+  """Returns how many rows a device computes in one of its `passes`."""
+  return cfg.train.batch_size // shares(mesh) // passes(mesh, cfg)
+
+
 def spread(mesh: jax.sharding.Mesh, params, rows=AXES) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 

@@ -6,10 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from benchmarks import torch_twin
+from benchmarks import torch_dsl, torch_twin
 from dsl_jax import convert
 from dsl_jax.convert import __main__ as command
 from dsl_jax.nets import denoiser
+from dsl_jax.runtime import build, schema
 
 GPT2 = torch_twin.Config(41, 32, 3, 4, mask_id=40, cond_dim=16)
 TEXT8 = torch_twin.Config(35, 24, 2, 2, mask_id=4, cond_dim=12)
@@ -194,6 +195,45 @@ def test_command_converts_and_exports(tmp_path, capsys):
 
   assert command.main(["mdlm", str(tmp_path / "no"), "--out", out]) == 2
   assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_twin_with_a_converter_is_our_network(tmp_path):
+  twin = random_twin(GPT2, 1)
+  params, cfg = convert.mdlm.load(write(tmp_path, "bin", twin, twin))
+  torch.manual_seed(0)
+  whole = torch_dsl.DSL(GPT2, cfg.sphere_dim)
+  with torch.no_grad():
+    whole.bias.add_(torch.randn(whole.bias.shape))
+    whole.beta.add_(0.3)
+  whole.backbone = twin.backbone
+  *bias, mask_bias = whole.bias.detach().numpy()
+  table, beta = whole.table.detach().numpy(), whole.beta.detach().numpy()
+  params["converter"] = {
+    "table": table,
+    "beta": beta,
+    "bias": np.array(bias),
+    "mask_bias": mask_bias,
+  }
+  net = denoiser.make_denoiser(cfg)
+  z = 4 * np.random.default_rng(0).standard_normal((2, 9, cfg.sphere_dim))
+  z = z.astype(np.float32)
+  head_VM, bias_V = net.head(params)
+  got = jax.jit(net.hidden)(params, z) @ head_VM.T + bias_V[None, None]
+  want = whole(torch.from_numpy(z)).detach().numpy()[..., :-1]
+  assert np.abs(want).max() > 0.5
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_the_twin_sees_the_snrs_of_our_law():
+  cfg = schema.Config("toy", schema.NetConfig(7, 8, 1, 2, 4))
+  tokens = torch.zeros(4000, 8, dtype=torch.int64)
+  torch.manual_seed(0)
+  theirs = torch_dsl.draw_snr(tokens, cfg.law, cfg.clean_snr).numpy()
+  ours = build.law(cfg)(jax.random.key(0), tuple(tokens.shape))
+  share = np.linspace(0.05, 0.95, 19)
+  np.testing.assert_allclose(
+    *(np.quantile(np.log(snr), share) for snr in (theirs, ours)), atol=0.2
+  )
 
 
 def test_twin_learns_and_samples():
