@@ -1,14 +1,12 @@
 """The training objective: cross-entropy to the clean token."""
 
-from collections.abc import Callable
-
 import chex
 import jax
 import jax.numpy as jnp
 
 from dsl_jax.core import channel, sphere
 from dsl_jax.core.laws import Law
-from dsl_jax.nets import readout
+from dsl_jax.nets import positions, readout
 from dsl_jax.nets.denoiser import Denoiser
 
 
@@ -21,7 +19,6 @@ def loss(
   denoiser: Denoiser,
   law: Law,
   clean_snr: float,
-  own: Callable = lambda x_BL: x_BL,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mean cross-entropy over valid positions, unit weight (arXiv 2605.12836).
 
@@ -33,12 +30,11 @@ def loss(
       its noise however the batch is cut into microbatches.
     tokens_BL: clean ids, int32.
     mask_BL: bool or 0/1, true where the position counts.
-    denoiser: functions of the network.
+    denoiser: functions of the network. If devices share its positions, a
+      device's own count here; whole rows are corrupted, so that a position has
+      the same noise however rows are cut.
     law: draws the SNR of every token.
     clean_snr: scale of a committed token.
-    own: takes from [B, L, ...] the positions that count here, of which the
-      denoiser sees no others. Whole rows are corrupted, so that a position
-      has the same noise however rows are cut.
 
   Returns:
     The mean in nats per token, and the sums {"nll", "tokens"} it is made of.
@@ -57,8 +53,9 @@ def loss(
     return z[0], snr_1L[0], drop_key
 
   z_BLD, snr_BL, drop_key_B = jax.vmap(corrupt)(key, x_BLD)
-  z_BLD, snr_BL, tokens_BL, mask_BL = map(
-    own, (z_BLD, snr_BL, tokens_BL, mask_BL)
+  z_BLD, snr_BL, tokens_BL, mask_BL = (
+    positions.own(x, readout.along(denoiser))
+    for x in (z_BLD, snr_BL, tokens_BL, mask_BL)
   )
   h_BLM = readout.see(denoiser, params, z_BLD, snr_BL, key=drop_key_B)
   nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)

@@ -171,7 +171,7 @@ def _compile(cfg, mesh, state):
 
 def _estimate(cfg, mesh, state):
   """{kind: bytes on a device}, from shapes."""
-  whole = sum(4 * x.size for x in jax.tree.leaves(state.params))
+  whole = 4 * partition.gathered(mesh, state.params, denoisers.RUNS)
   params = costs.per_device(state.params)
   return {
     "params": params,
@@ -211,8 +211,7 @@ def _collectives(program):
     key = c.kind, c.group, c.loop
     number, size, sent = groups.get(key, (0, 0, 0.0))
     groups[key] = number + c.times, size + c.bytes * c.times, sent + c.sent
-  title = "collectives per step"
-  lines = ["", f"{title:<42}{'times':>7}{'MB in all':>11}{'MB sent':>9}"]
+  lines = ["", f"{'collectives per step':<42}  times  MB in all  MB sent"]
   for (kind, group, loop), (times, size, sent) in sorted(groups.items()):
     name = f"{kind} over {group}" + (f" in a loop of {loop}" if loop else "")
     lines.append(f"  {name:<40}{times:>7}{size / 1e6:>11.1f}{sent / 1e6:>9.1f}")
@@ -224,29 +223,30 @@ def _time(cfg, chip, count, mesh, state, compiled):
   """Roofline of a step, and of the run."""
   net, length = cfg.net, cfg.data.length
   tokens = cfg.train.batch_size * length // mesh.size
-  weights = sum(x.size for x in jax.tree.leaves(state.params))
+  weights = partition.gathered(mesh, state.params, denoisers.RUNS)
   passes = partition.passes(mesh, cfg)
   held = costs.per_device(state)
-  rows = partition.rows_at_once(mesh, cfg)
-  work = costs.work(net, length, rows, mesh.shape["model"])
+  parts = mesh.shape["model"]
+  work = costs.work(net, length, partition.rows_at_once(mesh, cfg), parts)
   if compiled and compiled.program:
     sent = sum(c.sent for c in compiled.program.collectives)
   else:  # a ring sends each gradient twice, or gathers and scatters it
     sent = 2 * 4 * weights * (mesh.size - 1) / mesh.size
-    sent += costs.sent_by_attention(net, tokens, mesh.shape["model"])
-  parts = {
+    sent += costs.sent_by_attention(net, tokens, parts)
+    sent += costs.sent_for_vocabulary(net, tokens, parts)
+  times = {
     "matrix products": tokens * costs.seconds(work, net.dtype, chip),
     "memory": (costs.traffic(net, length, tokens, passes, weights) + 2 * held)
     / chip.memory_rate,
     "network": sent / chip.link_rate,
   }
-  step = max(parts.values())
+  step = max(times.values())
   mfu = work.model * tokens / step / chip.flops
   days = step * cfg.train.steps / 86400
   lines = ["", "time per step at the chip's peak rates  ms"]
-  lines += [f"  {name:<32}{1e3 * s:>8.1f}" for name, s in parts.items()]
+  lines += [f"  {name:<32}{1e3 * s:>8.1f}" for name, s in times.items()]
   exact = tokens * work.exact / chip.exact_flops
-  share = f"{100 * exact / parts['matrix products']:.0f} %"
+  share = f"{100 * exact / times['matrix products']:.0f} %"
   lines.append(f"of the products' time {share} is scores of f32 precision")
   return [
     *lines,

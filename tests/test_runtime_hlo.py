@@ -75,7 +75,7 @@ def test_cut_weights_are_gathered_once_and_outside_every_loop(sizes):
   assert sum(x.size for x in cut) > 0.5 * weight_bytes(state) / 4
 
 
-def test_of_positions_that_are_spread_only_keys_and_values_are_sent(
+def test_along_model_tokens_are_sent_and_no_rows_of_the_vocabulary(
   monkeypatch,
 ):
   monkeypatch.setattr(vocab, "SLAB", 64)  # more slabs than one
@@ -83,19 +83,31 @@ def test_of_positions_that_are_spread_only_keys_and_values_are_sent(
   net = dataclasses.replace(NET, depth=3)
   text, state = compiled((2, 2, 2), rows=1, net=net)
   sent = hlo.read(text).collectives
+  # Once in a step: of cut weights whole arrays, of head and embedding runs.
   whole = [c for c in sent if not c.loop]
-  cut = [x for x in jax.tree.leaves(state.params) if any(x.sharding.spec)]
+  cut = [
+    x.size // 2 if path[0].key in ("head", "embed") else x.size
+    for path, x in jax.tree_util.tree_leaves_with_path(state.params)
+    if any(x.sharding.spec)
+  ]
+  filled = net.width // 2  # head and embedding have 132 rows on two devices
   gathered = sum(c.bytes for c in whole if c.kind == "all-gather")
-  assert gathered == 4 * sum(x.size for x in cut)
-  inner = [c for c in sent if c.loop]
-  assert {c.loop for c in inner} == {"Network.trunk"}
-  assert {c.group for c in inner} == {2}
+  assert gathered == 4 * (sum(cut) + filled)
+  # In every pass: hidden states and means, but not in the loops over slabs.
+  loops = {c.loop for c in sent} - {""}
+  assert loops == {"shard_map", "Network.trunk"}
+  device = (B // 4) * L // 2, 2
+  for loop, count in (
+    ("shard_map", costs.sent_for_vocabulary),
+    ("Network.trunk", costs.sent_by_attention),
+  ):
+    inner = [c for c in sent if c.loop == loop]
+    assert {c.group for c in inner} == {2}
+    assert sum(c.sent for c in inner) == count(net, *device)
   # Of each row, once in a block: gathered, and their gradients scattered.
   for kind in ("all-gather", "reduce-scatter"):
     found = sum(c.bytes * c.times for c in inner if c.kind == kind)
     assert found == (B // 4) * net.depth * 2 * L * net.width * 4
-  counted = costs.sent_by_attention(net, (B // 4) * L // 2, 2)
-  assert sum(c.sent for c in inner) == counted
 
 
 def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):

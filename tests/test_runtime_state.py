@@ -242,7 +242,7 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
   assert sums["tokens"] == sums_1["tokens"]
   chex.assert_trees_all_close(
-    jax.device_get(spread.params), jax.device_get(alone.params), atol=5e-6
+    jax.device_get(spread.params), jax.device_get(alone.params), atol=2e-5
   )
 
 
@@ -256,8 +256,8 @@ def test_moments_and_averages_are_sharded_like_parameters(monkeypatch, dtype):
   )
   cut = ("fsdp", "model")
   for tree in (state.params, state.ema, state.opt_state[1].mu):
-    assert tree["embed"]["embedding"].spec == P(cut, None)  # 16 rows
-    assert tree["head"]["kernel"].spec == P(None, cut)  # 15 rows
+    assert tree["embed"]["embedding"].spec == P(None, cut)  # also of 16 rows
+    assert tree["head"]["kernel"].spec == P(None, cut)
     assert tree["blocks"]["qkv"]["kernel"].spec == P(None, None, cut)
     assert tree["blocks"]["norm1"]["scale"].spec == P(None, None)
   assert state.step.spec == P()

@@ -42,25 +42,26 @@ def check(name: str, argument: str = "implementation") -> None:
     )
 
 
-def nll(name, h, head, bias, tokens, chunks):
-  """`streamed.nll` by the implementation of that name."""
+def terms(name, h, head, bias, tokens, chunks):
+  """`streamed.terms` by the implementation of that name."""
   check(name)
   if name == "reference":
     logits = streamed.scores(h, head, bias)
     at = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1) - at
+    return jax.nn.logsumexp(logits, axis=-1), at
   if name == "tokamax":
-    return _tokamax_nll(h, head, bias, tokens, chunks)
-  return streamed.nll(h, head, bias, tokens, chunks)
+    return _tokamax_terms(h, head, bias, tokens, chunks)
+  return streamed.terms(h, head, bias, tokens, chunks)
 
 
 def expectation(name, q, keys, bias, values, chunks):
   """`streamed.expectation` by the implementation of that name."""
   check(name)
   if name == "reference":
-    p = jax.nn.softmax(streamed.scores(q, keys, bias), axis=-1)
-    p = p.astype(values.dtype)
-    return jnp.matmul(p, values, preferred_element_type=jnp.float32)
+    s = streamed.scores(q, keys, bias)
+    p = jax.nn.softmax(s, axis=-1).astype(values.dtype)
+    mean = jnp.matmul(p, values, preferred_element_type=jnp.float32)
+    return mean, jax.nn.logsumexp(s, axis=-1)
   if name == "tokamax":
     one = lambda x: x[None, :, None].astype(jnp.float32)
     mean = _tokamax().dot_product_attention(
@@ -71,7 +72,8 @@ def expectation(name, q, keys, bias, values, chunks):
       scale=1.0,
       implementation="xla_chunked",
     )
-    return mean[0, :, 0]
+    first = jnp.zeros(len(q), jnp.int32)
+    return mean[0, :, 0], _tokamax_terms(q, keys, bias, first, chunks)[0]
   return streamed.expectation(q, keys, bias, values, chunks)
 
 
@@ -86,7 +88,7 @@ def _tokamax():
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _tokamax_nll(h, head, bias, tokens, chunks):
+def _tokamax_terms(h, head, bias, tokens, chunks):
   return _tokamax_forward(h, head, bias, tokens, chunks)[0]
 
 
@@ -105,4 +107,4 @@ def _tokamax_forward(h, head, bias, tokens, chunks):
   return streamed.from_normaliser(h, head, bias, tokens, lse)
 
 
-_tokamax_nll.defvjp(_tokamax_forward, streamed.nll_backward)
+_tokamax_terms.defvjp(_tokamax_forward, streamed.terms_backward)

@@ -76,12 +76,15 @@ def _grow(top, total, s):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def nll(h, head, bias, tokens, chunks):
-  """-log softmax(h head^T + bias) at the tokens, [N]; bias is f32."""
-  return _nll_forward(h, head, bias, tokens, chunks)[0]
+def terms(h, head, bias, tokens, chunks):
+  """Logsumexp of h head^T + bias, and the tokens' scores, both [N] in f32.
+
+  Their difference is -log softmax at the tokens. The bias is f32.
+  """
+  return _terms_forward(h, head, bias, tokens, chunks)[0]
 
 
-def _nll_forward(h, head, bias, tokens, chunks):
+def _terms_forward(h, head, bias, tokens, chunks):
   slabs = _Slabs(len(head), chunks)
 
   def step(carry, j):
@@ -90,20 +93,20 @@ def _nll_forward(h, head, bias, tokens, chunks):
 
   start = jnp.full(len(h), truncate.NEVER), jnp.zeros(len(h))
   top, total = _scan(step, start, slabs)
-  lse = top + jnp.log(total)
-  return from_normaliser(h, head, bias, tokens, lse)
+  return from_normaliser(h, head, bias, tokens, top + jnp.log(total))
 
 
 def from_normaliser(h, head, bias, tokens, lse):
-  """Returns `nll`, and what its backward pass needs, from the logsumexp."""
+  """Returns `terms`, and what its backward pass needs, from the logsumexp."""
   h32, rows = h.astype(jnp.float32), head[tokens].astype(jnp.float32)
   target = jnp.sum(h32 * rows, axis=-1) + bias[tokens]
-  return lse - target, (h, head, bias, tokens, lse)
+  return (lse, target), (h, head, bias, tokens, lse)
 
 
-def nll_backward(chunks, saved, g):
-  """Gradients of `nll` in slabs; see `from_normaliser`."""
+def terms_backward(chunks, saved, g):
+  """Gradients of `terms` in slabs; see `from_normaliser`."""
   h, head, bias, tokens, lse = saved
+  g, at = g
   slabs = _Slabs(len(head), chunks)
 
   def step(carry, j):
@@ -119,19 +122,21 @@ def nll_backward(chunks, saved, g):
   # In f32: a frequent token's row takes thousands of small terms, one by one.
   start = jnp.zeros(h.shape), jnp.zeros(head.shape), jnp.zeros_like(bias)
   dh, dhead, dbias = _scan(step, start, slabs)
-  # The tokens' own rows: - g (1 - p) is p g with g taken off once.
-  at = g[:, None] * h.astype(jnp.float32)
-  dh = dh - g[:, None] * head[tokens].astype(jnp.float32)
-  dhead = dhead.at[tokens].add(-at).astype(head.dtype)
-  return dh.astype(h.dtype), dhead, dbias.at[tokens].add(-g), None
+  dh = dh + at[:, None] * head[tokens].astype(jnp.float32)
+  own = at[:, None] * h.astype(jnp.float32)
+  dhead = dhead.at[tokens].add(own).astype(head.dtype)
+  return dh.astype(h.dtype), dhead, dbias.at[tokens].add(at), None
 
 
-nll.defvjp(_nll_forward, nll_backward)
+terms.defvjp(_terms_forward, terms_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def expectation(q, keys, bias, values, chunks):
-  """softmax(q keys^T + bias) values, [N, C] in f32; bias is f32."""
+  """softmax(q keys^T + bias) values, [N, C], and the logsumexp, [N], in f32.
+
+  The bias is f32.
+  """
   return _expectation_forward(q, keys, bias, values, chunks)[0]
 
 
@@ -152,15 +157,16 @@ def _expectation_forward(q, keys, bias, values, chunks):
     jnp.zeros([len(q), values.shape[-1]]),
   )
   top, total, mean = _scan(step, start, slabs)
-  mean = mean / total[:, None]
-  return mean, (q, keys, bias, values, top + jnp.log(total), mean)
+  mean, lse = mean / total[:, None], top + jnp.log(total)
+  return (mean, lse), (q, keys, bias, values, lse, mean)
 
 
 def _expectation_backward(chunks, saved, g):
   q, keys, bias, values, lse, mean = saved
+  g, g_lse = g
   slabs = _Slabs(len(keys), chunks)
   low = g.astype(values.dtype)
-  along = jnp.sum(g * mean, axis=-1)[:, None]
+  along = (jnp.sum(g * mean, axis=-1) - g_lse)[:, None]
 
   def step(carry, j):
     dq, dkeys, dbias, dvalues = carry

@@ -48,13 +48,38 @@ def nll(
   Raises:
     ValueError: the implementation is unknown or not installed.
   """
+  lse_BL, target_BL = terms(
+    h_BLM,
+    head_VM,
+    tokens_BL,
+    bias_V=bias_V,
+    chunks=chunks,
+    implementation=implementation,
+  )
+  return lse_BL - target_BL
+
+
+def terms(
+  h_BLM: jax.Array,
+  head_VM: jax.Array,
+  tokens_BL: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  chunks: int | None = None,
+  implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+  """The two terms of `nll`, whose arguments it takes.
+
+  Returns:
+    lse_BL, logsumexp_v(<h, w_v> + b_v), and target_BL, <h, w_s> + b_s; f32.
+  """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
   h = h_BLM.reshape(-1, h_BLM.shape[-1])
   chunks = min(chunks or slabs(len(h), len(head_VM)), len(head_VM))
   head, bias = head_VM.astype(h.dtype), _bias(bias_V, head_VM)
   tokens = tokens_BL.reshape(-1)
-  nll = alternatives.nll(implementation, h, head, bias, tokens, chunks)
-  return nll.reshape(tokens_BL.shape)
+  found = alternatives.terms(implementation, h, head, bias, tokens, chunks)
+  return tuple(x.reshape(tokens_BL.shape) for x in found)
 
 
 def expectation(
@@ -85,14 +110,39 @@ def expectation(
   Raises:
     ValueError: the implementation is unknown or not installed.
   """
+  return mean_and_normaliser(
+    q_BLK,
+    keys_VK,
+    values_VC,
+    bias_V=bias_V,
+    chunks=chunks,
+    implementation=implementation,
+  )[0]
+
+
+def mean_and_normaliser(
+  q_BLK: jax.Array,
+  keys_VK: jax.Array,
+  values_VC: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  chunks: int | None = None,
+  implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+  """`expectation`, whose arguments it takes, and what it is divided by.
+
+  Returns:
+    mean_BLC and lse_BL, logsumexp_v(<q, k_v> + b_v); f32.
+  """
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
   q = q_BLK.reshape(-1, q_BLK.shape[-1])
   chunks = min(chunks or slabs(len(q), len(keys_VK)), len(keys_VK))
   keys, bias = keys_VK.astype(q.dtype), _bias(bias_V, keys_VK)
-  mean = alternatives.expectation(
+  mean, lse = alternatives.expectation(
     implementation, q, keys, bias, values_VC, chunks
   )
-  return mean.reshape(*q_BLK.shape[:-1], values_VC.shape[-1])
+  shape = q_BLK.shape[:-1]
+  return mean.reshape(*shape, values_VC.shape[-1]), lse.reshape(shape)
 
 
 def draw(
@@ -166,12 +216,12 @@ def entropy(
   rows = jnp.concatenate(
     [head_VM.astype(jnp.float32), bias.astype(jnp.float32)[:, None]], axis=-1
   )
-  mean = expectation(h_BLM, head_VM, rows, bias_V=bias, chunks=chunks)
+  mean, lse = mean_and_normaliser(
+    h_BLM, head_VM, rows, bias_V=bias, chunks=chunks
+  )
   h = h_BLM.astype(jnp.float32)
   h = jnp.concatenate([h, jnp.ones((*h.shape[:-1], 1))], axis=-1)
-  zeros = jnp.zeros(h.shape[:-1], jnp.int32)
-  first = nll(h_BLM, head_VM, zeros, bias_V=bias, chunks=chunks)
-  return first + jnp.sum(h * (rows[:1][None] - mean), axis=-1)
+  return lse - jnp.sum(h * mean, axis=-1)
 
 
 def argmax(

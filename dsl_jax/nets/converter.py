@@ -5,6 +5,7 @@ h = sum_v q_v B_v + q_M B_M (arXiv 2605.12836). The exact posterior of a single
 token with prior pi is softmax(<z, e(v)> + log pi_v): beta = 1, b = log pi.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dsl_jax.core import sphere, vocab
+from dsl_jax.nets import runs
 
 
 class Converter(nn.Module):
@@ -23,6 +25,7 @@ class Converter(nn.Module):
     beta_init: inverse temperature at the start; its Bayes value is 1.
     mask_prior: weight q_M of the mask row at z = 0 at the start.
     implementation: of `vocab.expectation`.
+    along: mesh axis over which positions and input embeddings are spread.
   """
 
   vocab_size: int
@@ -30,6 +33,7 @@ class Converter(nn.Module):
   beta_init: float
   mask_prior: float
   implementation: str = "auto"
+  along: str = ""
 
   def setup(self):
     V, D = self.vocab_size, self.sphere_dim
@@ -42,11 +46,14 @@ class Converter(nn.Module):
     self.mask_bias = self.param("mask_bias", mask_bias, ())
 
   def __call__(self, z_BLD, rows_VM):
-    """Returns h_BLM, f32, for z and the V + 1 input embeddings."""
+    """Returns h_BLM, f32, for z and the input embeddings, the mask's last."""
     zero = jnp.zeros((1, self.sphere_dim))
     keys = jnp.concatenate([sphere.unit_rows(self.table), zero])
     bias = jnp.concatenate([self.bias, self.mask_bias[None]])
-    return vocab.expectation(
+    mean = vocab.expectation
+    if self.along:
+      mean = functools.partial(runs.expectation, name=self.along)
+    return mean(
       self.beta * z_BLD,
       keys,
       rows_VM,

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from dsl_jax.core import sphere
-from dsl_jax.nets import transformer
+from dsl_jax.nets import runs, transformer
 from dsl_jax.nets.config import NetConfig
+
+RUNS = (("embed", "embedding"), ("head", "kernel"))
 
 
 class Denoiser(NamedTuple):
@@ -27,6 +29,8 @@ class Denoiser(NamedTuple):
       by position, so that a sampler may keep rows that did not change.
     trunk: (params, rows_BLM, z_BLD) -> h_BLM: the rest of `hidden`.
     vocab: how `readout` goes over the vocabulary, see `NetConfig`.
+    along: mesh axis over which devices share positions and rows of the
+      vocabulary, see `make_denoiser`; "" is none.
     sees_snr: control experiments only: `hidden` also takes snr_BL.
   """
 
@@ -38,6 +42,7 @@ class Denoiser(NamedTuple):
   embed: Callable | None = None
   trunk: Callable | None = None
   vocab: str = "auto"
+  along: str = ""
   sees_snr: bool = False
 
 
@@ -47,7 +52,9 @@ def make_denoiser(cfg: NetConfig, *, along: str = "") -> Denoiser:
   Args:
     cfg: the network; parameters are a nested dict of f32 arrays.
     along: within a `jax.shard_map`, the mesh axis over which the positions of
-      a sequence are spread; `hidden` then takes and gives a device's own.
+      a sequence are spread; `hidden` then takes and gives a device's own. Of
+      the leaves RUNS a device has its run of rows, see `runs`, the others
+      whole.
 
   Returns:
     The denoiser, the same one for the same config: programs that were compiled
@@ -75,7 +82,8 @@ def _make(cfg, along):
   def head(params):
     head_VM, bias_V = params["head"]["kernel"], params["head"]["bias"]
     if cfg.evidence_skip:
-      head_VM = jnp.concatenate([head_VM, table(params)], axis=-1)
+      rows_VD = runs.own(table(params), along)
+      head_VM = jnp.concatenate([head_VM, rows_VD], axis=-1)
     return head_VM, bias_V
 
   def table(params):
@@ -96,8 +104,9 @@ def _make(cfg, along):
     hidden,
     head,
     table,
-    hidden_tokens,
+    None if along else hidden_tokens,
     vocab=cfg.vocab,
+    along=along,
     sees_snr=cfg.snr_condition,
     **split,
   )

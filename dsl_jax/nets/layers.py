@@ -153,19 +153,20 @@ class Condition(nn.Module):
 
 
 class Rows(nn.Module):
-  """A table of rows with or without a bias: the embedding or the head."""
+  """A table of rows, and a bias if it has a size: the embedding or the head."""
 
   shape: tuple[int, int]
   row_name: str
   row_init: nn.initializers.Initializer
-  use_bias: bool = False
+  bias_size: int = 0
 
   def setup(self):
     self.rows = self.param(
       self.row_name, self.row_init, self.shape, jnp.float32
     )
-    if self.use_bias:
-      self.bias = self.param("bias", nn.initializers.zeros, self.shape[:1])
+    if self.bias_size:
+      zeros = nn.initializers.zeros
+      self.bias = self.param("bias", zeros, (self.bias_size,))
 
   def __call__(self):
     return self.rows

@@ -1,9 +1,12 @@
 """What floor 3 asks of a denoiser: hidden states and what the head reads."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from dsl_jax.core import channel, sphere, vocab
+from dsl_jax.nets import runs
 from dsl_jax.nets.denoiser import Denoiser
 
 
@@ -27,7 +30,10 @@ def see_endpoint(
 def nll(denoiser: Denoiser, params, h_BLM, tokens_BL) -> jax.Array:
   """-log p(s_i | z), [B, L], nats."""
   head_VM, bias_V = denoiser.head(params)
-  return vocab.nll(
+  found = vocab.nll
+  if along(denoiser):
+    found = functools.partial(runs.nll, name=along(denoiser))
+  return found(
     h_BLM, head_VM, tokens_BL, bias_V=bias_V, implementation=way(denoiser)
   )
 
@@ -44,3 +50,8 @@ def mean(denoiser: Denoiser, params, h_BLM) -> jax.Array:
 def way(denoiser: Denoiser) -> str:
   """How to go over the vocabulary; denoisers from elsewhere need not say."""
   return getattr(denoiser, "vocab", "auto")
+
+
+def along(denoiser: Denoiser) -> str:
+  """Mesh axis along which devices share the work on a sequence, or ""."""
+  return getattr(denoiser, "along", "")

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.nets import attention, config, converter, layers, positions
+from dsl_jax.nets import attention, config, converter, layers, positions, runs
 
 
 class Network(nn.Module):
@@ -14,7 +14,8 @@ class Network(nn.Module):
 
   Attributes:
     cfg: shape and arithmetic.
-    along: mesh axis over which positions are spread, see `positions`.
+    along: mesh axis over which positions are spread, see `positions`, and rows
+      of the vocabulary, see `runs`.
   """
 
   cfg: config.NetConfig
@@ -23,16 +24,16 @@ class Network(nn.Module):
   def setup(self):
     c = self.cfg
     uniform, zeros = layers.torch_uniform(c.width), nn.initializers.zeros
-    shape = (c.vocab_size + 1, c.width)
+    shape = (runs.length(c.vocab_size + 1, self.along), c.width)
     self.embed = layers.Rows(shape, "embedding", uniform)
     self.converter = converter.Converter(
-      c.vocab_size, c.sphere_dim, c.beta_init, c.mask_prior, c.vocab
+      c.vocab_size, c.sphere_dim, c.beta_init, c.mask_prior, c.vocab, self.along
     )
     self.cond = layers.Condition(c.cond_dim)
     self.blocks = _stack(c)(c, self.along)
     self.final = _Final(c)
-    shape = (c.vocab_size, c.width)
-    self.head = layers.Rows(shape, "kernel", zeros, use_bias=True)
+    shape = (runs.length(c.vocab_size, self.along), c.width)
+    self.head = layers.Rows(shape, "kernel", zeros, bias_size=c.vocab_size)
 
   def __call__(self, z_BLD, snr_BL=None, key_B=None):
     if self.is_initializing():

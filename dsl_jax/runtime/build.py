@@ -9,7 +9,7 @@ import optax
 
 from dsl_jax import objective
 from dsl_jax.core import alternatives, laws
-from dsl_jax.nets import attention, positions
+from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoisers
 from dsl_jax.runtime import partition, schema
 from dsl_jax.runtime import state as states
@@ -52,7 +52,6 @@ def loss(cfg: schema.Config, *, dropout: bool, along: str = "") -> Callable:
     denoiser=denoisers.make_denoiser(net, along=along),
     law=law(cfg),
     clean_snr=cfg.clean_snr,
-    own=functools.partial(positions.own, name=along),
   )
 
 
@@ -93,7 +92,9 @@ def _step(cfg, mesh, tx, abstract):
     seed=cfg.seed,
     ema_decay=cfg.optim.ema_decay,
     microbatches=partition.passes(mesh, cfg),
-    spread=partition.spread(mesh, abstract.params, rows=partition.ROWS),
+    spread=partition.spread(
+      mesh, abstract.params, rows=partition.ROWS, runs=denoisers.RUNS
+    ),
   )
 
 

@@ -103,9 +103,9 @@ def activations(
   mixing = tokens * scores * depth / pieces
   if parts > 1:  # keys and values of whole rows
     mixing += 2 * rows * length * net.width * size * depth
-  ends = tokens * net.width * 4 * 6  # queries, means and their gradients
-  rows = -(-net.vocab_size // vocab.slabs(tokens, net.vocab_size))
-  slabs = 3 * 4 * tokens * rows
+  together, run = tokens * parts, -(-net.vocab_size // parts)
+  ends = together * net.width * 4 * 6  # queries, means and their gradients
+  slabs = 3 * 4 * together * -(-run // vocab.slabs(together, run))
   return kept + mixing + ends + slabs
 
 
@@ -148,6 +148,25 @@ def sent_by_attention(net: NetConfig, tokens: int, parts: int) -> float:
   visits = 2 + (net.remat != "none")
   values = 2 * tokens * net.width * _size(net)
   return net.depth * visits * (parts - 1) * values
+
+
+def sent_for_vocabulary(net: NetConfig, tokens: int, parts: int) -> float:
+  """Counts the bytes a device sends of what meets the vocabulary in a step.
+
+  Hidden states and z are gathered and their gradients scattered, the means of
+  the converter scattered and their gradients gathered. Besides, ids and eight
+  sums of f32, each of them sent twice.
+
+  Args:
+    net: the network.
+    tokens: of the device.
+    parts: devices that share the rows of the vocabulary.
+
+  Returns:
+    Bytes on a ring.
+  """
+  floats = 2 * net.width + 2 * net.sphere_dim + 1 + 2 * 8
+  return (parts - 1) * tokens * (2 * net.width * _size(net) + 4 * floats)
 
 
 def seconds(found: Work, dtype: str, chip: chips.Chip) -> float:

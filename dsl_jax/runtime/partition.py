@@ -3,17 +3,19 @@
 Rows of a training batch go over data and fsdp, the positions of a row over
 model. Weights, averages and moments are whole along data and cut along fsdp and
 model; a step gathers them once and scatters the sums of its gradients once,
-whatever the number of microbatches.
+whatever the number of microbatches. Of the rows of the vocabulary it gathers
+only a run on each device along model.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dsl_jax.nets import runs as vocabulary
 from dsl_jax.runtime import errors, schema
 
 AXES = ("data", "fsdp", "model")
@@ -80,8 +82,8 @@ def shares(mesh: jax.sharding.Mesh) -> int:
 def of_tree(mesh: jax.sharding.Mesh, tree):
   """Returns the tree of shardings for params, averages and moments.
 
-  The largest axis that divides goes over fsdp and model; small leaves stay
-  whole.
+  The largest axis that divides goes over fsdp and model, but not the first of
+  several: blocks and rows of the vocabulary stay whole. So do small leaves.
 
   Args:
     mesh: from `make_mesh`.
@@ -95,7 +97,8 @@ def of_tree(mesh: jax.sharding.Mesh, tree):
 
   def leaf(x):
     spec = [None] * x.ndim
-    free = [i for i in range(x.ndim) if x.shape[i] % parts == 0]
+    first = int(x.ndim > 1)
+    free = [i for i in range(first, x.ndim) if x.shape[i] % parts == 0]
     if free and parts > 1 and math.prod(x.shape) >= _SMALL:
       spec[max(free, key=lambda i: x.shape[i])] = ("fsdp", "model")
     return NamedSharding(mesh, P(*spec))
@@ -163,7 +166,9 @@ def rows_at_once(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
   return cfg.train.batch_size // shares(mesh) // passes(mesh, cfg)
 
 
-def spread(mesh: jax.sharding.Mesh, params, rows=AXES) -> Callable:
+def spread(
+  mesh: jax.sharding.Mesh, params, rows=AXES, runs: Sequence = ()
+) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 
   Each device gathers the weights, calls fn on its own rows, and takes part in
@@ -175,19 +180,30 @@ def spread(mesh: jax.sharding.Mesh, params, rows=AXES) -> Callable:
     params: abstract, with the shardings of `of_tree`.
     rows: axes that rows go over. Devices along the others call fn on the same
       rows, and their results are summed too.
+    runs: names of leaves of which a device along model gets its run of the
+      first axis, see `nets.runs`.
 
   Returns:
-    Takes fn: (params, *rows) -> (sums, grads), grads like params, and gives
-    the same function of cut params and of rows that are spread over devices.
-    With gradients=False fn gives (sums,).
+    Takes fn: (params, *rows) -> (sums, grads), grads like the params it gets,
+    and gives the same function of cut params and of rows that are spread over
+    devices. With gradients=False fn gives (sums,).
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
+  if mesh.shape["model"] == 1:
+    runs = ()
+
+  def gather(params):
+    def leaf(path, x, spec):
+      whole = _gather_run if _names(path) in runs else _gather
+      return whole(x, spec)
+
+    return jax.tree_util.tree_map_with_path(leaf, params, specs)
 
   def wrap(fn, *, gradients=True):
     def local(params, *arrays):
-      whole = jax.tree.map(_gather, params, specs)
+      whole, scatter = jax.vjp(gather, params)
       sums, *grads = fn(whole, *arrays)
-      grads = [jax.tree.map(_reduce, g, specs) for g in grads]
+      grads = [jax.tree.map(_sum, scatter(g)[0], specs) for g in grads]
       return jax.lax.psum(sums, AXES), *grads
 
     def spread_fn(params, *arrays):
@@ -204,6 +220,26 @@ def spread(mesh: jax.sharding.Mesh, params, rows=AXES) -> Callable:
   return wrap
 
 
+def gathered(mesh: jax.sharding.Mesh, params, runs: Sequence) -> int:
+  """Returns how many weights each device has while a step runs.
+
+  Args:
+    mesh: from `make_mesh`.
+    params: abstract.
+    runs: see `spread`.
+  """
+  parts = mesh.shape["model"]
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return sum(
+    -(-x.size // (parts if _names(path) in runs else 1)) for path, x in leaves
+  )
+
+
+def _names(path):
+  """Keys of a leaf's path."""
+  return tuple(entry.key for entry in path)
+
+
 def _gather(x, spec):
   """One whole array from the pieces that devices hold."""
   for axis, names in enumerate(spec):
@@ -212,14 +248,19 @@ def _gather(x, spec):
   return x
 
 
-def _reduce(x, spec):
-  """The sum over devices, of which each keeps the piece that it holds."""
-  left = AXES
-  for axis, names in enumerate(spec):
-    if names:
-      x = jax.lax.psum_scatter(x, names, scatter_dimension=axis, tiled=True)
-      left = [name for name in left if name not in names]
-  return jax.lax.psum(x, left)
+def _gather_run(x, spec):
+  """This device's run of rows, of an array that is cut into columns or not."""
+  if not any(spec):
+    return vocabulary.own(x, "model")
+  x = vocabulary.pad(x, "model")
+  x = jax.lax.all_to_all(x, "model", split_axis=0, concat_axis=1, tiled=True)
+  return jax.lax.all_gather(x, "fsdp", axis=1, tiled=True)
+
+
+def _sum(x, spec):
+  """The sum over the devices that hold the same piece."""
+  cut = {name for names in spec if names for name in names}
+  return jax.lax.psum(x, [name for name in AXES if name not in cut])
 
 
 def read_rows(
