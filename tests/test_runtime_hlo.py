@@ -95,10 +95,10 @@ def test_along_model_tokens_are_sent_and_no_rows_of_the_vocabulary(
   assert gathered == 4 * (sum(cut) + filled)
   # In every pass: hidden states and means, but not in the loops over slabs.
   loops = {c.loop for c in sent} - {""}
-  assert loops == {"shard_map", "Network.trunk"}
+  assert loops == {"passes", "Network.trunk"}
   device = (B // 4) * L // 2, 2
   for loop, count in (
-    ("shard_map", costs.sent_for_vocabulary),
+    ("passes", costs.sent_for_vocabulary),
     ("Network.trunk", costs.sent_by_attention),
   ):
     inner = [c for c in sent if c.loop == loop]

@@ -78,7 +78,8 @@ def sum_gradients(
 
   zero = {"nll": jnp.float32(0), "tokens": jnp.float32(0)}
   zeros = zero, jax.tree.map(jnp.zeros_like, params)
-  return jax.lax.scan(accumulate, zeros, parts)[0]
+  with jax.named_scope("passes"):
+    return jax.lax.scan(accumulate, zeros, parts)[0]
 
 
 def train_step(
