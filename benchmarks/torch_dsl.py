@@ -43,7 +43,7 @@ def draw_snr(tokens, law, clean_snr, generator=None):
 
   Args:
     tokens: ids, [B, L].
-    law: `schema.Law`.
+    law: `schema.Law`, smooth and one SNR for a sequence.
     clean_snr: of a visible token.
     generator: of random numbers.
 

@@ -171,7 +171,7 @@ def _compile(cfg, mesh, state):
 
 def _estimate(cfg, mesh, state):
   """{kind: bytes on a device}, from shapes."""
-  whole = 4 * partition.gathered(mesh, state.params, denoisers.RUNS)
+  whole = 4 * partition.gathered(mesh, state.params, denoisers.RUNS)[0]
   params = costs.per_device(state.params)
   return {
     "params": params,
@@ -223,16 +223,15 @@ def _time(cfg, chip, count, mesh, state, compiled):
   """Roofline of a step, and of the run."""
   net, length = cfg.net, cfg.data.length
   tokens = cfg.train.batch_size * length // mesh.size
-  weights = partition.gathered(mesh, state.params, denoisers.RUNS)
+  weights, moved = partition.gathered(mesh, state.params, denoisers.RUNS)
   passes = partition.passes(mesh, cfg)
   held = costs.per_device(state)
   parts = mesh.shape["model"]
   work = costs.work(net, length, partition.rows_at_once(mesh, cfg), parts)
   if compiled and compiled.program:
     sent = sum(c.sent for c in compiled.program.collectives)
-  else:  # a ring sends each gradient twice, or gathers and scatters it
-    sent = 2 * 4 * weights * (mesh.size - 1) / mesh.size
-    sent += costs.sent_by_attention(net, tokens, parts)
+  else:
+    sent = 4 * moved + costs.sent_by_attention(net, tokens, parts)
     sent += costs.sent_for_vocabulary(net, tokens, parts)
   times = {
     "matrix products": tokens * costs.seconds(work, net.dtype, chip),

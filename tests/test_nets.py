@@ -88,7 +88,12 @@ def test_attention_is_the_softmax_of_scaled_scores():
 
 @pytest.mark.parametrize(
   "queries, scores, count",
-  [(300, 128 * 300 * 6, 3), (256, 3 * 128 * 300 * 6, 1), (130, 1, 2)],
+  [
+    (300, 128 * 300 * 6, 3),
+    (256, 3 * 128 * 300 * 6, 1),
+    (512, 3 * 128 * 300 * 6, 2),
+    (130, 1, 2),
+  ],
 )
 def test_attention_in_pieces_is_the_same(monkeypatch, queries, scores, count):
   B, H, keys = 2, 3, 300
@@ -204,8 +209,11 @@ def test_blocks_run_in_turn_and_every_dropout_has_its_own_mask(monkeypatch):
   assert len(used) == len(set(used)) == 2 * cfg.depth
 
 
-@pytest.mark.parametrize("parts", [2, 8])  # 13 rows: the eighth has none
-def test_rows_of_the_vocabulary_may_be_spread(parts):
+@pytest.mark.parametrize(
+  "parts, way", [(2, "auto"), (2, "reference"), (8, "auto")]
+)
+def test_rows_of_the_vocabulary_may_be_spread(parts, way):
+  """Of 13 rows the eighth device has none."""
   V, M, L = 13, 6, 16
   keys = jax.random.split(KEY, 5)
   h, g = jax.random.normal(keys[0], (2, 3, L, M))
@@ -223,8 +231,8 @@ def test_rows_of_the_vocabulary_may_be_spread(parts):
   def spread(*arrays):
     one = functools.partial(
       loss,
-      functools.partial(runs.nll, name="m", implementation="auto"),
-      functools.partial(runs.expectation, name="m", implementation="auto"),
+      functools.partial(runs.nll, name="m", implementation=way),
+      functools.partial(runs.expectation, name="m", implementation=way),
       functools.partial(runs.own, name="m"),
     )
     value, grads = jax.value_and_grad(one, (0, 1, 2, 3))(*arrays)

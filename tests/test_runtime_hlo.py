@@ -80,7 +80,7 @@ def test_along_model_tokens_are_sent_and_no_rows_of_the_vocabulary(
 ):
   monkeypatch.setattr(vocab, "SLAB", 64)  # more slabs than one
   monkeypatch.setattr(vocab, "ROWS", 64)
-  net = dataclasses.replace(NET, depth=3)
+  net = dataclasses.replace(NET, depth=3, evidence_skip=True)
   text, state = compiled((2, 2, 2), rows=1, net=net)
   sent = hlo.read(text).collectives
   # Once in a step: of cut weights whole arrays, of head and embedding runs.
@@ -90,7 +90,10 @@ def test_along_model_tokens_are_sent_and_no_rows_of_the_vocabulary(
     for path, x in jax.tree_util.tree_leaves_with_path(state.params)
     if any(x.sharding.spec)
   ]
-  filled = net.width // 2  # head and embedding have 132 rows on two devices
+  mesh = jax.tree.leaves(state.params)[0].sharding.mesh
+  moved = partition.gathered(mesh, state.params, denoiser.RUNS)[1]
+  assert sum(c.sent for c in whole) == pytest.approx(4 * moved, rel=0.01)
+  filled = net.width // 2  # the head has 132 rows on two devices
   gathered = sum(c.bytes for c in whole if c.kind == "all-gather")
   assert gathered == 4 * (sum(cut) + filled)
   # In every pass: hidden states and means, but not in the loops over slabs.
@@ -105,8 +108,9 @@ def test_along_model_tokens_are_sent_and_no_rows_of_the_vocabulary(
     assert {c.group for c in inner} == {2}
     assert sum(c.sent for c in inner) == count(net, *device)
   # Of each row, once in a block: gathered, and their gradients scattered.
+  blocks = [c for c in sent if c.loop == "Network.trunk"]
   for kind in ("all-gather", "reduce-scatter"):
-    found = sum(c.bytes * c.times for c in inner if c.kind == kind)
+    found = sum(c.bytes * c.times for c in blocks if c.kind == kind)
     assert found == (B // 4) * net.depth * 2 * L * net.width * 4
 
 

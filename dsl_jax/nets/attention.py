@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-PIECE = 1 << 24  # scores kept at once,
-QUERIES = 128  # of so many queries or a multiple
+PIECE = 1 << 24  # scores kept at once, about,
+QUERIES = 128  # of so many queries at least
 _NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 
 
@@ -26,6 +26,13 @@ def check(implementation: str, platform: str) -> None:
     )
 
 
+def fused(implementation: str, queries: int) -> bool:
+  """Whether a kernel of that name takes so many queries; "xla" does not."""
+  return implementation == "cudnn" or (
+    implementation == "splash" and queries % QUERIES == 0
+  )
+
+
 def pieces(rows: int, queries: int, keys: int, heads: int) -> int:
   """Number of runs of queries whose scores "xla" computes one by one.
 
@@ -40,8 +47,12 @@ def pieces(rows: int, queries: int, keys: int, heads: int) -> int:
   """
   if rows * heads * queries * keys <= PIECE:
     return 1
-  run = PIECE // (rows * heads * keys) // QUERIES * QUERIES
-  return -(-queries // max(run, QUERIES))
+  run = max(1, PIECE // (rows * heads * keys) // QUERIES) * QUERIES
+  while (
+    queries % run and run > QUERIES
+  ):  # equal runs, in an accelerator's tiles
+    run -= QUERIES
+  return -(-queries // run)
 
 
 def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
@@ -63,7 +74,7 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
       q_BLHK, k_BLHK, v_BLHK, implementation="cudnn"
     )
   q = q_BLHK * q_BLHK.shape[-1] ** -0.5
-  if implementation == "splash" and q.shape[1] % 128 == 0:
+  if fused(implementation, q.shape[1]):
     return splash(q, k_BLHK, v_BLHK)
   B, L, H, K = q.shape
   count = pieces(B, L, k_BLHK.shape[1], H)

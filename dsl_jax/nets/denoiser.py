@@ -30,7 +30,7 @@ class Denoiser(NamedTuple):
     trunk: (params, rows_BLM, z_BLD) -> h_BLM: the rest of `hidden`.
     vocab: how `readout` goes over the vocabulary, see `NetConfig`.
     along: mesh axis over which devices share positions and rows of the
-      vocabulary, see `make_denoiser`; "" is none.
+      vocabulary, as in training, see `make_denoiser`; "" is none.
     sees_snr: control experiments only: `hidden` also takes snr_BL.
   """
 

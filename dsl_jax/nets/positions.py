@@ -1,7 +1,8 @@
 """Positions of a row that are spread over an axis of a mesh.
 
 Within a `jax.shard_map` each device along the axis has a run of positions of
-the same rows. Only attention needs the others. An empty name is one device.
+the same rows. Attention needs the others, and what meets rows of the vocabulary
+that are spread as well, see `runs`. An empty name is one device.
 """
 
 import jax

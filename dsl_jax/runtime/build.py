@@ -93,7 +93,7 @@ def _step(cfg, mesh, tx, abstract):
     ema_decay=cfg.optim.ema_decay,
     microbatches=partition.passes(mesh, cfg),
     spread=partition.spread(
-      mesh, abstract.params, rows=partition.ROWS, runs=denoisers.RUNS
+      mesh, abstract.params, rows=partition.ROWS, in_runs=denoisers.RUNS
     ),
   )
 

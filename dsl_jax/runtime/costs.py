@@ -165,8 +165,9 @@ def sent_for_vocabulary(net: NetConfig, tokens: int, parts: int) -> float:
   Returns:
     Bytes on a ring.
   """
+  hidden = net.width + net.sphere_dim * net.evidence_skip
   floats = 2 * net.width + 2 * net.sphere_dim + 1 + 2 * 8
-  return (parts - 1) * tokens * (2 * net.width * _size(net) + 4 * floats)
+  return (parts - 1) * tokens * (2 * hidden * _size(net) + 4 * floats)
 
 
 def seconds(found: Work, dtype: str, chip: chips.Chip) -> float:
@@ -194,10 +195,11 @@ def per_device(tree) -> int:
 
 
 def _pieces(net, rows, length, parts):
-  """Pieces of attention's scores; a fused kernel has pieces for every query."""
-  if net.attention != "xla":
-    return length
-  return attention.pieces(rows, length // parts, length, net.heads)
+  """Pieces of attention's scores; a fused kernel has one for every query."""
+  queries = length // parts
+  if attention.fused(net.attention, queries):
+    return queries
+  return attention.pieces(rows, queries, length, net.heads)
 
 
 def _size(net):

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dsl_jax.nets import runs as vocabulary
+from dsl_jax.nets import runs
 from dsl_jax.runtime import errors, schema
 
 AXES = ("data", "fsdp", "model")
@@ -167,7 +167,7 @@ def rows_at_once(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
 
 
 def spread(
-  mesh: jax.sharding.Mesh, params, rows=AXES, runs: Sequence = ()
+  mesh: jax.sharding.Mesh, params, rows=AXES, in_runs: Sequence = ()
 ) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 
@@ -180,7 +180,7 @@ def spread(
     params: abstract, with the shardings of `of_tree`.
     rows: axes that rows go over. Devices along the others call fn on the same
       rows, and their results are summed too.
-    runs: names of leaves of which a device along model gets its run of the
+    in_runs: names of leaves of which a device along model gets its run of the
       first axis, see `nets.runs`.
 
   Returns:
@@ -189,13 +189,12 @@ def spread(
     devices. With gradients=False fn gives (sums,).
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
-  if mesh.shape["model"] == 1:
-    runs = ()
 
   def gather(params):
     def leaf(path, x, spec):
-      whole = _gather_run if _names(path) in runs else _gather
-      return whole(x, spec)
+      if mesh.shape["model"] > 1 and _names(path) in in_runs:
+        return _gather_run(x, spec)
+      return _gather(x, spec)
 
     return jax.tree_util.tree_map_with_path(leaf, params, specs)
 
@@ -220,19 +219,31 @@ def spread(
   return wrap
 
 
-def gathered(mesh: jax.sharding.Mesh, params, runs: Sequence) -> int:
-  """Returns how many weights each device has while a step runs.
+def gathered(
+  mesh: jax.sharding.Mesh, params, in_runs: Sequence
+) -> tuple[int, float]:
+  """Counts what a step gathers, without compiling it.
 
   Args:
     mesh: from `make_mesh`.
-    params: abstract.
-    runs: see `spread`.
+    params: abstract, with the shardings of `of_tree`.
+    in_runs: see `spread`.
+
+  Returns:
+    How many weights, and gradients, a device has while the step runs; how many
+    of them it sends on rings, to gather the ones and reduce the others.
   """
-  parts = mesh.shape["model"]
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return sum(
-    -(-x.size // (parts if _names(path) in runs else 1)) for path, x in leaves
-  )
+  data, fsdp, model = mesh.shape.values()
+  held, sent = 0, 0.0
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    if model > 1 and _names(path) in in_runs and any(x.sharding.spec):
+      held += -(-x.size // model)
+      ways = fsdp + 1 - 1 / model - 1 / data
+      sent += 2 * x.size / (fsdp * model) * ways
+    else:
+      held += x.size
+      sent += 2 * x.size * (1 - 1 / mesh.size)
+  return held, sent
 
 
 def _names(path):
@@ -251,8 +262,8 @@ def _gather(x, spec):
 def _gather_run(x, spec):
   """This device's run of rows, of an array that is cut into columns or not."""
   if not any(spec):
-    return vocabulary.own(x, "model")
-  x = vocabulary.pad(x, "model")
+    return runs.own(x, "model")
+  x = runs.pad(x, "model")
   x = jax.lax.all_to_all(x, "model", split_axis=0, concat_axis=1, tiled=True)
   return jax.lax.all_gather(x, "fsdp", axis=1, tiled=True)
 

@@ -83,7 +83,7 @@ class Mesh:
 
   data: int = -1
   fsdp: int = 1
-  model: int = 1  # positions of a row are cut along it
+  model: int = 1  # cuts positions of a row, and rows of the vocabulary
   rows: int = 0  # sequences a device computes at once, 0 = its whole share
   topology: str = ""  # of --mode=plan, CHIP:SHAPE: v5e:16x16, h100:8
 
