@@ -49,24 +49,13 @@ def nll(
     ValueError: the implementation is unknown or not installed.
   """
   lse_BL, target_BL = terms(
-    h_BLM,
-    head_VM,
-    tokens_BL,
-    bias_V=bias_V,
-    chunks=chunks,
-    implementation=implementation,
+    h_BLM, head_VM, tokens_BL, bias_V, chunks, implementation
   )
   return lse_BL - target_BL
 
 
 def terms(
-  h_BLM: jax.Array,
-  head_VM: jax.Array,
-  tokens_BL: jax.Array,
-  *,
-  bias_V: jax.Array | None = None,
-  chunks: int | None = None,
-  implementation: str = "auto",
+  h_BLM, head_VM, tokens_BL, bias_V=None, chunks=None, implementation="auto"
 ) -> tuple[jax.Array, jax.Array]:
   """The two terms of `nll`, whose arguments it takes.
 
@@ -111,23 +100,12 @@ def expectation(
     ValueError: the implementation is unknown or not installed.
   """
   return mean_and_normaliser(
-    q_BLK,
-    keys_VK,
-    values_VC,
-    bias_V=bias_V,
-    chunks=chunks,
-    implementation=implementation,
+    q_BLK, keys_VK, values_VC, bias_V, chunks, implementation
   )[0]
 
 
 def mean_and_normaliser(
-  q_BLK: jax.Array,
-  keys_VK: jax.Array,
-  values_VC: jax.Array,
-  *,
-  bias_V: jax.Array | None = None,
-  chunks: int | None = None,
-  implementation: str = "auto",
+  q_BLK, keys_VK, values_VC, bias_V=None, chunks=None, implementation="auto"
 ) -> tuple[jax.Array, jax.Array]:
   """`expectation`, whose arguments it takes, and what it is divided by.
 
