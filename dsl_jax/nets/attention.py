@@ -48,9 +48,8 @@ def pieces(rows: int, queries: int, keys: int, heads: int) -> int:
   if rows * heads * queries * keys <= PIECE:
     return 1
   run = max(1, PIECE // (rows * heads * keys) // QUERIES) * QUERIES
-  while (
-    queries % run and run > QUERIES
-  ):  # equal runs, in an accelerator's tiles
+  # Equal runs where there are some, of whole tiles of an accelerator.
+  while queries % run and run > QUERIES:
     run -= QUERIES
   return -(-queries // run)
 

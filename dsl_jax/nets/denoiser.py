@@ -11,6 +11,7 @@ from dsl_jax.core import sphere
 from dsl_jax.nets import runs, transformer
 from dsl_jax.nets.config import NetConfig
 
+# Leaves with a row for every token, which devices may share.
 RUNS = (("embed", "embedding"), ("head", "kernel"))
 
 
