@@ -7,6 +7,7 @@ WORKDIR/unreadable/STEP   checkpoints that could not be restored
 import contextlib
 import os
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,11 @@ from dsl_jax.runtime import state as states
 from dsl_jax.runtime import workdir as workdirs
 
 ITEMS = ("params", "ema", "rest")
+_PATIENCE = 1.0  # seconds
 
 
 class Checkpoints:
-  """Saves and restores train states; writes go on in the background.
+  """Saves and restores train states; long writes go on in the background.
 
   The newest `keep` stay, and the one of the lowest held-out loss.
   """
@@ -55,6 +57,9 @@ class Checkpoints:
   ) -> None:
     """Starts to save; the state may be donated as soon as this returns.
 
+    It waits for a second at most: a process that is killed then loses no more
+    steps than lie between two saves, unless they take longer.
+
     Args:
       step: updates done.
       state: what to save.
@@ -70,6 +75,9 @@ class Checkpoints:
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     with self._told():
       self._manager.save(step, args=ocp.args.Composite(**args), metrics=scores)
+    until = time.monotonic() + _PATIENCE
+    while self._manager.is_saving_in_progress() and time.monotonic() < until:
+      time.sleep(0.002)
 
   def restore(self, abstract: states.TrainState) -> states.TrainState | None:
     """Restores the newest readable checkpoint.
