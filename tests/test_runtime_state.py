@@ -241,8 +241,11 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   spread, sums = step(jax.device_put(state, there), *rows)
   np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
   assert sums["tokens"] == sums_1["tokens"]
+  # Along model the sums of a softmax are grouped in another way, too.
   chex.assert_trees_all_close(
-    jax.device_get(spread.params), jax.device_get(alone.params), atol=2e-5
+    jax.device_get(spread.params),
+    jax.device_get(alone.params),
+    atol=5e-6 if sizes[2] == 1 else 2e-5,
   )
 
 

@@ -70,7 +70,8 @@ def nll(
   )
   here_BL = (local_BL >= 0) & (local_BL < rows)
   target_BL = jax.lax.psum(jnp.where(here_BL, target_BL, 0.0), name)
-  return positions.own(_normaliser(lse_BL, name) - target_BL, name)
+  top_BL, _, total_BL = _weights(lse_BL, name)
+  return positions.own(top_BL + jnp.log(total_BL) - target_BL, name)
 
 
 def expectation(
@@ -102,13 +103,14 @@ def expectation(
     bias_V=own(bias_V, name, truncate.NEVER),
     implementation=implementation,
   )
-  share_BL = jnp.exp(lse_BL - _normaliser(lse_BL, name))
-  return jax.lax.psum_scatter(
-    mean_BLC * share_BL[..., None], name, scatter_dimension=1, tiled=True
-  )
+  # Not exp(lse - logsumexp): large scores would round that difference.
+  _, weight_BL, total_BL = _weights(lse_BL, name)
+  mean_BLC = mean_BLC * (weight_BL / total_BL)[..., None]
+  return jax.lax.psum_scatter(mean_BLC, name, scatter_dimension=1, tiled=True)
 
 
-def _normaliser(lse, name):
-  """The logsumexp over all runs from that of each."""
+def _weights(lse, name):
+  """The largest logsumexp of all runs, exp(lse - that), and its sum."""
   top = jax.lax.pmax(jax.lax.stop_gradient(lse), name)
-  return top + jnp.log(jax.lax.psum(jnp.exp(lse - top), name))
+  weight = jnp.exp(lse - top)
+  return top, weight, jax.lax.psum(weight, name)
