@@ -1,18 +1,27 @@
 """Launchers: parsed, linted, and their dry runs are what a shell would run."""
 
+import copy
+import functools
 import math
+import operator
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 
+import pydantic
 import pytest
 import yaml
+from kubeflow_trainer_api import models
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = ("env.sh", "gpu_node.sh", "slurm.sbatch", "tpu_pod.sh")
+JOBSET = yaml.safe_load((ROOT / "launch/jobset.yaml").read_text())
+JOB = ("spec", "replicatedJobs", 0)
+POD = (*JOB, "template", "spec", "template", "spec")
 
 
 def bash(*command, **environment):
@@ -77,12 +86,114 @@ def test_flags_of_the_caller_win():
   assert bash("-c", "source launch/env.sh cpu").returncode == 2
 
 
+def boxed(tree, above=None):
+  """Puts the amounts of resources where their definition wants them."""
+  if isinstance(tree, list):
+    return [boxed(entry) for entry in tree]
+  if isinstance(tree, dict):
+    amounts = above in ("limits", "requests")
+    return {
+      key: {"actual_instance": value} if amounts else boxed(value, key)
+      for key, value in tree.items()
+    }
+  return tree
+
+
+def faults(jobset):
+  """Finds the paths at which a manifest is not what the API defines.
+
+  The package is generated from the OpenAPI definitions which Kubernetes and
+  JobSet publish: all fields and their types; inside a job, also the words that
+  a field may hold.
+  """
+  try:
+    models.JobsetV1alpha2JobSet.model_validate(
+      boxed(jobset), extra="forbid", by_name=False
+    )
+  except pydantic.ValidationError as error:
+    return [fault["loc"] for fault in error.errors()]
+  return []
+
+
+def places(tree, above=()):
+  """Yields the path of every key and list entry of a manifest."""
+  inside = dict(enumerate(tree)) if isinstance(tree, list) else tree
+  for key, value in inside.items():
+    yield (*above, key)
+    if isinstance(value, dict | list):
+      yield from places(value, (*above, key))
+
+
+def edited(path):
+  """Copies the manifest; also what holds a place in the copy, and its key."""
+  copied = copy.deepcopy(JOBSET)
+  return copied, functools.reduce(operator.getitem, path[:-1], copied), path[-1]
+
+
+def test_every_field_of_the_jobset_is_defined():
+  assert faults(JOBSET) == []
+
+
+def test_a_misspelt_field_is_found_wherever_it_is():
+  missed = set()
+  for path in places(JOBSET):
+    jobset, holder, key = edited(path)
+    if isinstance(key, str):
+      holder[f"{key}x"] = holder.pop(key)
+      if (*path[:-1], f"{key}x") not in faults(jobset):
+        missed.add((path[-2], key))
+  # Maps with keys of any name: these are as JobSet and GKE document them.
+  assert missed == {
+    ("annotations", "alpha.jobset.sigs.k8s.io/exclusive-topology"),
+    ("nodeSelector", "cloud.google.com/gke-tpu-accelerator"),
+    ("nodeSelector", "cloud.google.com/gke-tpu-topology"),
+    ("requests", "google.com/tpu"),
+    ("limits", "google.com/tpu"),
+  }
+
+
+def test_a_wrong_type_is_found_wherever_it_is():
+  for path in places(JOBSET):
+    jobset, holder, key = edited(path)
+    holder[key] = {"x": [1]}
+    assert any(at[: len(path)] == path for at in faults(jobset)), path
+
+
+@pytest.mark.parametrize(
+  ("path", "value"),
+  [
+    (("spec", "failurePolicy", "maxRestart"), 3),
+    (("spec", "failurePolicy", "max_restarts"), 3),
+    (("spec", "failurePolicy", "maxRestarts"), "100"),
+    ((*JOB, "replica"), 1),
+    ((*JOB, "name"), None),
+    ((*JOB, "template", "spec", "backofLimit"), 0),
+    ((*JOB, "template", "spec", "parallelism"), 64.5),
+    ((*POD, "backoffLimit"), 0),  # a field of the job
+    ((*POD, "restartPolicy"), "Nevr"),
+    ((*POD, "containers", 0, "comand"), ["bash"]),
+    ((*POD, "containers", 0, "command"), "bash"),
+    ((*POD, "containers", 0, "env", 0, "value"), 1),  # 1 without quotes
+  ],
+)
+def test_a_fault_is_found_where_it_is(path, value):
+  jobset, holder, key = edited(path)
+  holder[key] = value
+  assert faults(jobset) == [path]
+
+
+def test_the_names_of_the_jobset_are_labels():
+  # The definitions know the type of a name, not its letters (RFC 1123).
+  for path in places(JOBSET):
+    _, holder, key = edited(path)
+    if key in ("name", "claimName") and "env" not in path:
+      assert re.fullmatch("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", holder[key])
+
+
 def test_the_jobset_uses_every_chip_of_its_slice():
-  text = (ROOT / "launch/jobset.yaml").read_text()
-  jobset = yaml.safe_load(text)
-  assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
-  assert jobset["kind"] == "JobSet"
-  (job,) = jobset["spec"]["replicatedJobs"]
+  assert JOBSET["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+  assert JOBSET["kind"] == "JobSet"
+  (job,) = JOBSET["spec"]["replicatedJobs"]
   spec = job["template"]["spec"]
   assert spec["parallelism"] == spec["completions"]
   pod = spec["template"]["spec"]
