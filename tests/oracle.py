@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dsl_jax import Denoiser, NetConfig, make_denoiser, sphere
 
@@ -77,6 +78,12 @@ def make(
     hidden_tokens=None,
   )
   return Oracle(denoiser, {"table": table}, sequences, np.exp(logp))
+
+
+@pytest.fixture(scope="module")
+def law():
+  """The law over 4^3 sequences, one for each module of tests."""
+  return make(vocab_size=4, length=3)
 
 
 @functools.cache

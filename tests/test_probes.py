@@ -13,11 +13,7 @@ from dsl_jax.quality import calibration
 
 CLEAN = 100.0
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def law():
-  return oracle.make(vocab_size=4, length=3)
+law = oracle.law
 
 
 def exact_conditionals(law):
