@@ -92,7 +92,8 @@ def test_batches_split_over_devices():
   assert eight.tokens_BL.addressable_shards[0].data.shape == (1, 12)
 
 
-def test_ten_schedules_of_one_bound_share_one_trace():
+def traced():
+  """A small network and what grows each time that it is traced."""
   net, params = tiny()
   traces = []
 
@@ -100,7 +101,25 @@ def test_ten_schedules_of_one_bound_share_one_trace():
     traces.append(1)
     return net.trunk(*args)
 
-  counted = net._replace(trunk=trunk)
+  return net._replace(trunk=trunk), params, traces
+
+
+def test_bounds_of_pieces_are_powers_of_two():
+  net, params, traces = traced()
+  path = paths.geometric(20, 6, snr_min=1.0, snr_max=9.0)
+  run = functools.partial(
+    samplers.sample, params, KEY, path, denoiser=net, clean_snr=CLEAN
+  )
+  found = []
+  for rows, bounds in ((5, 1), (8, 1), (7, 1), (9, 2), (16, 2), (10**9, 3)):
+    found.append(run(rows=rows).tokens_BL)
+    assert len(traces) == bounds
+  for tokens in found:
+    np.testing.assert_array_equal(tokens, found[0])
+
+
+def test_ten_schedules_of_one_bound_share_one_trace():
+  net, params, traces = traced()
   for path in (
     *(paths.geometric(t, 6, snr_min=1.0, snr_max=9.0) for t in (1, 5, 90)),
     *(paths.masked(KEY, t, 1, 6) for t in (2, 64, 500)),
@@ -108,7 +127,7 @@ def test_ten_schedules_of_one_bound_share_one_trace():
     paths.left_to_right(6),
     paths.blocks(6, block=4, inner=paths.linear(3, 4, snr_max=9.0)),
   ):
-    samplers.sample(params, KEY, path, denoiser=counted, clean_snr=CLEAN)
+    samplers.sample(params, KEY, path, denoiser=net, clean_snr=CLEAN)
   assert len(traces) == 1
 
 

@@ -20,12 +20,14 @@ class Rows(NamedTuple):
     step_RB: the step of the whole path that leads to each of them: the noise
       of a step is the same wherever it is run.
     first: how many steps were run before.
+    stop: how many there are after these; rows beyond are padding.
     last: how many there are in all, up to the last that moves a token.
   """
 
   snr_RBL: jax.Array
   step_RB: jax.Array
   first: jax.Array
+  stop: jax.Array
   last: jax.Array
 
 
@@ -65,8 +67,7 @@ def run(
     settings: of the sampler.
 
   Returns:
-    The state on the last of the rows, or on the last row of the path that
-    moves a token if that comes before.
+    The state after them.
   """
   net = steps.bind(params, settings)
   sequence_B = jnp.arange(rows.snr_RBL.shape[1], dtype=jnp.int32)
@@ -80,8 +81,8 @@ def run(
     plan = functools.partial(_plan, policy, row_BL, k, k + 1 < rows.last)
     return k + 1, steps.step(net, keys, state, plan, inputs, settings)
 
-  stop = jnp.minimum(rows.first + len(rows.step_RB), rows.last)
-  return jax.lax.while_loop(lambda c: c[0] < stop, body, (rows.first, state))[1]
+  going = lambda carry: carry[0] < rows.stop
+  return jax.lax.while_loop(going, body, (rows.first, state))[1]
 
 
 def _keys(key, step):

@@ -13,6 +13,8 @@ from dsl_jax.core.paths import algebra
 from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import driver, requests
 
+ROWS = 64  # of a piece of a path
+
 
 def generate(
   params,
@@ -104,7 +106,7 @@ def sample(
   *,
   denoiser: Denoiser,
   clean_snr: float,
-  rows: int = 64,
+  rows: int = ROWS,
   callback: Callable[[int, driver.State], None] | None = None,
   sharding: jax.NamedSharding | None = None,
   **options,
@@ -113,8 +115,9 @@ def sample(
 
   Returns what `generate` returns, but steps that move nothing are dropped for
   every sequence on its own (without a policy or callback, which count rows),
-  and the rest goes to the device in pieces of one size: one program for paths
-  of any length, and a long path never lies on the device.
+  and the rest goes to the device in pieces padded to the next power of two:
+  paths of any length share one program for each such bound, and a long path
+  never lies on the device.
 
   Args:
     params: of the denoiser.
@@ -152,19 +155,23 @@ def sample(
   first_row, prompt = put(path[0], 0), put(prompt, 0)
   state = _start(params, first_row, prompt, inputs, settings)
   last = len(step_TB)
+  rows = min(rows, max(last, ROWS))
+  bound = 1 << (rows - 1).bit_length()
   for first in range(0, last, rows):
-    step_RB = step_TB[first : first + rows]
+    stop = min(first + rows, last)
+    step_RB = step_TB[first:stop]
     snr_RBL = path[step_RB + 1, np.arange(path.shape[1])]
-    missing = ((0, rows - len(step_RB)), (0, 0))
+    missing = ((0, bound - len(step_RB)), (0, 0))
     piece = driver.Rows(
       put(np.pad(snr_RBL, (*missing, (0, 0)), "edge"), 1),
       put(np.pad(step_RB, missing, "edge").astype(np.int32), 1),
       jnp.int32(first),
+      jnp.int32(stop),
       jnp.int32(last),
     )
     state = _run(params, key, state, piece, inputs, policy, settings)
     if callback:
-      callback(min(first + rows, last), state)
+      callback(stop, state)
   return Samples(state.tokens_BL, int(state.calls))
 
 
@@ -208,6 +215,6 @@ def _generate(params, key, path, prompt, inputs, policy, settings):
   step_T = jnp.arange(len(path) - 1, dtype=jnp.int32)
   last = jnp.max(jnp.where(moves_T, step_T + 1, 0), initial=0)
   step_TB = jnp.broadcast_to(step_T[:, None], (len(path) - 1, path.shape[1]))
-  rows = driver.Rows(path[1:], step_TB, jnp.int32(0), last)
+  rows = driver.Rows(path[1:], step_TB, jnp.int32(0), last, last)
   state = driver.run(params, key, state, rows, inputs, policy, settings)
   return state.tokens_BL
