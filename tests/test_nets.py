@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from dsl_jax import NetConfig, make_denoiser
-from dsl_jax.core import vocab
-from dsl_jax.nets import attention, layers, runs, transformer
+from dsl_jax.nets import attention, layers, transformer
 
 KEY = jax.random.key(0)
 CFG = NetConfig(11, 16, 3, 2, 4)
@@ -207,53 +206,3 @@ def test_blocks_run_in_turn_and_every_dropout_has_its_own_mask(monkeypatch):
   x = transformer._Final(cfg).apply({"params": p["final"]}, x, cond)
   np.testing.assert_allclose(trunk, x, atol=1e-5)
   assert len(used) == len(set(used)) == 2 * cfg.depth
-
-
-@pytest.mark.parametrize(
-  "parts, way", [(2, "auto"), (2, "reference"), (8, "auto")]
-)
-def test_rows_of_the_vocabulary_may_be_spread(parts, way):
-  """Of 13 rows the eighth device has none."""
-  V, M, L = 13, 6, 16
-  keys = jax.random.split(KEY, 5)
-  h, g = jax.random.normal(keys[0], (2, 3, L, M))
-  head, values = jax.random.normal(keys[1], (2, V, M))
-  bias = jax.random.normal(keys[2], (V,))
-  tokens = jax.random.randint(keys[3], (3, L), 0, V)
-  mesh = jax.make_mesh((parts,), "m", axis_types=(jax.sharding.AxisType.Auto,))
-  P = jax.sharding.PartitionSpec
-
-  def loss(nll, expectation, own, h, head, values, bias, tokens, g):
-    mean = expectation(h, head, own(values), bias_V=bias)
-    nll = nll(h, own(head), tokens, bias_V=bias)
-    return jnp.sum(g[..., 0] * nll) + jnp.sum(g * mean)
-
-  def spread(*arrays):
-    one = functools.partial(
-      loss,
-      functools.partial(runs.nll, name="m", implementation=way),
-      functools.partial(runs.expectation, name="m", implementation=way),
-      functools.partial(runs.own, name="m"),
-    )
-    value, grads = jax.value_and_grad(one, (0, 1, 2, 3))(*arrays)
-    dh, *whole = grads
-    return *jax.lax.psum((value, *whole), "m"), dh
-
-  cut = P(None, "m")
-  specs = cut, P(), P(), P(), cut, cut
-  value, *whole, dh = jax.jit(
-    jax.shard_map(
-      spread,
-      mesh=mesh,
-      in_specs=specs,
-      out_specs=(P(), P(), P(), P(), cut),
-      check_vma=False,
-    )
-  )(h, head, values, bias, tokens, g)
-  plain = functools.partial(loss, vocab.nll, vocab.expectation, lambda x: x)
-  want = jax.value_and_grad(plain, (0, 1, 2, 3))(
-    h, head, values, bias, tokens, g
-  )
-  np.testing.assert_allclose(value, want[0], rtol=1e-6)
-  for got, exact in zip((dh, *whole), want[1]):
-    np.testing.assert_allclose(got, exact, atol=1e-5)

@@ -57,11 +57,14 @@ def toy_params():
 
 
 def dsl_params():
-  """Random parameters of the network; nothing is zero, nor its gradient."""
+  """Random parameters of the network; nothing is zero, nor its gradient.
+
+  Their mean is zero: others make gradients of large terms that cancel.
+  """
   rng = np.random.default_rng(2)
   shapes = jax.eval_shape(DENOISER.init, jax.random.key(0))
   return jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(0.1, 0.2, x.shape), jnp.float32), shapes
+    lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32), shapes
   )
 
 
@@ -91,17 +94,22 @@ def one_device():
   return state, *quick_jit(step_fn(tx, loss_fn=DSL_LOSS))(state, *batch())
 
 
+def assert_same_update(found, want, start):
+  """Every leaf moved alike, but for rounding of its size and its motion."""
+  for a, b, x in zip(*map(jax.tree.leaves, (found, want, start))):
+    a, b, x = (np.asarray(leaf) for leaf in (a, b, x))
+    moved = np.abs(b - x).max()
+    assert moved > 1e-4  # so that agreeing means much
+    assert np.abs(a - b).max() <= 2e-7 + 1e-5 * moved
+
+
 def test_accumulated_equals_single_batch():
   state, one, sums_1 = one_device()
   step = step_fn(optax.sgd(1.0), loss_fn=DSL_LOSS, microbatches=4)
   four, sums_4 = quick_jit(step)(state, *batch())
   assert float(sums_1["tokens"]) == batch()[1].sum()
   chex.assert_trees_all_close(sums_1, sums_4, rtol=1e-5)
-  chex.assert_trees_all_close(one.params, four.params, atol=1e-5)
-  moved = jax.tree.map(
-    lambda a, b: float(jnp.abs(a - b).max()), one.params, state.params
-  )
-  assert min(jax.tree.leaves(moved)) > 1e-4  # so that agreeing means much
+  assert_same_update(four.params, one.params, state.params)
 
 
 def test_step_follows_the_mean_loss_with_its_own_noise():
@@ -241,12 +249,7 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   spread, sums = step(jax.device_put(state, there), *rows)
   np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
   assert sums["tokens"] == sums_1["tokens"]
-  # Along model the sums of a softmax are grouped in another way, too.
-  chex.assert_trees_all_close(
-    jax.device_get(spread.params),
-    jax.device_get(alone.params),
-    atol=5e-6 if sizes[2] == 1 else 2e-5,
-  )
+  assert_same_update(spread.params, alone.params, state.params)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

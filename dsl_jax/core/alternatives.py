@@ -48,7 +48,7 @@ def terms(name, h, head, bias, tokens, chunks):
   if name == "reference":
     logits = streamed.scores(h, head, bias)
     at = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1), at
+    return *_sums(logits), at
   if name == "tokamax":
     return _tokamax_terms(h, head, bias, tokens, chunks)
   return streamed.terms(h, head, bias, tokens, chunks)
@@ -61,7 +61,7 @@ def expectation(name, q, keys, bias, values, chunks):
     s = streamed.scores(q, keys, bias)
     p = jax.nn.softmax(s, axis=-1).astype(values.dtype)
     mean = jnp.matmul(p, values, preferred_element_type=jnp.float32)
-    return mean, jax.nn.logsumexp(s, axis=-1)
+    return mean, *_sums(s)
   if name == "tokamax":
     one = lambda x: x[None, :, None].astype(jnp.float32)
     mean = _tokamax().dot_product_attention(
@@ -73,8 +73,14 @@ def expectation(name, q, keys, bias, values, chunks):
       implementation="xla_chunked",
     )
     first = jnp.zeros(len(q), jnp.int32)
-    return mean[0, :, 0], _tokamax_terms(q, keys, bias, first, chunks)[0]
+    return mean[0, :, 0], *_tokamax_terms(q, keys, bias, first, chunks)[:2]
   return streamed.expectation(q, keys, bias, values, chunks)
+
+
+def _sums(scores):
+  """The maximum, a constant to derivatives, and the sum that belongs to it."""
+  top = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+  return top, jnp.sum(jnp.exp(scores - top[:, None]), axis=-1)
 
 
 def _tokamax():
@@ -104,7 +110,7 @@ def _tokamax_forward(h, head, bias, tokens, chunks):
   h1 = jnp.concatenate([h.astype(dtype), jnp.ones((len(h), 1), dtype)], -1)
   rows = jnp.concatenate([head, bias[:, None].astype(head.dtype)], axis=-1)
   _, (lse,) = op(h1, tokens, rows.astype(dtype).T, return_residuals=True)
-  return streamed.from_normaliser(h, head, bias, tokens, lse)
+  return streamed.from_sums(h, head, bias, tokens, lse, jnp.ones_like(lse))
 
 
 _tokamax_terms.defvjp(_tokamax_forward, streamed.terms_backward)

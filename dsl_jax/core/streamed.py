@@ -77,9 +77,11 @@ def _grow(top, total, s):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def terms(h, head, bias, tokens, chunks):
-  """Logsumexp of h head^T + bias, and the tokens' scores, both [N] in f32.
+  """Three terms of -log softmax(h head^T + bias) at the tokens, [N] in f32.
 
-  Their difference is -log softmax at the tokens. The bias is f32.
+  The maximum of the scores, the sum of exp(scores - maximum), and the tokens'
+  scores: log(sum) + (maximum - score). Large scores would round a logsumexp.
+  To derivatives the maximum is a constant. The bias is f32.
   """
   return _terms_forward(h, head, bias, tokens, chunks)[0]
 
@@ -92,28 +94,27 @@ def _terms_forward(h, head, bias, tokens, chunks):
     return _grow(*carry, s)[:2]
 
   start = jnp.full(len(h), truncate.NEVER), jnp.zeros(len(h))
-  top, total = _scan(step, start, slabs)
-  return from_normaliser(h, head, bias, tokens, top + jnp.log(total))
+  return from_sums(h, head, bias, tokens, *_scan(step, start, slabs))
 
 
-def from_normaliser(h, head, bias, tokens, lse):
-  """Returns `terms`, and what its backward pass needs, from the logsumexp."""
+def from_sums(h, head, bias, tokens, top, total):
+  """Returns `terms`, and what its backward pass needs."""
   h32, rows = h.astype(jnp.float32), head[tokens].astype(jnp.float32)
   target = jnp.sum(h32 * rows, axis=-1) + bias[tokens]
-  return (lse, target), (h, head, bias, tokens, lse)
+  return (top, total, target), (h, head, bias, tokens, top)
 
 
 def terms_backward(chunks, saved, g):
-  """Gradients of `terms` in slabs; see `from_normaliser`."""
-  h, head, bias, tokens, lse = saved
-  g, at = g
+  """Gradients of `terms` in slabs; see `from_sums`."""
+  h, head, bias, tokens, top = saved
+  _, g, at = g
   slabs = _Slabs(len(head), chunks)
 
   def step(carry, j):
     dh, dhead, dbias = carry
     rows = slabs.cut(head, j)
-    p = jnp.exp(scores(h, rows, slabs.bias(bias, j)) - lse[:, None])
-    ds = p * g[:, None]
+    s = scores(h, rows, slabs.bias(bias, j))
+    ds = jnp.exp(s - top[:, None]) * g[:, None]
     low = ds.astype(h.dtype)
     dh = dh + _matmul("nr,rm->nm", low, rows)
     dhead = slabs.add(dhead, _matmul("nr,nm->rm", low, h), j)
@@ -133,7 +134,7 @@ terms.defvjp(_terms_forward, terms_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def expectation(q, keys, bias, values, chunks):
-  """softmax(q keys^T + bias) values, [N, C], and the logsumexp, [N], in f32.
+  """softmax(q keys^T + bias) values, [N, C], in f32, and two terms as `terms`.
 
   The bias is f32.
   """
@@ -157,21 +158,22 @@ def _expectation_forward(q, keys, bias, values, chunks):
     jnp.zeros([len(q), values.shape[-1]]),
   )
   top, total, mean = _scan(step, start, slabs)
-  mean, lse = mean / total[:, None], top + jnp.log(total)
-  return (mean, lse), (q, keys, bias, values, lse, mean)
+  mean = mean / total[:, None]
+  return (mean, top, total), (q, keys, bias, values, mean, top, total)
 
 
 def _expectation_backward(chunks, saved, g):
-  q, keys, bias, values, lse, mean = saved
-  g, g_lse = g
+  q, keys, bias, values, mean, top, total = saved
+  g, _, g_total = g
   slabs = _Slabs(len(keys), chunks)
   low = g.astype(values.dtype)
-  along = (jnp.sum(g * mean, axis=-1) - g_lse)[:, None]
+  along = (jnp.sum(g * mean, axis=-1) - g_total * total)[:, None]
 
   def step(carry, j):
     dq, dkeys, dbias, dvalues = carry
     rows = slabs.cut(keys, j)
-    p = jnp.exp(scores(q, rows, slabs.bias(bias, j)) - lse[:, None])
+    s = scores(q, rows, slabs.bias(bias, j))
+    p = jnp.exp(s - top[:, None]) / total[:, None]
     dp = _matmul("nc,rc->nr", low, slabs.cut(values, j))
     ds = p * (dp - along)
     more = _matmul("nr,nc->rc", p.astype(values.dtype), low)

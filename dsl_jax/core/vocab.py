@@ -48,19 +48,20 @@ def nll(
   Raises:
     ValueError: the implementation is unknown or not installed.
   """
-  lse_BL, target_BL = terms(
+  top_BL, total_BL, target_BL = terms(
     h_BLM, head_VM, tokens_BL, bias_V, chunks, implementation
   )
-  return lse_BL - target_BL
+  return jnp.log(total_BL) + (top_BL - target_BL)
 
 
 def terms(
   h_BLM, head_VM, tokens_BL, bias_V=None, chunks=None, implementation="auto"
-) -> tuple[jax.Array, jax.Array]:
-  """The two terms of `nll`, whose arguments it takes.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The terms of `nll`, log(total) + (top - target), whose arguments it takes.
 
   Returns:
-    lse_BL, logsumexp_v(<h, w_v> + b_v), and target_BL, <h, w_s> + b_s; f32.
+    top_BL, max_v s_v with s_v = <h, w_v> + b_v, a constant to derivatives;
+    total_BL, sum_v exp(s_v - top); target_BL, the token's score; f32.
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
   h = h_BLM.reshape(-1, h_BLM.shape[-1])
@@ -99,28 +100,28 @@ def expectation(
   Raises:
     ValueError: the implementation is unknown or not installed.
   """
-  return mean_and_normaliser(
+  return mean_and_sums(
     q_BLK, keys_VK, values_VC, bias_V, chunks, implementation
   )[0]
 
 
-def mean_and_normaliser(
+def mean_and_sums(
   q_BLK, keys_VK, values_VC, bias_V=None, chunks=None, implementation="auto"
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`expectation`, whose arguments it takes, and what it is divided by.
 
   Returns:
-    mean_BLC and lse_BL, logsumexp_v(<q, k_v> + b_v); f32.
+    mean_BLC, and top_BL and total_BL of the scores <q, k_v> + b_v as `terms`
+    has them; f32.
   """
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
   q = q_BLK.reshape(-1, q_BLK.shape[-1])
   chunks = min(chunks or slabs(len(q), len(keys_VK)), len(keys_VK))
   keys, bias = keys_VK.astype(q.dtype), _bias(bias_V, keys_VK)
-  mean, lse = alternatives.expectation(
+  found = alternatives.expectation(
     implementation, q, keys, bias, values_VC, chunks
   )
-  shape = q_BLK.shape[:-1]
-  return mean.reshape(*shape, values_VC.shape[-1]), lse.reshape(shape)
+  return tuple(x.reshape(*q_BLK.shape[:-1], *x.shape[1:]) for x in found)
 
 
 def draw(
@@ -189,17 +190,17 @@ def entropy(
   Returns:
     entropy_BL, f32, nats.
   """
-  # H = lse - E[s_v]; the mean score needs only the mean row and bias.
+  # H = logsumexp - E[s_v]; the mean score needs only the mean row and bias.
   bias = jnp.zeros(len(head_VM)) if bias_V is None else bias_V
   rows = jnp.concatenate(
     [head_VM.astype(jnp.float32), bias.astype(jnp.float32)[:, None]], axis=-1
   )
-  mean, lse = mean_and_normaliser(
+  mean, top, total = mean_and_sums(
     h_BLM, head_VM, rows, bias_V=bias, chunks=chunks
   )
   h = h_BLM.astype(jnp.float32)
   h = jnp.concatenate([h, jnp.ones((*h.shape[:-1], 1))], axis=-1)
-  return lse - jnp.sum(h * mean, axis=-1)
+  return jnp.log(total) + (top - jnp.sum(h * mean, axis=-1))
 
 
 def argmax(

@@ -61,7 +61,7 @@ def nll(
   h_BLM, tokens_BL = (positions.whole(x, name) for x in (h_BLM, tokens_BL))
   rows = len(head_RM)
   local_BL = tokens_BL - jax.lax.axis_index(name) * rows
-  lse_BL, target_BL = vocab.terms(
+  top_BL, total_BL, target_BL = vocab.terms(
     h_BLM,
     head_RM,
     jnp.clip(local_BL, 0, rows - 1),
@@ -70,8 +70,8 @@ def nll(
   )
   here_BL = (local_BL >= 0) & (local_BL < rows)
   target_BL = jax.lax.psum(jnp.where(here_BL, target_BL, 0.0), name)
-  top_BL, _, total_BL = _weights(lse_BL, name)
-  return positions.own(top_BL + jnp.log(total_BL) - target_BL, name)
+  top_BL, _, total_BL = _together(top_BL, total_BL, name)
+  return positions.own(jnp.log(total_BL) + (top_BL - target_BL), name)
 
 
 def expectation(
@@ -96,21 +96,20 @@ def expectation(
   Returns:
     mean_BLC, f32.
   """
-  mean_BLC, lse_BL = vocab.mean_and_normaliser(
+  mean_BLC, *sums = vocab.mean_and_sums(
     positions.whole(q_BLK, name),
     own(keys_VK, name),
     values_RC,
     bias_V=own(bias_V, name, truncate.NEVER),
     implementation=implementation,
   )
-  # Not exp(lse - logsumexp): large scores would round that difference.
-  _, weight_BL, total_BL = _weights(lse_BL, name)
-  mean_BLC = mean_BLC * (weight_BL / total_BL)[..., None]
+  _, own_BL, total_BL = _together(*sums, name)
+  mean_BLC = mean_BLC * (own_BL / total_BL)[..., None]
   return jax.lax.psum_scatter(mean_BLC, name, scatter_dimension=1, tiled=True)
 
 
-def _weights(lse, name):
-  """The largest logsumexp of all runs, exp(lse - that), and its sum."""
-  top = jax.lax.pmax(jax.lax.stop_gradient(lse), name)
-  weight = jnp.exp(lse - top)
-  return top, weight, jax.lax.psum(weight, name)
+def _together(top, total, name):
+  """The largest maximum of all runs, this run's sum to it, and all of them."""
+  most = jax.lax.pmax(jax.lax.stop_gradient(top), name)
+  own = total * jnp.exp(top - most)
+  return most, own, jax.lax.psum(own, name)
