@@ -88,11 +88,51 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
   return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
 
 
-def _softmax(q, k, v):
+def _softmax(q_BLHK, k_BLHK, v_BLHK):
   """softmax(q k^T) v with all scores at once."""
-  s = jnp.einsum("blhk,bmhk->bhlm", q, k, preferred_element_type=jnp.float32)
-  p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
-  return jnp.einsum("bhlm,bmhk->blhk", p, v)
+  B, L, H, K = q_BLHK.shape
+  flat = lambda x: jnp.swapaxes(x, 1, 2).reshape(B * H, -1, K)
+  o = _heads(*map(flat, (q_BLHK, k_BLHK, v_BLHK)))
+  return jnp.swapaxes(o.reshape(B, H, L, K), 1, 2)
+
+
+@jax.custom_vjp
+def _heads(q_NLK, k_NLK, v_NLK):
+  """softmax(q k^T) v for N heads.
+
+  XLA's CPU backend is slow to turn scores; the backward pass turns q and g.
+  """
+  return _heads_forward(q_NLK, k_NLK, v_NLK)[0]
+
+
+def _heads_forward(q, k, v):
+  p = jax.nn.softmax(_product(q, _turn(k)), axis=-1)
+  return _product(p.astype(v.dtype), v).astype(v.dtype), (q, k, v, p)
+
+
+def _heads_backward(saved, g):
+  q, k, v, p = saved
+  dp = _product(g, _turn(v))
+  ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
+  # The barriers keep XLA from turning the scores after all.
+  turned = jax.lax.optimization_barrier((_turn(q), _turn(g)))
+  p, ds = p.astype(v.dtype), ds.astype(q.dtype)
+  grads = _product(turned[0], ds), _product(turned[1], p)
+  dk, dv = map(_turn, jax.lax.optimization_barrier(grads))
+  return tuple(
+    x.astype(like.dtype) for x, like in zip((_product(ds, k), dk, dv), saved)
+  )
+
+
+_heads.defvjp(_heads_forward, _heads_backward)
+
+
+def _product(a, b):
+  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _turn(x):
+  return jnp.swapaxes(x, 1, 2)
 
 
 def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:

@@ -91,7 +91,7 @@ class _Block(nn.Module):
     y = layers.LayerNorm(name="norm1")(x, shift_a, scale_a)
     qkv = layers.Dense(3 * c.width, dtype, use_bias=False, name="qkv")(y)
     qkv = qkv.reshape(*x.shape[:2], 3, c.heads, c.width // c.heads)
-    q, k, v = (qkv[:, :, i] for i in range(3))
+    q, k, v = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
     q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
     k, v = (positions.whole(a, self.along) for a in (k, v))
     y = attention.attend(q, k, v, c.attention).reshape(x.shape)
