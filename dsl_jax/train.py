@@ -132,11 +132,13 @@ def train(cfg: schema.Config, workdir: str) -> None:
     )
     traced(start)
     unread = None
+    # A save goes on behind the steps that follow, up to the next one.
+    save_every = cfg.train.checkpoint_every // 2
     calls = loop.calls(
       start,
       cfg.train.steps,
       cfg.train.steps_per_call,
-      *(cfg.train.log_every, cfg.train.eval_every, cfg.train.checkpoint_every),
+      *(cfg.train.log_every, cfg.train.eval_every, save_every),
     )
     for (first, count), (tokens_KBL, count_here) in loop.prefetch(load, calls):
       step = first + count
@@ -152,7 +154,7 @@ def train(cfg: schema.Config, workdir: str) -> None:
         or 0 < cfg.train.max_minutes <= minutes
       )
       evaluating = loop.due(step, cfg.train.eval_every, last)
-      saving = loop.due(step, cfg.train.checkpoint_every, last)
+      saving = loop.due(step, save_every, last)
       if evaluating or saving:
         record(*unread)  # nothing is saved after a bad step
         unread = None

@@ -4,6 +4,7 @@ All but the kill test run the real trainer on a table instead of the network,
 which compiles in no time.
 """
 
+import asyncio
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -21,7 +23,7 @@ from benchmarks import kill_runs
 from dsl_jax import train
 from dsl_jax.data import batches
 from dsl_jax.nets import denoiser
-from dsl_jax.runtime import build, checkpoint, loop, schema
+from dsl_jax.runtime import build, checkpoint, loop, metrics, schema
 
 V, L = 27, 16
 
@@ -62,7 +64,7 @@ def config(rows, **changes):
         log_every=1,
         eval_every=6,
         eval_batches=2,
-        checkpoint_every=4,
+        checkpoint_every=8,
       ),
       eval=schema.Eval(batch_size=8),
     )
@@ -175,6 +177,26 @@ def test_a_stopped_run_ends_like_a_whole_one(
   assert_same_run(workdir, whole_run)
 
 
+def test_slow_saves_leave_no_more_to_lose_than_was_promised(
+  rows, table, tmp_path, monkeypatch
+):
+  paths, add, lost = ocp.path.atomicity, metrics.Recorder.add, []
+  finalize = paths.AtomicRenameTemporaryPath.finalize
+
+  async def slowly(self):
+    await asyncio.sleep(0.1)  # many of these steps
+    await finalize(self)
+
+  def add_and_look(self, step, sums):
+    add(self, step, sums)
+    lost.append(step - kill_runs.newest(tmp_path))
+
+  monkeypatch.setattr(paths.AtomicRenameTemporaryPath, "finalize", slowly)
+  monkeypatch.setattr(metrics.Recorder, "add", add_and_look)
+  train.train(config(rows, **{"train.checkpoint_every": 4}), tmp_path)
+  assert 2 < max(lost) <= 4  # saves, every 2 steps, were under way
+
+
 def test_a_finished_run_can_be_made_longer(whole_run, rows, tmp_path):
   train.train(config(rows, **{"train.steps": 6}), tmp_path)
   train.train(config(rows), tmp_path)
@@ -185,7 +207,7 @@ def test_a_finished_run_can_be_made_longer(whole_run, rows, tmp_path):
 def test_a_diverged_run_stops_and_keeps_what_is_good(
   steps_per_call, rows, table, tmp_path
 ):
-  changes = {"optim.learning_rate": 1e30, "train.checkpoint_every": 1}
+  changes = {"optim.learning_rate": 1e30, "train.checkpoint_every": 2}
   changes["train.steps_per_call"] = steps_per_call
   with pytest.raises(FloatingPointError, match="step 2, batch index 1"):
     train.train(config(rows, **changes), tmp_path)
@@ -215,7 +237,7 @@ def test_kill_9_and_ten_more_steps_equal_twenty(rows, tmp_path, monkeypatch):
       pathlib.Path(rows),
       program=("-c", KILLED),
       train__steps=20,
-      train__checkpoint_every=5,
+      train__checkpoint_every=10,
     )
     process.communicate()
     return process.returncode

@@ -7,7 +7,6 @@ WORKDIR/unreadable/STEP   checkpoints that could not be restored
 import contextlib
 import os
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from dsl_jax.runtime import state as states
 from dsl_jax.runtime import workdir as workdirs
 
 ITEMS = ("params", "ema", "rest")
-_PATIENCE = 1.0  # seconds
 
 
 class Checkpoints:
@@ -57,8 +55,7 @@ class Checkpoints:
   ) -> None:
     """Starts to save; the state may be donated as soon as this returns.
 
-    It waits for a second at most: a process that is killed then loses no more
-    steps than lie between two saves, unless they take longer.
+    The save before is complete by then, however long it took.
 
     Args:
       step: updates done.
@@ -75,9 +72,6 @@ class Checkpoints:
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     with self._told():
       self._manager.save(step, args=ocp.args.Composite(**args), metrics=scores)
-    until = time.monotonic() + _PATIENCE
-    while self._manager.is_saving_in_progress() and time.monotonic() < until:
-      time.sleep(0.002)
 
   def restore(self, abstract: states.TrainState) -> states.TrainState | None:
     """Restores the newest readable checkpoint.

@@ -43,11 +43,15 @@ _RULES = (
   (
     "train.steps train.batch_size train.microbatches train.steps_per_call "
     "train.log_every train.eval_batches train.profile_steps "
-    "train.checkpoint_every train.keep eval.batch_size eval.sequences "
-    "eval.draws eval.samples sample.steps sample.num sample.batch_size "
-    "sample.block",
+    "train.keep eval.batch_size eval.sequences eval.draws eval.samples "
+    "sample.steps sample.num sample.batch_size sample.block",
     lambda v: v >= 1,
     "use at least 1",
+  ),
+  (
+    "train.checkpoint_every",
+    lambda v: v >= 2,
+    "use at least 2, which saves every step",
   ),
   (
     "sample.num sample.batch_size eval.batch_size eval.sequences eval.draws "
