@@ -50,7 +50,7 @@ BENCH := JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks
 bench: $(VENV)/.test
 	$(BENCH).memory --json=runs/bench/memory.json
 	$(BENCH).converter --json=runs/bench/converter.json
-	$(BENCH).train_step --rounds=5 --steps_per_call=8 \
+	$(BENCH).train_step --rounds=5 --steps_per_call=16 \
 	  --json=runs/bench/train_step.json
 	$(BENCH).train_step --rounds=3 --steps_per_call=4 --shapes \
 	  12,768,27,8,128 4,256,50257,4,256 \
