@@ -124,18 +124,22 @@ def train_step(
     sum_gradients, loss_fn=loss_fn, microbatches=microbatches
   )
   sums, grads = spread(gradients)(state.params, key_B, tokens_BL, mask_BL)
-  grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), grads)
-
-  grad_norm = optax.global_norm(grads)
+  tokens = jnp.maximum(sums["tokens"], 1.0)
+  grad_norm = optax.global_norm(grads) / tokens
   good = jnp.isfinite(sums["nll"]) & jnp.isfinite(grad_norm)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  decay = optim.ema_decay(state.step + 1, ema_decay)
-  ema = jax.tree.map(
-    lambda e, p: decay * e + (1 - decay) * p, state.ema, params
-  )
-  new = TrainState(state.step + 1, params, opt_state, ema)
-  new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
+
+  def update(state):
+    mean = jax.tree.map(lambda g: g / tokens, grads)
+    updates, opt_state = tx.update(mean, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = optim.ema_decay(state.step + 1, ema_decay)
+    ema = jax.tree.map(
+      lambda e, p: decay * e + (1 - decay) * p, state.ema, params
+    )
+    return TrainState(state.step + 1, params, opt_state, ema)
+
+  # A choice leaf by leaf would keep the update from being done in place.
+  new = jax.lax.cond(good, update, lambda state: state, state)
   bad = 1.0 - good.astype(jnp.float32)
   return new, sums | {"grad_norm": grad_norm, "bad": bad}
 
