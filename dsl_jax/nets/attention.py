@@ -106,29 +106,26 @@ def _heads(q_NLK, k_NLK, v_NLK):
 
 
 def _heads_forward(q, k, v):
-  p = jax.nn.softmax(_product(q, _turn(k)), axis=-1)
-  return _product(p.astype(v.dtype), v).astype(v.dtype), (q, k, v, p)
+  p = jax.nn.softmax(_scores(q, k), axis=-1)
+  return p.astype(v.dtype) @ v, (q, k, v, p)
 
 
 def _heads_backward(saved, g):
   q, k, v, p = saved
-  dp = _product(g, _turn(v))
+  dp = _scores(g, v)
   ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
+  p, ds = p.astype(v.dtype), ds.astype(q.dtype)
   # The barriers keep XLA from turning the scores after all.
   turned = jax.lax.optimization_barrier((_turn(q), _turn(g)))
-  p, ds = p.astype(v.dtype), ds.astype(q.dtype)
-  grads = _product(turned[0], ds), _product(turned[1], p)
-  dk, dv = map(_turn, jax.lax.optimization_barrier(grads))
-  return tuple(
-    x.astype(like.dtype) for x, like in zip((_product(ds, k), dk, dv), saved)
-  )
+  turned = jax.lax.optimization_barrier((turned[0] @ ds, turned[1] @ p))
+  return ds @ k, *map(_turn, turned)
 
 
 _heads.defvjp(_heads_forward, _heads_backward)
 
 
-def _product(a, b):
-  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+def _scores(q, k):
+  return jnp.matmul(q, _turn(k), preferred_element_type=jnp.float32)
 
 
 def _turn(x):
