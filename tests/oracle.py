@@ -96,3 +96,15 @@ def tiny():
     x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)
   ]
   return net, jax.tree.unflatten(tree, noisy)
+
+
+def traced():
+  """The network of `tiny`, and a list that grows with each of its traces."""
+  net, params = tiny()
+  traces = []
+
+  def trunk(*args):
+    traces.append(1)
+    return net.trunk(*args)
+
+  return net._replace(trunk=trunk), params, traces

@@ -19,16 +19,21 @@ law = oracle.law
 
 
 @pytest.fixture(scope="module")
-def distance(law):
+def sample(law):
+  """Draws along a path, with the law's own denoiser."""
+  return functools.partial(
+    samplers.generate, law.params, KEY, denoiser=law.denoiser, clean_snr=CLEAN
+  )
+
+
+@pytest.fixture(scope="module")
+def distance(law, sample):
   def of(path, **kwargs):
     path = np.asarray(path)
     path = path if path.ndim == 3 else path[:, None]
     path = np.broadcast_to(path, (len(path), N, 3))
     path = paths.pad(path, 64)  # one program for paths of any length
-    tokens = samplers.generate(
-      law.params, KEY, path, denoiser=law.denoiser, clean_snr=CLEAN, **kwargs
-    )
-    return law.distance(tokens)
+    return law.distance(sample(path, **kwargs))
 
   return of
 
@@ -75,20 +80,11 @@ def test_down_and_up_at_finite_snr_keeps_the_law(distance):
   assert distance(np.concatenate([grid, fall, rise])) < FLOOR + 0.02
 
 
-def test_prompts_and_infills_come_back_and_condition_the_rest(law):
+def test_prompts_and_infills_come_back_and_condition_the_rest(law, sample):
   prompt = jnp.broadcast_to(jnp.array([[3, -7, 1]], jnp.int32), (N, 3))
   known = np.array([True, False, True])
   path = paths.hold(paths.random_order(KEY, N, 3), np.tile(known, (N, 1)))
-  tokens = np.asarray(
-    samplers.generate(
-      law.params,
-      KEY,
-      path,
-      denoiser=law.denoiser,
-      clean_snr=CLEAN,
-      prompt_BL=prompt,
-    )
-  )
+  tokens = np.asarray(sample(path, prompt_BL=prompt))
   assert (tokens[:, [0, 2]] == [3, 1]).all()
   given = (law.sequences[:, [0, 2]] == [3, 1]).all(1)
   want = law.probs[given] / law.probs[given].sum()
@@ -96,22 +92,16 @@ def test_prompts_and_infills_come_back_and_condition_the_rest(law):
   np.testing.assert_allclose(got, want, atol=0.02)
 
 
-def test_temperature_and_nucleus_reach_the_draws(law):
-  run = functools.partial(
-    samplers.generate,
-    law.params,
-    path_TBL=np.broadcast_to(paths.left_to_right(3)[:, None], (4, 500, 3)),
-    denoiser=law.denoiser,
-    clean_snr=CLEAN,
-  )
-  cold = np.asarray(run(key=KEY, temperature=0.0))
+def test_temperature_and_nucleus_reach_the_draws(sample):
+  path = np.broadcast_to(paths.left_to_right(3)[:, None], (4, 500, 3))
+  cold = np.asarray(sample(path, temperature=0.0))
   assert (cold == cold[0]).all()
-  narrow = np.asarray(run(key=KEY, top_p=1e-6))
+  narrow = np.asarray(sample(path, top_p=1e-6))
   assert (narrow == cold).all()
-  assert len(np.unique(np.asarray(run(key=KEY)), axis=0)) > 20
+  assert len(np.unique(np.asarray(sample(path)), axis=0)) > 20
 
 
-def test_a_policy_bends_the_path_and_the_last_row_still_commits(law):
+def test_a_policy_bends_the_path_and_the_last_row_still_commits(law, sample):
   traced = []
 
   def from_right_to_left(confidence, snr, step):
@@ -121,33 +111,17 @@ def test_a_policy_bends_the_path_and_the_last_row_still_commits(law):
 
   path = np.zeros((4, N, 3), np.float32)
   path[-1] = np.inf
-  run = functools.partial(
-    samplers.generate,
-    law.params,
-    KEY,
-    path,
-    denoiser=law.denoiser,
-    clean_snr=CLEAN,
-  )
-  assert law.distance(run(policy=from_right_to_left)) < FLOOR
+  assert law.distance(sample(path, policy=from_right_to_left)) < FLOOR
   assert len(traced) == 1  # traced, not run row by row
-  assert law.distance(run()) > 0.1
+  assert law.distance(sample(path)) > 0.1
 
 
-def test_hybrid_keeps_what_it_is_sure_of(law):
+def test_hybrid_keeps_what_it_is_sure_of(law, sample):
   soft = paths.geometric(6, 3, snr_min=0.5, snr_max=10)[:-1]
   hard = paths.random_order(KEY, N, 3)
   path = paths.concat(soft, hard)
   policy = samplers.policies.commit(path, len(soft), 0.8)
-  tokens = samplers.generate(
-    law.params,
-    KEY,
-    path,
-    denoiser=law.denoiser,
-    clean_snr=CLEAN,
-    policy=policy,
-  )
-  assert law.distance(tokens) < 0.15
+  assert law.distance(sample(path, policy=policy)) < 0.15
   confidence = jnp.array([[0.9, 0.1, 0.9]])
   snr = jnp.array([[4.0, 4.0, jnp.inf]])
   policy = samplers.policies.commit(path[:, :1], len(soft), 0.8)
@@ -179,12 +153,10 @@ def test_hybrid_keeps_what_it_is_sure_of(law):
     ({"prompt_BL": np.zeros((1, 4), np.int32)}, "prompt_BL has shape"),
   ],
 )
-def test_bad_requests_are_refused(law, change, words):
+def test_bad_requests_are_refused(sample, change, words):
   kwargs = {"path_TBL": paths.left_to_right(3), **change}
   with pytest.raises(ValueError, match=words):
-    samplers.generate(
-      law.params, KEY, denoiser=law.denoiser, clean_snr=CLEAN, **kwargs
-    )
+    sample(**kwargs)
 
 
 @pytest.mark.parametrize("confidence", ["probability", "entropy"])
@@ -195,17 +167,9 @@ def test_bad_requests_are_refused(law, change, words):
     lambda: samplers.policies.above(0.99),
   ],
 )
-def test_confident_policies_commit_one_by_one(law, make, confidence):
+def test_confident_policies_commit_one_by_one(law, sample, make, confidence):
   path = np.zeros((4, N, 3), np.float32)
   path[-1] = np.inf
-  tokens = samplers.generate(
-    law.params,
-    KEY,
-    path,
-    denoiser=law.denoiser,
-    clean_snr=CLEAN,
-    policy=make(),
-    confidence=confidence,
-  )
+  tokens = sample(path, policy=make(), confidence=confidence)
   # By entropy the order does not hang on the draws, so the law is kept.
   assert law.distance(tokens) < (FLOOR if confidence == "entropy" else 0.45)

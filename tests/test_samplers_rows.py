@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import tiny
+from oracle import tiny, traced
 
 from dsl_jax import paths, samplers, vocab
 from dsl_jax.samplers import moving
@@ -16,14 +16,7 @@ KEY = jax.random.key(0)
 
 
 def test_schedules_padded_to_one_bound_share_one_trace():
-  net, params = tiny()
-  traces = []
-
-  def trunk(*args):
-    traces.append(1)
-    return net.trunk(*args)
-
-  counted = net._replace(trunk=trunk)
+  net, params, traces = traced()
   for path in (
     paths.geometric(5, 6, snr_min=1.0, snr_max=9.0),
     paths.left_to_right(6),
@@ -34,7 +27,7 @@ def test_schedules_padded_to_one_bound_share_one_trace():
       params,
       KEY,
       paths.pad(path, 16),
-      denoiser=counted,
+      denoiser=net,
       clean_snr=CLEAN,
     )
   assert len(traces) == 1

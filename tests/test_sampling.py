@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from oracle import tiny
+from oracle import tiny, traced
 
 from dsl_jax import paths, samplers
 from dsl_jax.samplers import front, moving
@@ -90,18 +90,6 @@ def test_batches_split_over_devices():
   np.testing.assert_array_equal(one.tokens_BL, eight.tokens_BL)
   assert len(eight.tokens_BL.sharding.device_set) == 8
   assert eight.tokens_BL.addressable_shards[0].data.shape == (1, 12)
-
-
-def traced():
-  """A small network and what grows each time that it is traced."""
-  net, params = tiny()
-  traces = []
-
-  def trunk(*args):
-    traces.append(1)
-    return net.trunk(*args)
-
-  return net._replace(trunk=trunk), params, traces
 
 
 def test_bounds_of_pieces_are_powers_of_two():
