@@ -19,7 +19,8 @@ def make(cfg: schema.Optim, steps: int) -> optax.GradientTransformation:
     steps: length of the run, where a cosine schedule ends.
 
   Returns:
-    The gradient transformation.
+    The gradient transformation. Its update takes grad_norm, for callers that
+    have the global norm of the gradients already.
   """
   transforms = [
     _clip(cfg.clip_norm),
@@ -34,26 +35,27 @@ def make(cfg: schema.Optim, steps: int) -> optax.GradientTransformation:
   ]
   chain = optax.chain(*transforms)
 
-  def update(grads, state, params=None):
+  def update(grads, state, params=None, **extra):
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes float and int32
-      return chain.update(grads, state, params)
+      return chain.update(grads, state, params, **extra)
 
-  return optax.GradientTransformation(chain.init, update)
+  return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
-def _clip(norm):
+def _clip(limit):
   """Clips by the global norm with one product, which XLA fuses into Adam.
 
   optax.clip_by_global_norm selects among quotients: XLA's CPU backend writes
   them down, a copy of all gradients.
   """
 
-  def update(grads, state, params=None):
+  def update(grads, state, params=None, *, grad_norm=None):
     del params
-    factor = jnp.minimum(1.0, norm / optax.global_norm(grads))
+    norm = optax.global_norm(grads) if grad_norm is None else grad_norm
+    factor = jnp.minimum(1.0, limit / norm)
     return jax.tree.map(lambda g: g * factor, grads), state
 
-  return optax.GradientTransformation(optax.init_empty_state, update)
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def schedule(cfg: schema.Optim, steps: int) -> optax.Schedule:

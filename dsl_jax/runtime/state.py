@@ -130,7 +130,9 @@ def train_step(
 
   def update(state):
     mean = jax.tree.map(lambda g: g / tokens, grads)
-    updates, opt_state = tx.update(mean, state.opt_state, state.params)
+    updates, opt_state = optax.with_extra_args_support(tx).update(
+      mean, state.opt_state, state.params, grad_norm=grad_norm
+    )
     params = optax.apply_updates(state.params, updates)
     decay = optim.ema_decay(state.step + 1, ema_decay)
     ema = jax.tree.map(
