@@ -25,7 +25,7 @@ ITEMS = ("params", "ema", "rest")
 
 
 class Checkpoints:
-  """Saves and restores train states; long writes go on in the background.
+  """Saves and restores train states; writes go on in the background.
 
   The newest `keep` stay, and the one of the lowest held-out loss.
   """

@@ -69,7 +69,7 @@ class Train:
   log_every: int = 50
   eval_every: int = 500  # 0 = never
   eval_batches: int = 8  # of eval.batch_size held-out rows
-  checkpoint_every: int = 500  # lost at most to a kill; half of it apart
+  checkpoint_every: int = 500  # most a kill costs; saves are half of it apart
   keep: int = 2  # checkpoints kept
   max_minutes: float = 0.0  # stop and save after this long, 0 = no limit
   profile_at: int = 0  # first step of a profile in WORKDIR/profile, 0 = none
