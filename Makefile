@@ -52,7 +52,7 @@ bench: $(VENV)/.test
 	$(BENCH).converter --json=runs/bench/converter.json
 	$(BENCH).train_step --rounds=5 --steps_per_call=16 \
 	  --json=runs/bench/train_step.json
-	$(BENCH).train_step --rounds=3 --steps_per_call=4 --shapes \
+	$(BENCH).train_step --rounds=3 --steps_per_call=8 --shapes \
 	  12,768,27,8,128 4,256,50257,4,256 \
 	  --json=runs/bench/train_step_large.json
 	$(BENCH).sampling --lengths=256 --steps 64 256 --rounds=2 \

@@ -98,16 +98,18 @@ def test_bounds_of_pieces_are_powers_of_two():
   run = functools.partial(
     samplers.sample, params, KEY, path, denoiser=net, clean_snr=CLEAN
   )
-  found = []
+  found, before = [], front._run._cache_size()
   for rows, bounds in ((5, 1), (8, 1), (7, 1), (9, 2), (16, 2), (10**9, 3)):
     found.append(run(rows=rows).tokens_BL)
-    assert len(traces) == bounds
+    assert front._run._cache_size() - before == bounds
+  assert len(traces) == 1  # the network is the same in all of them
   for tokens in found:
     np.testing.assert_array_equal(tokens, found[0])
 
 
 def test_ten_schedules_of_one_bound_share_one_trace():
   net, params, traces = traced()
+  before = front._run._cache_size()
   for path in (
     *(paths.geometric(t, 6, snr_min=1.0, snr_max=9.0) for t in (1, 5, 90)),
     *(paths.masked(KEY, t, 1, 6) for t in (2, 64, 500)),
@@ -117,6 +119,7 @@ def test_ten_schedules_of_one_bound_share_one_trace():
   ):
     samplers.sample(params, KEY, path, denoiser=net, clean_snr=CLEAN)
   assert len(traces) == 1
+  assert front._run._cache_size() - before == 2  # hard rows, and soft ones
 
 
 def test_tail_tokens_appear_at_their_rate():

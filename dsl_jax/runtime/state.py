@@ -124,12 +124,13 @@ def train_step(
     sum_gradients, loss_fn=loss_fn, microbatches=microbatches
   )
   sums, grads = spread(gradients)(state.params, key_B, tokens_BL, mask_BL)
-  tokens = jnp.maximum(sums["tokens"], 1.0)
-  grad_norm = optax.global_norm(grads) / tokens
+  share = 1 / jnp.maximum(sums["tokens"], 1.0)
+  grad_norm = share * optax.global_norm(grads)
   good = jnp.isfinite(sums["nll"]) & jnp.isfinite(grad_norm)
 
   def update(state):
-    mean = jax.tree.map(lambda g: g / tokens, grads)
+    # A product, for XLA's CPU backend would write quotients down.
+    mean = jax.tree.map(lambda g: share * g, grads)
     updates, opt_state = optax.with_extra_args_support(tx).update(
       mean, state.opt_state, state.params, grad_norm=grad_norm
     )

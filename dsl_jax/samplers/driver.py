@@ -41,7 +41,7 @@ def start(
   rows = None
   if net.mask_M is not None:
     rows = jnp.broadcast_to(net.mask_M, (*row_BL.shape, len(net.mask_M)))
-    rows = steps.embed(net, inputs, held_BL, row_BL, z, prompt_BL, rows)
+    rows = steps.embed(net, inputs, False, held_BL, row_BL, z, prompt_BL, rows)
   logp = jnp.zeros(row_BL.shape)
   return State(held_BL, row_BL, z, rows, prompt_BL, logp, jnp.int32(0))
 

@@ -6,14 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dsl_jax.core import checks
-from dsl_jax.core.paths import algebra
 from dsl_jax.nets.denoiser import Denoiser
-from dsl_jax.samplers import driver, requests
-
-ROWS = 64  # of a piece of a path
+from dsl_jax.samplers import driver, pieces, requests
 
 
 def generate(
@@ -106,7 +102,7 @@ def sample(
   *,
   denoiser: Denoiser,
   clean_snr: float,
-  rows: int = ROWS,
+  rows: int = pieces.ROWS,
   callback: Callable[[int, driver.State], None] | None = None,
   sharding: jax.NamedSharding | None = None,
   **options,
@@ -116,8 +112,9 @@ def sample(
   Returns what `generate` returns, but steps that move nothing are dropped for
   every sequence on its own (without a policy or callback, which count rows),
   and the rest goes to the device in pieces padded to the next power of two:
-  paths of any length share one program for each such bound, and a long path
-  never lies on the device.
+  paths of any length share the programs of such a bound, one for rows that
+  only mask and commit and one for all others, and a long path never lies on
+  the device.
 
   Args:
     params: of the denoiser.
@@ -125,8 +122,8 @@ def sample(
     path_TBL: as for `generate`.
     denoiser: functions of the network.
     clean_snr: scale of a committed token.
-    rows: rows in a piece.
-    callback: called with (row, state) after every piece.
+    rows: rows in a piece, at most.
+    callback: called with (row, state) after every so many rows and the last.
     sharding: of arrays whose first axis is the batch; None leaves them be.
     **options: as for `generate`.
 
@@ -143,8 +140,6 @@ def sample(
     raise ValueError(f"sharding is {sharding!r}; give a jax.NamedSharding.")
   request = requests.read(params, key, path_TBL, denoiser, clean_snr, **options)
   path, prompt, inputs, policy, settings = request
-  counted = policy is not None or callback is not None
-  step_TB = algebra.moving_steps(path, together=counted)
 
   def put(array, axis):
     if sharding is None:
@@ -154,23 +149,16 @@ def sample(
 
   first_row, prompt = put(path[0], 0), put(prompt, 0)
   state = _start(params, first_row, prompt, inputs, settings)
-  last = len(step_TB)
-  rows = min(rows, max(last, ROWS))
-  bound = 1 << (rows - 1).bit_length()
-  for first in range(0, last, rows):
-    stop = min(first + rows, last)
-    step_RB = step_TB[first:stop]
-    snr_RBL = path[step_RB + 1, np.arange(path.shape[1])]
-    missing = ((0, bound - len(step_RB)), (0, 0))
-    piece = driver.Rows(
-      put(np.pad(snr_RBL, (*missing, (0, 0)), "edge"), 1),
-      put(np.pad(step_RB, missing, "edge").astype(np.int32), 1),
-      jnp.int32(first),
-      jnp.int32(stop),
-      jnp.int32(last),
+  bent = policy is not None
+  counted = bent or callback is not None
+  for piece, soft in pieces.cut(path, rows, together=counted, soft=bent):
+    stop, last = int(piece.stop), int(piece.last)
+    piece = piece._replace(
+      snr_RBL=put(piece.snr_RBL, 1), step_RB=put(piece.step_RB, 1)
     )
-    state = _run(params, key, state, piece, inputs, policy, settings)
-    if callback:
+    kind = settings._replace(soft=soft)
+    state = _run(params, key, state, piece, inputs, policy, kind)
+    if callback and (stop % rows == 0 or stop == last):
       callback(stop, state)
   return Samples(state.tokens_BL, int(state.calls))
 

@@ -35,7 +35,10 @@ class State(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """What is compiled into the program; see `front.generate`."""
+  """What is compiled into the program; see `front.generate`.
+
+  Without `soft` every row is hard, see `pieces.cut`.
+  """
 
   denoiser: Denoiser
   integrator: str
@@ -43,6 +46,7 @@ class Settings(NamedTuple):
   noise: float
   truncated: bool
   confidence: str
+  soft: bool
 
 
 class Inputs(NamedTuple):
@@ -117,41 +121,28 @@ def step(
   drawn = _drawn(settings, snr, following)
   tokens = jnp.where(drawn, tokens, state.tokens_BL)
   logp = jnp.where(drawn, logp, state.logp_BL)
-  x, z, calls = sphere.embed(net.table_VD, tokens), state.z_BLD, state.calls
+  x = sphere.embed(net.table_VD, tokens)
   # Moves between the mask and the commitment are free of noise.
   ends = (following != snr) & (jnp.isinf(following) | (following == 0))
   hard = channel.hard(x, jnp.isinf(following), clean_snr=inputs.clean_snr)
-  z = jnp.where(ends[..., None], hard, z)
-
-  climbs = (following > snr) & jnp.isfinite(following)
-  climb = functools.partial(
-    _climb, net, keys.up, state, following, tokens, hidden, inputs, settings
-  )
-  z, more = jax.lax.cond(
-    jnp.any(climbs), climb, lambda _, z: (z, jnp.int32(0)), climbs, z
-  )
-  falls = (following < snr) & (following > 0)
-  fall = jax.vmap(
-    functools.partial(channel.backtrack, clean_snr=inputs.clean_snr)
-  )
-  z = jax.lax.cond(
-    jnp.any(falls),
-    lambda z: fall(keys.down, z, snr, jnp.where(falls, following, snr)),
-    lambda z: z,
-    z,
-  )
+  z, more = jnp.where(ends[..., None], hard, state.z_BLD), jnp.int32(0)
+  if settings.soft:
+    z, more = _soft(
+      net, keys, state, following, tokens, hidden, z, inputs, settings
+    )
   moved, rows = following != snr, state.rows_BLM
   if rows is not None:
-    rows = embed(net, inputs, moved, following, z, tokens, rows)
-  calls = calls + ask.astype(jnp.int32) + more
+    soft = settings.soft
+    rows = embed(net, inputs, soft, moved, following, z, tokens, rows)
+  calls = state.calls + ask.astype(jnp.int32) + more
   return State(state.held_BL, following, z, rows, tokens, logp, calls)
 
 
-def embed(net, inputs, where_BL, snr_BL, z_BLD, tokens_BL, rows_BLM):
+def embed(net, inputs, soft, where_BL, snr_BL, z_BLD, tokens_BL, rows_BLM):
   """Input embeddings of z where asked, else the old ones.
 
   Masks, and committed tokens whose rows are given, are look-ups; only the rest
-  runs the converter.
+  runs the converter, if there may be any.
   """
   at = lambda where_BL: where_BL[..., None]
   rows = rows_BLM
@@ -161,6 +152,8 @@ def embed(net, inputs, where_BL, snr_BL, z_BLD, tokens_BL, rows_BLM):
     hard = inputs.hard_rows.astype(rows.dtype)[tokens_BL]
     rows = jnp.where(at(rest & jnp.isinf(snr_BL)), hard, rows)
     rest = rest & jnp.isfinite(snr_BL)
+    if not soft:
+      return rows
   convert = functools.partial(net.denoiser.embed, net.params)
   return moving.update(rest, convert, z_BLD, rows, len(net.table_VD))
 
@@ -176,9 +169,9 @@ def _drawn(settings, snr_BL, following_BL):
 def _ask(net, keys, ask, where_BL, state, inputs, settings):
   """Hidden states and drawn tokens with their log-confidence, if asked."""
 
-  @jax.jit  # so that the network is traced once for its shape and its use
   def call(state):
-    h = _hidden(net, state.z_BLD, state.rows_BLM, state.snr_BL)
+    z, rows, snr = state.z_BLD, state.rows_BLM, state.snr_BL
+    h = _hidden(net.denoiser, net.params, z, rows, snr)
     tokens, logp = moving.draw(
       keys.draw,
       where_BL,
@@ -201,11 +194,35 @@ def _ask(net, keys, ask, where_BL, state, inputs, settings):
   return jax.lax.cond(ask, call, rest, state)
 
 
-def _hidden(net, z, rows, snr):
+@functools.partial(jax.jit, static_argnums=0)  # traced once for all programs
+def _hidden(denoiser, params, z, rows, snr):
   """Hidden states, from kept input embeddings where the denoiser has them."""
   if rows is None:
-    return readout.see(net.denoiser, net.params, z, snr)
-  return net.denoiser.trunk(net.params, rows, z)
+    return readout.see(denoiser, params, z, snr)
+  return denoiser.trunk(params, rows, z)
+
+
+def _soft(net, keys, state, following, tokens, hidden, z_BLD, inputs, settings):
+  """Moves from or to finite SNRs; z, and the network calls that they took."""
+  snr = state.snr_BL
+  climbs = (following > snr) & jnp.isfinite(following)
+  climb = functools.partial(
+    _climb, net, keys.up, state, following, tokens, hidden, inputs, settings
+  )
+  z, more = jax.lax.cond(
+    jnp.any(climbs), climb, lambda _, z: (z, jnp.int32(0)), climbs, z_BLD
+  )
+  falls = (following < snr) & (following > 0)
+  fall = jax.vmap(
+    functools.partial(channel.backtrack, clean_snr=inputs.clean_snr)
+  )
+  z = jax.lax.cond(
+    jnp.any(falls),
+    lambda z: fall(keys.down, z, snr, jnp.where(falls, following, snr)),
+    lambda z: z,
+    z,
+  )
+  return z, more
 
 
 def _climb(
@@ -236,7 +253,7 @@ def _climb(
     return attempt, jnp.int32(0)
   rows, moved = state.rows_BLM, following != snr
   if rows is not None:
-    rows = embed(net, inputs, moved, following, attempt, tokens, rows)
-  h = _hidden(net, attempt, rows, following)
+    rows = embed(net, inputs, True, moved, following, attempt, tokens, rows)
+  h = _hidden(net.denoiser, net.params, attempt, rows, following)
   # With the key of the attempt: the corrected step keeps its noise.
   return up(0.5 * (first + mean(h))), jnp.int32(1)
