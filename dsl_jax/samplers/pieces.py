@@ -39,8 +39,7 @@ def cut(
   soft_T = np.ones(last, bool)
   if not soft:
     soft_T = _soft(path_TBL, step_TB, sequence_B)
-  turns = np.flatnonzero(soft_T[1:] != soft_T[:-1]) + 1
-  edges = sorted({*range(0, last, rows), *turns.tolist(), last})
+  edges = sorted({*range(0, last, rows), *_turns(soft_T), last})
   for first, stop in itertools.pairwise(edges):
     step_RB = step_TB[first:stop]
     snr_RBL = path_TBL[step_RB + 1, sequence_B]
@@ -59,8 +58,13 @@ def _soft(path_TBL, step_TB, sequence_B):
   finite_TB = np.array([finite(row_BL) for row_BL in path_TBL])
   finite_TB = finite_TB[:-1] | finite_TB[1:]
   soft_T = np.any(finite_TB[step_TB, sequence_B], axis=1)
-  turns = np.flatnonzero(soft_T[1:] != soft_T[:-1]) + 1
+  turns = _turns(soft_T)
   for stretch in np.split(np.arange(len(soft_T)), turns):
-    if len(stretch) < SHORT and len(turns):
+    if len(stretch) < SHORT and turns:
       soft_T[stretch] = True
   return soft_T
+
+
+def _turns(soft_T):
+  """Rows that differ in kind from the one before."""
+  return (np.flatnonzero(soft_T[1:] != soft_T[:-1]) + 1).tolist()
