@@ -106,6 +106,33 @@ def test_attention_in_pieces_keeps_one_piece(monkeypatch):
   assert found[1] < 0.5 * scores
 
 
+def test_the_update_writes_down_nothing_but_the_state():
+  """Neither the mean of the gradients nor the clipped ones are arrays."""
+  params = {
+    "converter": {"beta": jnp.ones(())},
+    "blocks": {"kernel": jnp.ones((4, 64, 64))},
+  }
+  tx = optim.make(schema.Optim(weight_decay=0.1), 10)
+
+  def step(state, grads, count, tokens_BL):
+    sums = {"nll": count, "tokens": count}
+    return states.train_step(
+      state,
+      tokens_BL,
+      tokens_BL > 0,
+      loss_fn=None,
+      tx=tx,
+      seed=0,
+      ema_decay=0.9,
+      spread=lambda fn: lambda *_: (sums, grads),
+    )
+
+  given = states.create(params, tx), params, jnp.ones(()), jnp.ones((2, 3), int)
+  program = jax.jit(step, donate_argnums=0).lower(*given).compile()
+  found = program.memory_analysis().temp_size_in_bytes
+  assert found < 0.1 * params["blocks"]["kernel"].nbytes
+
+
 def test_a_run_is_traced_once():
   traced = []
 
