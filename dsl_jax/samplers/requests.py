@@ -82,7 +82,6 @@ def read(
     noise=float(noise),
     truncated=isinstance(top_p, jax.core.Tracer) or float(top_p) < 1,
     confidence=confidence,
-    soft=True,
   )
   numbers = (clean_snr, temperature, top_p)
   numbers = (jnp.asarray(x, jnp.float32) for x in numbers)

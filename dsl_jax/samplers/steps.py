@@ -46,7 +46,7 @@ class Settings(NamedTuple):
   noise: float
   truncated: bool
   confidence: str
-  soft: bool
+  soft: bool = True
 
 
 class Inputs(NamedTuple):
@@ -169,17 +169,18 @@ def _drawn(settings, snr_BL, following_BL):
 def _ask(net, keys, ask, where_BL, state, inputs, settings):
   """Hidden states and drawn tokens with their log-confidence, if asked."""
 
-  def call(state):
-    z, rows, snr = state.z_BLD, state.rows_BLM, state.snr_BL
-    h = _hidden(net.denoiser, net.params, z, rows, snr)
+  seen = state.z_BLD, state.rows_BLM, state.snr_BL
+  old = {"tokens": state.tokens_BL, "logp": state.logp_BL}
+
+  def call():
+    h = _hidden(net.denoiser, net.params, *seen)
     tokens, logp = moving.draw(
       keys.draw,
       where_BL,
       h,
       net.head_VM,
       net.bias_V,
-      tokens=state.tokens_BL,
-      logp=state.logp_BL,
+      **old,
       temperature=inputs.temperature,
       top_p=inputs.top_p if settings.truncated else 1.0,
       strict=settings.strict,
@@ -187,11 +188,11 @@ def _ask(net, keys, ask, where_BL, state, inputs, settings):
     )
     return h, tokens, logp
 
-  def rest(state):
-    h = jax.eval_shape(call, state)[0]
-    return jnp.zeros(h.shape, h.dtype), state.tokens_BL, state.logp_BL
+  def rest():
+    h = _hidden.eval_shape(net.denoiser, net.params, *seen)
+    return jnp.zeros(h.shape, h.dtype), *old.values()
 
-  return jax.lax.cond(ask, call, rest, state)
+  return jax.lax.cond(ask, call, rest)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced once for all programs
