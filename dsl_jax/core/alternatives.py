@@ -47,7 +47,7 @@ def terms(name, h, head, bias, tokens, chunks):
   check(name)
   if name == "reference":
     logits = streamed.scores(h, head, bias)
-    at = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    at = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return *_sums(logits), at
   if name == "tokamax":
     return _tokamax_terms(h, head, bias, tokens, chunks)
@@ -63,7 +63,8 @@ def expectation(name, q, keys, bias, values, chunks):
     mean = jnp.matmul(p, values, preferred_element_type=jnp.float32)
     return mean, *_sums(s)
   if name == "tokamax":
-    one = lambda x: x[None, :, None].astype(jnp.float32)
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    one = lambda x: flat(x)[None, :, None].astype(jnp.float32)
     mean = _tokamax().dot_product_attention(
       one(q),
       one(keys),
@@ -72,15 +73,16 @@ def expectation(name, q, keys, bias, values, chunks):
       scale=1.0,
       implementation="xla_chunked",
     )
-    first = jnp.zeros(len(q), jnp.int32)
-    return mean[0, :, 0], *_tokamax_terms(q, keys, bias, first, chunks)[:2]
+    mean = mean.reshape(*q.shape[:-1], -1)
+    first = jnp.zeros(q.shape[:-1], jnp.int32)
+    return mean, *_tokamax_terms(q, keys, bias, first, chunks)[:2]
   return streamed.expectation(q, keys, bias, values, chunks)
 
 
 def _sums(scores):
   """The maximum, a constant to derivatives, and the sum that belongs to it."""
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
-  return top, jnp.sum(jnp.exp(scores - top[:, None]), axis=-1)
+  return top, jnp.sum(jnp.exp(scores - top[..., None]), axis=-1)
 
 
 def _tokamax():
@@ -107,9 +109,12 @@ def _tokamax_forward(h, head, bias, tokens, chunks):
   op = api.IMPLEMENTATIONS["mosaic_tpu" if fused else "xla"]
   # Its portable path would round scores to h's dtype.
   dtype = h.dtype if fused else jnp.float32
-  h1 = jnp.concatenate([h.astype(dtype), jnp.ones((len(h), 1), dtype)], -1)
+  ones = jnp.ones((*tokens.shape, 1), dtype)
+  h1 = jnp.concatenate([h.astype(dtype), ones], axis=-1)
   rows = jnp.concatenate([head, bias[:, None].astype(head.dtype)], axis=-1)
-  _, (lse,) = op(h1, tokens, rows.astype(dtype).T, return_residuals=True)
+  given = h1.reshape(-1, h1.shape[-1]), tokens.reshape(-1)
+  _, (lse,) = op(*given, rows.astype(dtype).T, return_residuals=True)
+  lse = lse.reshape(tokens.shape)
   return streamed.from_sums(h, head, bias, tokens, lse, jnp.ones_like(lse))
 
 

@@ -1,7 +1,9 @@
 """Contractions over the vocabulary, streamed so that [B, L, V] never exists.
 
 All of them are softmax attention over V keys: the converter and the posterior
-mean return the expectation of values, the loss the log-normaliser.
+mean return the expectation of values, the loss the log-normaliser, a draw one
+of the keys. They go along L in pieces, and in each along V in slabs, with a
+running maximum and sum.
 
 Statistics are f32. Scores multiply operands in the dtype of the queries,
 expectations in the dtype of the values, both accumulate in f32.
@@ -14,13 +16,21 @@ import jax.numpy as jnp
 from dsl_jax.core import alternatives, draws, streamed
 
 ROWS = 512  # a slab has no fewer rows, so that its products stay compact,
-SLAB = 1 << 20  # and about this many scores where the tokens are few
-PIECE = 1 << 23  # scores of a piece of the sequence where rows must be whole
+SLAB = 1 << 20  # else about this many scores, which fit the cache of a CPU,
+WHOLE = 1 << 21  # or all where there are no more: to cut out rows costs time
+PIECE = 1 << 23  # scores of a slab for one piece of the sequences, at most
 
 
 def slabs(tokens: int, rows: int) -> int:
-  """Number of slabs: small, so that a CPU keeps their scores in its cache."""
-  return -(-rows // max(ROWS, SLAB // max(tokens, 1)))
+  """Number of slabs that so many rows are cut into for so many tokens."""
+  if tokens * rows <= WHOLE:
+    return 1
+  return -(-rows // min(max(ROWS, SLAB // tokens), 8 * ROWS))
+
+
+def pieces(tokens: int, rows: int, chunks: int) -> int:
+  """Number of pieces that so many tokens are cut into, for slabs so many."""
+  return -(-tokens * -(-rows // chunks) // PIECE)
 
 
 def nll(
@@ -39,7 +49,7 @@ def nll(
     head_VM: output rows, cast to h's dtype.
     tokens_BL: target ids in [0, V).
     bias_V: output bias, zero if None.
-    chunks: slabs the [B, L, V] logits are cut into; None chooses.
+    chunks: slabs the V rows are cut into; None chooses.
     implementation: one of `alternatives.NAMES`; "auto" streams.
 
   Returns:
@@ -64,12 +74,12 @@ def terms(
     total_BL, sum_v exp(s_v - top); target_BL, the token's score; f32.
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
-  h = h_BLM.reshape(-1, h_BLM.shape[-1])
-  chunks = min(chunks or slabs(len(h), len(head_VM)), len(head_VM))
-  head, bias = head_VM.astype(h.dtype), _bias(bias_V, head_VM)
-  tokens = tokens_BL.reshape(-1)
-  found = alternatives.terms(implementation, h, head, bias, tokens, chunks)
-  return tuple(x.reshape(tokens_BL.shape) for x in found)
+  cut, join, chunks = _plan(h_BLM.shape[:2], len(head_VM), chunks)
+  head, bias = head_VM.astype(h_BLM.dtype), _bias(bias_V, head_VM)
+  found = alternatives.terms(
+    implementation, cut(h_BLM), head, bias, cut(tokens_BL), chunks
+  )
+  return tuple(map(join, found))
 
 
 def expectation(
@@ -91,7 +101,7 @@ def expectation(
     keys_VK: keys, cast to q's dtype.
     values_VC: values; probabilities are cast to their dtype.
     bias_V: bias of the scores, zero if None.
-    chunks: slabs the [B, L, V] scores are cut into; None chooses.
+    chunks: slabs the V rows are cut into; None chooses.
     implementation: one of `alternatives.NAMES`; "auto" streams.
 
   Returns:
@@ -115,13 +125,12 @@ def mean_and_sums(
     has them; f32.
   """
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
-  q = q_BLK.reshape(-1, q_BLK.shape[-1])
-  chunks = min(chunks or slabs(len(q), len(keys_VK)), len(keys_VK))
-  keys, bias = keys_VK.astype(q.dtype), _bias(bias_V, keys_VK)
+  cut, join, chunks = _plan(q_BLK.shape[:2], len(keys_VK), chunks)
+  keys, bias = keys_VK.astype(q_BLK.dtype), _bias(bias_V, keys_VK)
   found = alternatives.expectation(
-    implementation, q, keys, bias, values_VC, chunks
+    implementation, cut(q_BLK), keys, bias, values_VC, chunks
   )
-  return tuple(x.reshape(*q_BLK.shape[:-1], *x.shape[1:]) for x in found)
+  return tuple(map(join, found))
 
 
 def draw(
@@ -137,7 +146,7 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws tokens from softmax(<h, w_v> + b_v), exactly, rare tokens included.
 
-  Needs whole rows of the vocabulary, so it streams along L.
+  The tokens do not hang on how the work is cut.
 
   Args:
     key: typed random key, or one for every position, [B, L].
@@ -146,30 +155,29 @@ def draw(
     bias_V: output bias, zero if None.
     temperature: divides the logits; 0 takes the arg-max.
     top_p: nucleus mass in (0, 1], applied after the temperature.
-    strict: the nucleus rule of `truncate.nucleus`.
-    chunks: pieces L is cut into; None chooses.
+    strict: the nucleus rule of `truncate.dropped`.
+    chunks: slabs the V rows are cut into; None chooses.
 
   Returns:
     tokens_BL, int32, and logp_BL, f32: the log-probability in nats that the
     model itself gives the token, before temperature and truncation.
   """
-  head_VM = head_VM.astype(h_BLM.dtype)
+  cut, join, chunks = _plan(h_BLM.shape[:2], len(head_VM), chunks)
+  head, bias = head_VM.astype(h_BLM.dtype), _bias(bias_V, head_VM)
   if key.ndim == 0:
     key = jax.random.split(key, h_BLM.shape[:2])
 
-  def one(h, data):
-    logits = streamed.scores(h.reshape(-1, h.shape[-1]), head_VM, bias_V)
-    key_N = jax.random.wrap_key_data(
-      data.reshape(-1, data.shape[-1]), impl=jax.random.key_impl(key)
+  def piece(h, data):
+    return draws.tokens(
+      jax.random.wrap_key_data(data, impl=jax.random.key_impl(key)),
+      draws.Rows(h, head, bias, chunks),
+      temperature=temperature,
+      top_p=top_p,
+      strict=strict,
     )
-    tokens = draws.tokens(
-      key_N, logits, temperature=temperature, top_p=top_p, strict=strict
-    )
-    logp = _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
-    return tuple(a.reshape(h.shape[:-1]) for a in (tokens, logp))
 
-  arrays = h_BLM, jax.random.key_data(key)
-  return _along_length(one, arrays, len(head_VM), chunks)
+  found = streamed.each(piece, cut(h_BLM), cut(jax.random.key_data(key)))
+  return tuple(map(join, found))
 
 
 def entropy(
@@ -185,22 +193,15 @@ def entropy(
     h_BLM: hidden states.
     head_VM: output rows, cast to h's dtype.
     bias_V: output bias, zero if None.
-    chunks: slabs the [B, L, V] logits are cut into; None chooses.
+    chunks: slabs the V rows are cut into; None chooses.
 
   Returns:
     entropy_BL, f32, nats.
   """
-  # H = logsumexp - E[s_v]; the mean score needs only the mean row and bias.
-  bias = jnp.zeros(len(head_VM)) if bias_V is None else bias_V
-  rows = jnp.concatenate(
-    [head_VM.astype(jnp.float32), bias.astype(jnp.float32)[:, None]], axis=-1
-  )
-  mean, top, total = mean_and_sums(
-    h_BLM, head_VM, rows, bias_V=bias, chunks=chunks
-  )
-  h = h_BLM.astype(jnp.float32)
-  h = jnp.concatenate([h, jnp.ones((*h.shape[:-1], 1))], axis=-1)
-  return jnp.log(total) + (top - jnp.sum(h * mean, axis=-1))
+  cut, join, chunks = _plan(h_BLM.shape[:2], len(head_VM), chunks)
+  head, bias = head_VM.astype(h_BLM.dtype), _bias(bias_V, head_VM)
+  piece = lambda h: streamed.entropy(h, head, bias, chunks)
+  return join(streamed.each(piece, cut(h_BLM)))
 
 
 def argmax(
@@ -210,34 +211,38 @@ def argmax(
 
   Args:
     q_BLK: queries.
-    keys_VK: keys.
-    chunks: pieces L is cut into; None chooses.
+    keys_VK: keys, cast to q's dtype.
+    chunks: slabs the V rows are cut into; None chooses.
 
   Returns:
     tokens_BL, int32.
   """
-
-  def one(q):
-    scores = streamed.scores(q.reshape(-1, q.shape[-1]), keys_VK, None)
-    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    return (tokens.reshape(q.shape[:-1]),)
-
-  return _along_length(one, (q_BLK,), len(keys_VK), chunks)[0]
+  cut, join, chunks = _plan(q_BLK.shape[:2], len(keys_VK), chunks)
+  keys, bias = keys_VK.astype(q_BLK.dtype), _bias(None, keys_VK)
+  piece = lambda q: streamed.argmax(q, keys, bias, chunks)
+  return join(streamed.each(piece, cut(q_BLK)))
 
 
-def _along_length(fn, arrays, rows, chunks):
-  """Maps fn over pieces [B, L/chunks, ...] of L, padding the last."""
-  B, L = arrays[0].shape[:2]
-  chunks = min(L, chunks or -(-B * L * rows // PIECE))
-  if chunks <= 1:
-    return fn(*arrays)
+def _plan(shape, rows, chunks):
+  """How the work is cut: [B, L, ...] to pieces [P, N, ...], back, and slabs.
+
+  Pieces are of L, for B may be spread over devices.
+  """
+  B, L = shape
+  chunks = min(chunks or slabs(B * L, rows), rows)
+  P = max(1, min(L, pieces(B * L, rows, chunks)))
+  run = -(-L // P)
 
   def cut(x):
-    x = jnp.pad(x, ((0, 0), (0, -L % chunks), (0, 0)))
-    return jnp.moveaxis(x.reshape(B, chunks, -1, x.shape[-1]), 1, 0)
+    padding = [(0, 0), (0, P * run - L)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding).reshape(B, P, run, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0).reshape(P, B * run, *x.shape[3:])
 
-  out = jax.lax.map(lambda pieces: fn(*pieces), tuple(map(cut, arrays)))
-  return tuple(jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :L] for a in out)
+  def join(x):
+    x = jnp.moveaxis(x.reshape(P, B, run, *x.shape[2:]), 0, 1)
+    return x.reshape(B, P * run, *x.shape[3:])[:, :L]
+
+  return cut, join, chunks
 
 
 def _bias(bias_V, rows_VM):
@@ -245,7 +250,3 @@ def _bias(bias_V, rows_VM):
   if bias_V is None:
     return jnp.zeros(len(rows_VM))
   return bias_V.astype(jnp.float32)
-
-
-def _pick(x_NR, index_N):
-  return jnp.take_along_axis(x_NR, index_N[:, None], axis=-1)[:, 0]

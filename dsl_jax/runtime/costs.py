@@ -105,7 +105,9 @@ def activations(
     mixing += 2 * rows * length * net.width * size * depth
   together, run = tokens * parts, -(-net.vocab_size // parts)
   ends = together * net.width * 4 * 6  # queries, means and their gradients
-  slabs = 3 * 4 * together * -(-run // vocab.slabs(together, run))
+  chunks = vocab.slabs(together, run)
+  pieces = vocab.pieces(together, run, chunks)
+  slabs = 3 * 4 * together * -(-run // chunks) / pieces
   return kept + mixing + ends + slabs
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dsl_jax.core import vocab
 
-BLOCK = 1 << 21  # logits of a block; larger ones waste work where few move
+BLOCK = vocab.WHOLE  # logits of a block; larger ones waste work where few move
 
 
 def draw(
