@@ -75,6 +75,17 @@ def test_products_over_the_vocabulary(slabs, rows, count):
   assert len(wide) == count
 
 
+@pytest.mark.parametrize(
+  "top_p, chunks, count", [(1.0, 1, 1), (0.9, 1, 1), (1.0, 9, 2), (0.9, 9, 3)]
+)
+def test_products_of_a_draw(top_p, chunks, count):
+  """One of all rows, or one of a slab in each pass and one of the rest."""
+  draw = functools.partial(vocab.draw, top_p=top_p, chunks=chunks)
+  given = jax.random.key(0), jnp.ones((2, 8, 4)), jnp.ones((4093, 4))
+  text = jax.jit(draw).lower(*given).compile().as_text()
+  assert len(re.findall(r" dot\(", text)) == count
+
+
 def test_a_step_keeps_no_scores():
   """Beside the weights' gradients; the reference shows that it is seen."""
   scores = 4 * B * L * NET.vocab_size
