@@ -89,7 +89,7 @@ def test_says_what_would_fit(capsys):
   flags = re.search(r"nearest that fits.*: (--.*)", out)[1].split()
   out = planned(capsys, "l4:4", big, "--config.net.remat=none", *flags)[1]
   assert ": fits" in out
-  long = "--config.data.length=786432", "--config.train.batch_size=8"
+  long = "--config.data.length=917504", "--config.train.batch_size=8"
   assert "--config.mesh.model=4" in planned(capsys, "h100:8", *long)[1]
   wide = "--config.net.width=49152"
   assert "use more or larger devices" in planned(capsys, "l4:1", wide)[1]

@@ -78,8 +78,9 @@ def test_cut_weights_are_gathered_once_and_outside_every_loop(sizes):
 def test_along_model_tokens_are_sent_and_no_rows_of_the_vocabulary(
   monkeypatch,
 ):
-  monkeypatch.setattr(vocab, "SLAB", 64)  # more slabs than one
-  monkeypatch.setattr(vocab, "ROWS", 64)
+  for name in ("ROWS", "SLAB", "WHOLE"):
+    monkeypatch.setattr(vocab, name, 64)
+  assert vocab.slabs(64, NET.vocab_size) > 1
   net = dataclasses.replace(NET, depth=3, evidence_skip=True)
   text, state = compiled((2, 2, 2), rows=1, net=net)
   sent = hlo.read(text).collectives
@@ -120,6 +121,7 @@ def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):
   found = {}
   for slab in (whole, whole // 16):
     monkeypatch.setattr(vocab, "SLAB", slab)
+    monkeypatch.setattr(vocab, "WHOLE", slab)
     text, _ = compiled((8, 1, 1), net=net, length=64)
     found[slab] = hlo.read(text).largest
   assert found[whole] >= whole

@@ -1,7 +1,7 @@
 """Other ways to compute what `streamed` computes, behind one switch.
 
-"reference" keeps all scores, [N, V], and leaves derivatives to JAX. "tokamax"
-calls the kernel library of that name, an optional package:
+"reference" keeps all scores, [P, N, V], and leaves derivatives to JAX.
+"tokamax" calls the kernel library of that name, an optional package:
 
 - its fused linear softmax cross-entropy returns one sum over all tokens and its
   derivative takes one factor for them. Here every token has its own, so the

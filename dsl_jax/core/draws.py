@@ -22,7 +22,19 @@ import jax.numpy as jnp
 
 from dsl_jax.core import streamed, truncate
 
-CANDIDATES = 4  # where top_p is 0.9, one position in 10,000 needs another round
+CANDIDATES = 4  # of top_p = 0.9 all are out once in 10,000 by the usual rule
+
+
+def kept(size: int, chunks: int) -> int:
+  """Numbers kept at once for a token: scores of a slab, or of candidates."""
+  group, run = _groups(size, chunks)
+  return max(run, CANDIDATES * group)
+
+
+def _groups(size, chunks):
+  """Rows of a group, about as many as there are groups, and of a slab."""
+  group = math.isqrt(size - 1) + 1
+  return group, -(-size // (group * chunks)) * group
 
 
 class Rows:
@@ -30,15 +42,14 @@ class Rows:
 
   Attributes:
     size: V.
-    group: rows of a group, about as many as there are groups.
+    group: rows of a group.
     groups: how many there are; the last may be shorter.
   """
 
   def __init__(self, h_NM, head_VM, bias_V, chunks):
     self._of, self.size = (h_NM, head_VM, bias_V), len(head_VM)
-    self.group = math.isqrt(self.size - 1) + 1
+    self.group, self._run = _groups(self.size, chunks)
     self.groups = -(-self.size // self.group)
-    self._run = -(-self.groups // chunks) * self.group
     # A single slab is computed once, however often it is gone over.
     self._all = None
     if self._run >= self.size:
@@ -95,6 +106,7 @@ def tokens(
     top_N = norm[0]
     above_NC = _above(rows, score_NC, top_N, temperature, strict)
     out_NC = truncate.dropped(above_NC, top_p, strict=strict)
+    # Also where the two passes round differently, so that every draw ends.
     out_NC &= score_NC < top_N[:, None]
     first_N1 = jnp.argmin(out_NC, axis=-1)[:, None]
     pick = lambda x: jnp.take_along_axis(x, first_N1, axis=-1)[:, 0]
@@ -116,7 +128,8 @@ def _draw(key_N, rows, temperature, count, least_N=None):
   """Draws `count` tokens for each position, of scores above least_N if given.
 
   Returns:
-    tokens_NC; score_NC; and top_N and total_N of all scores, as `streamed`.
+    tokens_NC; score_NC; and the largest score and the sum of
+    exp(score - largest) of all tokens, [N].
   """
   keys_NC2 = jax.vmap(lambda key: jax.random.split(key, (count, 2)))(key_N)
   # The default mode draws its noise from 23 bits and loses tails of 1e-7.
@@ -175,7 +188,7 @@ def _draw(key_N, rows, temperature, count, least_N=None):
 
 
 def _above(rows, score_NC, top_N, temperature, strict):
-  """The share of tokens with a score above, or no less than (strict), each."""
+  """The mass of tokens with a score above, or no less than (strict), each."""
   more = jnp.greater_equal if strict else jnp.greater
 
   def step(carry, _, s_NR):
@@ -184,7 +197,7 @@ def _above(rows, score_NC, top_N, temperature, strict):
     over = lambda c_N: jnp.sum(
       jnp.where(more(s_NR, c_N[:, None]), p_NR, 0.0), axis=-1
     )
-    above_CN += jax.lax.map(over, score_NC.T)
+    above_CN += jax.lax.map(over, score_NC.T)  # one [N, R] array at a time
     return total_N + jnp.sum(p_NR, axis=-1), above_CN
 
   start = jnp.zeros(len(top_N)), jnp.zeros(score_NC.T.shape)

@@ -31,7 +31,7 @@ def _matmul(spec, a, b):
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-class Slabs:
+class _Slabs:
   """Cuts [V, ...] arrays into runs of R rows; the last run may overlap.
 
   Rows that the run before has had get the score NEVER, and so no weight.
@@ -98,7 +98,7 @@ def terms(h, head, bias, tokens, chunks):
 
 
 def _terms_forward(h, head, bias, tokens, chunks):
-  slabs = Slabs(len(head), chunks)
+  slabs = _Slabs(len(head), chunks)
 
   def piece(h):
     def step(carry, j):
@@ -122,7 +122,7 @@ def terms_backward(chunks, saved, g):
   """Gradients of `terms` in slabs; see `from_sums`."""
   h, head, bias, tokens, top = saved
   _, g, at = g
-  slabs = Slabs(len(head), chunks)
+  slabs = _Slabs(len(head), chunks)
 
   def piece(sums, x):
     h, top, g = x
@@ -162,7 +162,7 @@ def expectation(q, keys, bias, values, chunks):
 
 
 def _expectation_forward(q, keys, bias, values, chunks):
-  slabs = Slabs(len(keys), chunks)
+  slabs = _Slabs(len(keys), chunks)
 
   def piece(q):
     def step(carry, j):
@@ -188,7 +188,7 @@ def _expectation_forward(q, keys, bias, values, chunks):
 def _expectation_backward(chunks, saved, g):
   q, keys, bias, values, mean, top, total = saved
   g, _, g_total = g
-  slabs = Slabs(len(keys), chunks)
+  slabs = _Slabs(len(keys), chunks)
 
   def piece(sums, x):
     q, mean, top, total, g, g_total = x
@@ -222,7 +222,7 @@ expectation.defvjp(_expectation_forward, _expectation_backward)
 
 def entropy(h, head, bias, chunks):
   """Entropy of softmax(h head^T + bias), [N], in nats."""
-  slabs = Slabs(len(head), chunks)
+  slabs = _Slabs(len(head), chunks)
 
   def step(carry, j):
     top, total, mean = carry  # mean: sum of exp(scores - top) (top - scores)
@@ -239,7 +239,7 @@ def entropy(h, head, bias, chunks):
 
 def argmax(q, keys, bias, chunks):
   """Row of the largest score of every token, [N], the first where they tie."""
-  slabs = Slabs(len(keys), chunks)
+  slabs = _Slabs(len(keys), chunks)
 
   def step(carry, j):
     top, at = carry

@@ -10,7 +10,8 @@ def temper(gap: jax.Array, temperature: jax.Array | float) -> jax.Array:
   """Divides differences from a largest score by the temperature.
 
   Temperature 0 leaves 0 where the largest is reached, and else what is never
-  drawn. Scores themselves would overflow at tiny temperatures.
+  drawn. Scores themselves would overflow at tiny temperatures. Beyond 1e20 all
+  finite scores are alike, and NEVER has to stay apart from them.
 
   Args:
     gap: [...], at most 0, f32.
@@ -20,7 +21,7 @@ def temper(gap: jax.Array, temperature: jax.Array | float) -> jax.Array:
     gap / temperature, [...].
   """
   t = jnp.asarray(temperature, jnp.float32)
-  return gap * (1.0 / jnp.maximum(t, jnp.finfo(jnp.float32).tiny))
+  return gap * (1.0 / jnp.clip(t, jnp.finfo(jnp.float32).tiny, 1e20))
 
 
 def dropped(

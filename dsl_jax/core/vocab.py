@@ -15,22 +15,23 @@ import jax.numpy as jnp
 
 from dsl_jax.core import alternatives, draws, streamed
 
-ROWS = 512  # a slab has no fewer rows, so that its products stay compact,
-SLAB = 1 << 20  # else about this many scores, which fit the cache of a CPU,
-WHOLE = 1 << 21  # or all where there are no more: to cut out rows costs time
-PIECE = 1 << 23  # scores of a slab for one piece of the sequences, at most
+ROWS = 512  # the fewest of a slab: products with less are slow,
+MOST = 4096  # and the most: their copy should fit the cache of a CPU
+SLAB = 1 << 20  # scores of a slab with rows between the two
+WHOLE = 1 << 21  # up to so many scores one slab is faster: it needs no copy
+PIECE = 1 << 23  # scores of a slab for a piece of the sequences, at most
 
 
 def slabs(tokens: int, rows: int) -> int:
   """Number of slabs that so many rows are cut into for so many tokens."""
   if tokens * rows <= WHOLE:
     return 1
-  return -(-rows // min(max(ROWS, SLAB // tokens), 8 * ROWS))
+  return -(-rows // min(max(ROWS, SLAB // tokens), MOST))
 
 
-def pieces(tokens: int, rows: int, chunks: int) -> int:
-  """Number of pieces that so many tokens are cut into, for slabs so many."""
-  return -(-tokens * -(-rows // chunks) // PIECE)
+def pieces(tokens: int, kept: int) -> int:
+  """Number of pieces that tokens are cut into, with so many scores for each."""
+  return -(-tokens * kept // PIECE)
 
 
 def nll(
@@ -146,7 +147,8 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws tokens from softmax(<h, w_v> + b_v), exactly, rare tokens included.
 
-  The tokens do not hang on how the work is cut.
+  The tokens do not hang on how the work is cut. Derivatives are not defined:
+  logp is minus the `nll` of the tokens, which has them.
 
   Args:
     key: typed random key, or one for every position, [B, L].
@@ -156,13 +158,13 @@ def draw(
     temperature: divides the logits; 0 takes the arg-max.
     top_p: nucleus mass in (0, 1], applied after the temperature.
     strict: the nucleus rule of `truncate.dropped`.
-    chunks: slabs the V rows are cut into; None chooses.
+    chunks: slabs the V rows are cut into, at most; None chooses.
 
   Returns:
     tokens_BL, int32, and logp_BL, f32: the log-probability in nats that the
     model itself gives the token, before temperature and truncation.
   """
-  cut, join, chunks = _plan(h_BLM.shape[:2], len(head_VM), chunks)
+  cut, join, chunks = _plan(h_BLM.shape[:2], len(head_VM), chunks, draws.kept)
   head, bias = head_VM.astype(h_BLM.dtype), _bias(bias_V, head_VM)
   if key.ndim == 0:
     key = jax.random.split(key, h_BLM.shape[:2])
@@ -223,14 +225,15 @@ def argmax(
   return join(streamed.each(piece, cut(q_BLK)))
 
 
-def _plan(shape, rows, chunks):
+def _plan(shape, rows, chunks, kept=lambda rows, chunks: -(-rows // chunks)):
   """How the work is cut: [B, L, ...] to pieces [P, N, ...], back, and slabs.
 
-  Pieces are of L, for B may be spread over devices.
+  Pieces are of L, for B may be spread over devices. `kept` says how many scores
+  there are at once for a token.
   """
   B, L = shape
   chunks = min(chunks or slabs(B * L, rows), rows)
-  P = max(1, min(L, pieces(B * L, rows, chunks)))
+  P = max(1, min(L, pieces(B * L, kept(rows, chunks))))
   run = -(-L // P)
 
   def cut(x):

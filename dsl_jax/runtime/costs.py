@@ -105,9 +105,8 @@ def activations(
     mixing += 2 * rows * length * net.width * size * depth
   together, run = tokens * parts, -(-net.vocab_size // parts)
   ends = together * net.width * 4 * 6  # queries, means and their gradients
-  chunks = vocab.slabs(together, run)
-  pieces = vocab.pieces(together, run, chunks)
-  slabs = 3 * 4 * together * -(-run // chunks) / pieces
+  slab = -(-run // vocab.slabs(together, run))
+  slabs = 3 * 4 * together * slab / vocab.pieces(together, slab)
   return kept + mixing + ends + slabs
 
 

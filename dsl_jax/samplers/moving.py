@@ -40,7 +40,6 @@ def draw(
       temperature=temperature,
       top_p=top_p,
       strict=strict,
-      chunks=1,
     )
     if confidence == "entropy":
       sure = -vocab.entropy(h_BKM, head_VM, bias_V=bias_V)
