@@ -26,9 +26,9 @@ CANDIDATES = 4  # of top_p = 0.9 all are out once in 10,000 by the usual rule
 
 
 def kept(size: int, chunks: int) -> int:
-  """Numbers kept at once for a token: scores of a slab, or of candidates."""
+  """Numbers kept for a token: scores of a slab, or what candidates need."""
   group, run = _groups(size, chunks)
-  return max(run, CANDIDATES * group)
+  return max(run, 3 * CANDIDATES * group)  # noise, leading and new scores
 
 
 def _groups(size, chunks):
