@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from dsl_jax.core import streamed, truncate
 
-CANDIDATES = 4  # of top_p = 0.9 all are out once in 10,000 by the usual rule
+CANDIDATES = 4  # at top_p = 0.9 none is in once in 10,000, by the usual rule
 
 
 def kept(size: int, chunks: int) -> int:
