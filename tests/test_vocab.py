@@ -73,6 +73,18 @@ def test_bf16_gradients_of_frequent_tokens_keep_their_terms():
   np.testing.assert_allclose(found, exact, rtol=0.02, atol=1e-3)
 
 
+def test_bf16_gradients_of_many_pieces_keep_their_terms(monkeypatch):
+  monkeypatch.setattr(vocab, "PIECE", 6)  # two positions
+  q, keys, values = (
+    jnp.zeros((1, 4096, 2)),
+    jnp.zeros((3, 2)),
+    jnp.zeros((3, 4)),
+  )
+  mean = lambda values: jnp.mean(vocab.expectation(q, keys, values))
+  found = jax.jit(jax.grad(mean))(values.astype(jnp.bfloat16))
+  np.testing.assert_allclose(found.astype(jnp.float32), 1 / 12, rtol=0.01)
+
+
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_expectation_and_its_gradients(data, way):
   h, head, bias, values, _, weight, _ = data

@@ -212,7 +212,9 @@ def _expectation_backward(chunks, saved, g):
     return tuple(sums), dq.astype(q.dtype)
 
   given = keys, bias, values
-  start = tuple(jnp.zeros(x.shape) for x in given)  # f32: sums over pieces
+  # A single piece adds to every row once; sums of several are made in f32.
+  dtype = lambda x: x.dtype if len(q) == 1 else jnp.float32
+  start = tuple(jnp.zeros(x.shape, dtype(x)) for x in given)
   sums, dq = scan(piece, start, (q, mean, top, total, g, g_total))
   return dq, *(s.astype(x.dtype) for s, x in zip(sums, given))
 
