@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dsl_jax import vocab
+from dsl_jax.core import draws
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
@@ -55,6 +56,29 @@ def prefix(p, top_p, strict):
   kept = np.zeros_like(inside)
   np.put_along_axis(kept, order, inside, -1)
   return kept
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("strict", [False, True])
+def test_tokens_outside_the_nucleus(strict, chunks):
+  """Every token of many rows, rare ones too, against a sort."""
+  rng = np.random.default_rng(0)
+  p = rng.dirichlet(np.full(50, 0.3), size=64).astype(np.float32)
+  p[0, :] = 1e-6
+  p[0, 3] = 1.0  # the first token alone exceeds any mass
+  scores = jnp.log(p)
+  rows = draws.Rows(jnp.eye(64), scores.T, jnp.zeros(50), chunks)
+  for top_p in (0.2, 0.75, 0.9, 1.0):
+    out = draws.outside(
+      rows,
+      scores,
+      jnp.max(scores, axis=-1),
+      temperature=1.0,
+      top_p=top_p,
+      strict=strict,
+    )
+    want = prefix(p, top_p, strict) | (top_p == 1)
+    np.testing.assert_array_equal(~out, want)
 
 
 @pytest.mark.parametrize("chunks", [1, 3])

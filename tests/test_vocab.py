@@ -169,7 +169,7 @@ def test_draws_keep_few_scores(small, top_p, length):
 
 
 def test_pieces_of_the_sequence_change_nothing(data, monkeypatch):
-  """Two of three positions each: the last one is padding."""
+  """Two pieces of three positions, the last of which is padding."""
   h, head, bias, values, weight, _, tokens = data
 
   def everything():

@@ -103,11 +103,14 @@ def tokens(
     found_NC, score_NC, norm = _draw(
       key, rows, temperature, CANDIDATES, least_N
     )
-    top_N = norm[0]
-    above_NC = _above(rows, score_NC, top_N, temperature, strict)
-    out_NC = truncate.dropped(above_NC, top_p, strict=strict)
-    # Also where the two passes round differently, so that every draw ends.
-    out_NC &= score_NC < top_N[:, None]
+    out_NC = outside(
+      rows,
+      score_NC,
+      norm[0],
+      temperature=temperature,
+      top_p=top_p,
+      strict=strict,
+    )
     first_N1 = jnp.argmin(out_NC, axis=-1)[:, None]
     pick = lambda x: jnp.take_along_axis(x, first_N1, axis=-1)[:, 0]
     token_N = jnp.where(done_N, token_N, pick(found_NC))
@@ -138,21 +141,20 @@ def _draw(key_N, rows, temperature, count, least_N=None):
   size = rows.group
 
   def step(carry, start, s_NR):
-    top_N, total_N, high_N, lead_NC, at_NC, kept_NCS = carry
-    top_N, total_N, *_ = streamed.grow(top_N, total_N, s_NR)
+    before_N, total_N, lead_NC, at_NC, kept_NCS = carry
+    top_N, total_N, *_ = streamed.grow(before_N, total_N, s_NR)
     if least_N is not None:
       s_NR = jnp.where(s_NR > least_N[:, None], s_NR, truncate.NEVER)
     padding = (0, 0), (0, -s_NR.shape[1] % size)
     s_NR = jnp.pad(s_NR, padding, constant_values=truncate.NEVER)
     s_NGS = s_NR.reshape(len(s_NR), -1, size)
-    before_N, high_N = high_N, jnp.maximum(high_N, jnp.max(s_NR, axis=-1))
-    gap_NGS = truncate.temper(s_NGS - high_N[:, None, None], temperature)
+    gap_NGS = truncate.temper(s_NGS - top_N[:, None, None], temperature)
     mass_NG = jnp.log(jnp.sum(jnp.exp(gap_NGS), axis=-1))
     noisy_NCG = mass_NG[:, None] + jax.lax.dynamic_slice_in_dim(
       noise_NCG, start // size, mass_NG.shape[1], axis=2
     )
     best_NC1 = jnp.argmax(noisy_NCG, axis=-1, keepdims=True)
-    lead_NC += truncate.temper(before_N - high_N, temperature)[:, None]
+    lead_NC += truncate.temper(before_N - top_N, temperature)[:, None]
     new_NC = jnp.max(noisy_NCG, axis=-1)
     won_NC = new_NC > lead_NC
     here_NC = start + size * best_NC1[..., 0].astype(jnp.int32)
@@ -160,23 +162,21 @@ def _draw(key_N, rows, temperature, count, least_N=None):
     return (
       top_N,
       total_N,
-      high_N,
       jnp.maximum(new_NC, lead_NC),
       jnp.where(won_NC, here_NC, at_NC),
       jnp.where(won_NC[..., None], best_NCS, kept_NCS),
     )
 
   N = len(key_N)
-  never_N, zero_NC = jnp.full(N, truncate.NEVER), jnp.zeros((N, count))
+  zero_NC = jnp.zeros((N, count))
   start = (
-    never_N,
+    jnp.full(N, truncate.NEVER),
     jnp.zeros(N),
-    never_N,
     zero_NC - jnp.inf,
     zero_NC.astype(jnp.int32),
     jnp.full((N, count, size), truncate.NEVER),
   )
-  top_N, total_N, _, _, at_NC, kept_NCS = rows.over(step, start)
+  top_N, total_N, _, at_NC, kept_NCS = rows.over(step, start)
   gap_NCS = kept_NCS - jnp.max(kept_NCS, axis=-1, keepdims=True)
   pick = lambda key, x: jax.random.categorical(key, x, mode="high")
   within_NC = jax.vmap(jax.vmap(pick))(
@@ -187,8 +187,27 @@ def _draw(key_N, rows, temperature, count, least_N=None):
   return found_NC, score_NC[..., 0], (top_N, total_N)
 
 
-def _above(rows, score_NC, top_N, temperature, strict):
-  """The mass of tokens with a score above, or no less than (strict), each."""
+def outside(
+  rows: Rows,
+  score_NC: jax.Array,
+  top_N: jax.Array,
+  *,
+  temperature: jax.Array | float,
+  top_p: jax.Array | float,
+  strict: bool,
+) -> jax.Array:
+  """Whether tokens lie outside the nucleus, out_NC, from their scores.
+
+  The most probable never do, also where two passes round scores differently.
+
+  Args:
+    rows: of the vocabulary.
+    score_NC: of the tokens.
+    top_N: largest scores.
+    temperature: divides the scores.
+    top_p: nucleus mass in (0, 1].
+    strict: the nucleus rule of `truncate.dropped`.
+  """
   more = jnp.greater_equal if strict else jnp.greater
 
   def step(carry, _, s_NR):
@@ -202,7 +221,9 @@ def _above(rows, score_NC, top_N, temperature, strict):
 
   start = jnp.zeros(len(top_N)), jnp.zeros(score_NC.T.shape)
   total_N, above_CN = rows.over(step, start)
-  return (above_CN / total_N[None]).T
+  above_NC = (above_CN / total_N[None]).T
+  out_NC = truncate.dropped(above_NC, top_p, strict=strict)
+  return out_NC & (score_NC < top_N[:, None])
 
 
 def _logp(score_N, norm):

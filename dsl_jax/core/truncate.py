@@ -33,7 +33,7 @@ def dropped(
   reaches top_p. The strict rule, used by the published ReMDM samples, keeps
   the sorted prefix whose mass stays at or below top_p: the token that crosses
   top_p is dropped. Tokens of exactly equal probability stay or go together.
-  The most probable token always stays, which is the caller's to see to.
+  The most probable token always stays, which `draws.outside` sees to.
 
   Args:
     above: [...], mass of the tokens more probable than this one; for the

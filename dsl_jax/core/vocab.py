@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from dsl_jax.core import alternatives, draws, streamed
 
 ROWS = 512  # the fewest of a slab: products with less are slow,
-MOST = 4096  # and the most: their copy should fit the cache of a CPU
+MOST = 4096  # and the most: copies of more are slow
 SLAB = 1 << 20  # scores of a slab with rows between the two
 WHOLE = 1 << 21  # up to so many scores one slab is faster: it needs no copy
 PIECE = 1 << 23  # scores of a slab for a piece of the sequences, at most
