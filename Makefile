@@ -34,7 +34,7 @@ quickstart: $(VENV)/.demo
 	$(MAIN) --mode=sample --config.sample.path=masked
 	$(MAIN) --mode=sample --config.sample.path=continuous
 	$(MAIN) --mode=sample --config.sample.path=hybrid
-	$(BIN)/python -m dsl_jax.report $(RUN)
+	$(BIN)/python -m dsl_jax.modes.report $(RUN)
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from benchmarks import finetune, torch_twin
-from dsl_jax import convert, inputs
+from dsl_jax import convert
 from dsl_jax.core import channel, sphere
-from dsl_jax.nets import denoiser as denoisers
+from dsl_jax.modes import inputs
+from dsl_jax.nets import denoiser as denoiser_lib
 
 CLEAN_SNRS = (10, 30, 100, 300, 1000)
 
@@ -33,7 +34,7 @@ def differences(path, tokens_BL, sphere_dim, beta, clean_snrs, prior=0.99):
   params, cfg = convert.mdlm.load(
     path, sphere_dim=sphere_dim, beta_init=beta, mask_prior=prior
   )
-  net = denoisers.make_denoiser(cfg)
+  net = denoiser_lib.make_denoiser(cfg)
   rng = np.random.default_rng(0)
   if tokens_BL is None:
     tokens_BL = rng.integers(0, cfg.vocab_size, (2, 64))

@@ -24,17 +24,19 @@ import torch
 import tqdm
 
 from benchmarks import torch_twin
-from dsl_jax import convert, inputs, likelihood, main, objective
+from dsl_jax import convert, likelihood, main, objective
 from dsl_jax.core import sphere
 from dsl_jax.data import batches
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import checkpoint, command, optim, schema
+from dsl_jax.modes import inputs
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import checkpoint, command, optim
+from dsl_jax.runtime import config as config_lib
 
 CONFIG = "configs/finetune.py"
 VARIANTS = ("", "skip", "keep", "paper", "beta")
 _MASK_ID = 4  # of text8 in MDLM
 SNRS = (2.8, 9.5, 17.5, 32.0)
-BASE = schema.Optim(learning_rate=3e-3, warmup_steps=100, schedule="cosine")
+BASE = config_lib.Optim(learning_rate=3e-3, warmup_steps=100, schedule="cosine")
 
 
 def read_config(variant, workdir, *overrides):
@@ -116,7 +118,7 @@ def score(params, cfg, held_out, *, sequences, masked=False):
     sequences: how many of them.
     masked: score the masked model inside instead, at the endpoints only.
   """
-  net = denoisers.make_denoiser(cfg.net)
+  net = denoiser_lib.make_denoiser(cfg.net)
   net = masked_only(net) if masked else net
   shared = {"denoiser": net, "clean_snr": cfg.clean_snr}
   grid = np.geomspace(0.05, cfg.eval.snr_max, 24)

@@ -17,8 +17,10 @@ import numpy as np
 
 from benchmarks import side_by_side
 from dsl_jax import vocab
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import build, schema, state
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import build
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import state as state_lib
 
 WAYS = "streamed", "reference"
 
@@ -45,13 +47,13 @@ def vocabulary(batch, length, rows, width, sphere_dim, way):
 
 def step(net, batch, length, passes):
   """Returns loss and gradients of a training step, and their arguments."""
-  cfg = schema.Config("bench", net)
+  cfg = config_lib.Config("bench", net)
   gradients = functools.partial(
-    state.sum_gradients,
+    state_lib.sum_gradients,
     loss_fn=build.loss(cfg, dropout=True),
     microbatches=passes,
   )
-  init = denoisers.make_denoiser(net).init
+  init = denoiser_lib.make_denoiser(net).init
   return gradients, (
     jax.eval_shape(init, jax.random.key(0)),
     jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
@@ -100,7 +102,7 @@ def main():
   for passes in sorted({1, args.batch}):
 
     def whole(way, passes=passes):
-      net = denoisers.NetConfig(
+      net = denoiser_lib.NetConfig(
         args.vocab,
         args.width,
         args.depth,

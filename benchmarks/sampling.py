@@ -19,7 +19,7 @@ import torch
 from benchmarks import side_by_side, torch_twin
 from dsl_jax import samplers
 from dsl_jax.core import paths
-from dsl_jax.nets import denoiser as denoisers
+from dsl_jax.nets import denoiser as denoiser_lib
 
 
 def jax_sampler(args, length, steps):
@@ -27,8 +27,8 @@ def jax_sampler(args, length, steps):
 
   It has run once, on a path of one step: paths of any length share a program.
   """
-  net = denoisers.NetConfig(args.vocab, args.width, args.depth, 4, 64)
-  denoiser = denoisers.make_denoiser(net)
+  net = denoiser_lib.NetConfig(args.vocab, args.width, args.depth, 4, 64)
+  denoiser = denoiser_lib.make_denoiser(net)
   params = denoiser.init(jax.random.key(0))
   path_key, key = jax.random.split(jax.random.key(1))
   path = paths.masked(path_key, steps, args.batch, length)
@@ -52,8 +52,8 @@ def jax_sampler(args, length, steps):
 
 def traces(args, length):
   """Runs ten schedules of up to 1,024 steps; how often the net was traced."""
-  denoiser = denoisers.make_denoiser(
-    denoisers.NetConfig(args.vocab, args.width, args.depth, 4, 64)
+  denoiser = denoiser_lib.make_denoiser(
+    denoiser_lib.NetConfig(args.vocab, args.width, args.depth, 4, 64)
   )
   seen, key = [], jax.random.key(0)
 

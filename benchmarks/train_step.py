@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from benchmarks import side_by_side, torch_dsl, torch_twin
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import build, costs, optim, schema, state
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import build, costs, optim
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import state as state_lib
 
 # depth, width, vocabulary, batch, length
 SHAPES = ("4,128,27,16,128", "6,256,27,16,128")
@@ -31,13 +33,13 @@ def make_net(depth, width, vocab):
   """Returns the network of a shape."""
   heads = 4 if width < 512 else 12
   sphere_dim = 16 if vocab < 100 else 64
-  return denoisers.NetConfig(vocab, width, depth, heads, sphere_dim)
+  return denoiser_lib.NetConfig(vocab, width, depth, heads, sphere_dim)
 
 
 def jax_forward(net, tokens):
   """Returns a function that computes the loss of a batch."""
-  loss = jax.jit(build.loss(schema.Config("bench", net), dropout=False))
-  params = denoisers.make_denoiser(net).init(jax.random.key(0))
+  loss = jax.jit(build.loss(config_lib.Config("bench", net), dropout=False))
+  params = denoiser_lib.make_denoiser(net).init(jax.random.key(0))
   key_B = jax.random.split(jax.random.key(1), len(tokens))
   mask_BL = jnp.ones(tokens.shape, bool)
   return lambda: jax.block_until_ready(loss(params, key_B, tokens, mask_BL))
@@ -45,19 +47,19 @@ def jax_forward(net, tokens):
 
 def jax_steps(net, tokens, count):
   """Returns a function that takes `count` steps of ours in one program."""
-  cfg = schema.Config(name="bench", net=net)
+  cfg = config_lib.Config(name="bench", net=net)
   tx = optim.make(cfg.optim, 1000)
-  params = denoisers.make_denoiser(net).init(jax.random.key(0))
-  holder = [state.create(params, tx)]
+  params = denoiser_lib.make_denoiser(net).init(jax.random.key(0))
+  holder = [state_lib.create(params, tx)]
   step = functools.partial(
-    state.train_step,
+    state_lib.train_step,
     loss_fn=build.loss(cfg, dropout=True),
     tx=tx,
     seed=0,
     ema_decay=0.9999,
   )
   steps = jax.jit(
-    functools.partial(state.train_steps, step=step), donate_argnums=0
+    functools.partial(state_lib.train_steps, step=step), donate_argnums=0
   )
   batches = (jnp.asarray(tokens),) * count
   mask_BL = jnp.ones(tokens.shape, bool)
@@ -76,7 +78,7 @@ def torch_step(net, tokens, converter):
   shape = V + 1, net.width, net.depth, net.heads
   twin = torch_twin.Config(*shape, mask_id=V, dropout=0.0)
   if converter:
-    cfg = schema.Config("bench", net)
+    cfg = config_lib.Config("bench", net)
     model = torch_dsl.DSL(twin, net.sphere_dim)
     loss = torch_dsl.make_loss(cfg.law, cfg.clean_snr)
   else:

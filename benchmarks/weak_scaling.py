@@ -28,22 +28,23 @@ def measure(cfg, mesh, rows: int) -> dict:
   import jax
   import jax.numpy as jnp
 
-  from dsl_jax.nets import denoiser
-  from dsl_jax.runtime import build, hlo, optim, partition
-  from dsl_jax.runtime import state as states
+  from dsl_jax.nets import denoiser as denoiser_lib
+  from dsl_jax.runtime import build, hlo, optim
+  from dsl_jax.runtime import sharding as sharding_lib
+  from dsl_jax.runtime import state as state_lib
 
   train = dataclasses.replace(cfg.train, batch_size=rows * mesh.size)
   cfg = dataclasses.replace(cfg, train=train)
   tx = optim.make(cfg.optim, cfg.train.steps)
-  init = denoiser.make_denoiser(cfg.net).init
-  state = partition.abstract(
-    mesh, jax.eval_shape(lambda: states.create(init(jax.random.key(0)), tx))
+  init = denoiser_lib.make_denoiser(cfg.net).init
+  state = sharding_lib.abstract(
+    mesh, jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), tx))
   )
   tokens, mask = (
     jax.ShapeDtypeStruct(
       (train.batch_size, cfg.data.length),
       kind,
-      sharding=partition.rows(mesh, partition.ROWS),
+      sharding=sharding_lib.rows(mesh, sharding_lib.ROWS),
     )
     for kind in (jnp.int32, jnp.bool_)
   )
@@ -75,22 +76,23 @@ def main() -> None:
   )
   import jax
 
-  from dsl_jax.runtime import partition, schema
+  from dsl_jax.runtime import config as config_lib
+  from dsl_jax.runtime import sharding as sharding_lib
 
-  net = schema.NetConfig(8192, 256, 2, 4, 64, dropout=0.1, unroll=1)
-  base = schema.Config("weak", net, data=schema.Data(length=256))
+  net = config_lib.NetConfig(8192, 256, 2, 4, 64, dropout=0.1, unroll=1)
+  base = config_lib.Config("weak", net, data=config_lib.Data(length=256))
   found = {}
   for name, mesh_cfg in (
-    ("data", schema.Mesh()),
-    ("fsdp", schema.Mesh(data=1, fsdp=-1)),
-    ("model 2", schema.Mesh(model=2)),
+    ("data", config_lib.Mesh()),
+    ("fsdp", config_lib.Mesh(data=1, fsdp=-1)),
+    ("model 2", config_lib.Mesh(model=2)),
   ):
     print(f"{name}: {', '.join(HEADS)}")
     found[name] = []
     for count in counts:
       if count % mesh_cfg.model:
         continue
-      mesh = partition.make_mesh(mesh_cfg, jax.devices()[:count])
+      mesh = sharding_lib.make_mesh(mesh_cfg, jax.devices()[:count])
       row = measure(base, mesh, args.rows)
       print("", *(f"{v:.4g}" for v in row.values()), sep="\t", flush=True)
       found[name].append(row)

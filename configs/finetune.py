@@ -16,12 +16,12 @@ our choice.
 import dataclasses
 import math
 
-from dsl_jax.runtime import schema
+from dsl_jax.runtime import config as config_lib
 
 
 def get_config(arg=""):
   """Returns the config of a variant."""
-  net = schema.NetConfig(
+  net = config_lib.NetConfig(
     vocab_size=34,  # [M] text8's 27 characters and 7 specials, without the mask
     width=128,  # [O] what one CPU core trains in minutes
     depth=4,  # [O]
@@ -30,19 +30,19 @@ def get_config(arg=""):
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
     mask_prior=0.99,  # [P] so that z = 0 reads as MDLM's mask
   )
-  base = schema.Config(
+  base = config_lib.Config(
     name="finetune",
     net=net,
     init_from="runs/finetune/mdlm.ckpt",
     clean_snr=100.0,  # [P] 100 log V / log 35 at MDLM's V = 35
-    data=schema.Data(corpus="kjv", tokenizer="text8-mdlm", length=128),
-    law=schema.Law(
+    data=config_lib.Data(corpus="kjv", tokenizer="text8-mdlm", length=128),
+    law=config_lib.Law(
       mu=1.4,  # [P] text8
       sigma=0.55,  # [P] text8
       endpoint_share=0.25,  # [P]
       smooth=True,  # [P]
     ),
-    optim=schema.Optim(
+    optim=config_lib.Optim(
       learning_rate=1e-3,  # [O] a small network takes more than 3e-4
       warmup_steps=0,  # [P] fine-tuning
       schedule="cosine",  # [O] a short run gains from decay
@@ -50,13 +50,13 @@ def get_config(arg=""):
       converter_lr_scale=10.0,  # [O] beta is learned too slowly otherwise
       ema_decay=0.9999,  # [P]
     ),
-    train=schema.Train(
+    train=config_lib.Train(
       steps=600,  # [O] a tenth of what the MDLM had
       batch_size=16,  # [O]
       eval_every=300,
       checkpoint_every=300,
     ),
-    eval=schema.Eval(batch_size=32, sequences=256, snr_max=40.0),
+    eval=config_lib.Eval(batch_size=32, sequences=256, snr_max=40.0),
   )
   skip = dataclasses.replace(net, evidence_skip=True)
   paper = dataclasses.replace(net, beta_init=1 / math.sqrt(16))  # [P]
@@ -76,4 +76,6 @@ def get_config(arg=""):
       base, name="finetune_beta", net=paper, optim=own_rate
     ),
   }
-  return schema.to_config_dict(schema.variant(arg, variants, "finetune.py"))
+  return config_lib.to_config_dict(
+    config_lib.variant(arg, variants, "finetune.py")
+  )

@@ -8,12 +8,12 @@ which the paper starts; [O] our choice. The paper has no LM1B run: the law and
 D are OpenWebText's, whose vocabulary it shares.
 """
 
-from dsl_jax.runtime import schema
+from dsl_jax.runtime import config as config_lib
 
 
 def get_config(arg=""):
   """Returns the config; there are no variants."""
-  net = schema.NetConfig(
+  net = config_lib.NetConfig(
     vocab_size=50_257,  # [O] GPT-2's; MDLM took BERT's 30,522 word pieces
     width=768,  # [M] MDLM small
     depth=12,  # [M]
@@ -26,24 +26,24 @@ def get_config(arg=""):
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
     mask_prior=0.99,  # [P]
   )
-  config = schema.Config(
+  config = config_lib.Config(
     name="lm1b",
     net=net,
     clean_snr=100.0,  # [O] clean at V = 50,257 when beta = 1
-    data=schema.Data(
+    data=config_lib.Data(
       corpus="lm1b",
       tokenizer="gpt2",
       length=128,  # [M]
       wrap=True,  # [M]
       dir="data_cache/lm1b",
     ),
-    law=schema.Law(
+    law=config_lib.Law(
       mu=2.69,  # [O] as for OpenWebText
       sigma=1.41,  # [O]
       endpoint_share=0.25,  # [P]
       smooth=True,  # [P]
     ),
-    optim=schema.Optim(
+    optim=config_lib.Optim(
       learning_rate=3e-4,  # [M]
       b1=0.9,  # [M]
       b2=0.999,  # [M]
@@ -52,15 +52,15 @@ def get_config(arg=""):
       converter_lr_scale=10.0,  # [O] beta is learned too slowly otherwise
       ema_decay=0.9999,  # [M]
     ),
-    train=schema.Train(
+    train=config_lib.Train(
       steps=1_000_000,  # [M]
       batch_size=512,  # [M]
       log_every=100,
       eval_every=10_000,
       checkpoint_every=10_000,
     ),
-    eval=schema.Eval(batch_size=64, sequences=4096),
-    sample=schema.Sample(path="masked", steps=128, num=64, batch_size=64),
+    eval=config_lib.Eval(batch_size=64, sequences=4096),
+    sample=config_lib.Sample(path="masked", steps=128, num=64, batch_size=64),
   )
   variants = {"": config}
-  return schema.to_config_dict(schema.variant(arg, variants, "lm1b.py"))
+  return config_lib.to_config_dict(config_lib.variant(arg, variants, "lm1b.py"))

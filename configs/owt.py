@@ -15,19 +15,19 @@ which the paper starts; [O] our choice.
 import dataclasses
 import math
 
-from dsl_jax.runtime import schema
+from dsl_jax.runtime import config as config_lib
 
 
 def get_config(arg=""):
   """Returns the config of a variant."""
   base = fine_tune()
   variants = {"": base, "paper": paper(base), "1b": billion(base)}
-  return schema.to_config_dict(schema.variant(arg, variants, "owt.py"))
+  return config_lib.to_config_dict(config_lib.variant(arg, variants, "owt.py"))
 
 
 def fine_tune():
   """MDLM's weights, DSL's training."""
-  net = schema.NetConfig(
+  net = config_lib.NetConfig(
     vocab_size=50_257,  # GPT-2's; the mask is a row of its own
     width=768,  # [P] MDLM small
     depth=12,  # [P]
@@ -42,25 +42,25 @@ def fine_tune():
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
     mask_prior=0.99,  # [P] so that z = 0 reads as MDLM's mask
   )
-  return schema.Config(
+  return config_lib.Config(
     name="owt",
     net=net,
     init_from="checkpoints/mdlm-owt",  # kuleshov-group/mdlm-owt, a local copy
     clean_snr=100.0,  # [O] clean at V = 50,257 when beta = 1
-    data=schema.Data(
+    data=config_lib.Data(
       corpus="openwebtext",
       tokenizer="gpt2",
       length=1024,  # [P]
       wrap=True,  # [M]
       dir="data_cache/owt",
     ),
-    law=schema.Law(
+    law=config_lib.Law(
       mu=2.69,  # [P] one of two seen; a token of 50,257 is read at t = 10..50
       sigma=1.41,  # [P] as above; the final choice is not public
       endpoint_share=0.25,  # [P]
       smooth=True,  # [P]
     ),
-    optim=schema.Optim(
+    optim=config_lib.Optim(
       learning_rate=3e-4,  # [P]
       b1=0.9,  # [P]
       b2=0.999,  # [P]
@@ -71,7 +71,7 @@ def fine_tune():
       converter_lr_scale=10.0,  # [O] beta is learned too slowly otherwise
       ema_decay=0.9999,  # [P]
     ),
-    train=schema.Train(
+    train=config_lib.Train(
       steps=100_000,  # [P] at most
       batch_size=512,  # [P]
       log_every=100,
@@ -79,9 +79,9 @@ def fine_tune():
       checkpoint_every=2000,
       keep=3,
     ),
-    mesh=schema.Mesh(rows=4),  # [O] 16 GB chips hold no more at once
-    eval=schema.Eval(batch_size=32, sequences=1024),
-    sample=schema.Sample(
+    mesh=config_lib.Mesh(rows=4),  # [O] 16 GB chips hold no more at once
+    eval=config_lib.Eval(batch_size=32, sequences=1024),
+    sample=config_lib.Sample(
       path="masked",
       steps=128,  # [P] the hardest of the published budgets
       num=64,  # [P] 5,000 for the published numbers
@@ -127,5 +127,5 @@ def billion(base):
     train=dataclasses.replace(base.train, steps=1_000_000),
     # One side of a 16x16 slice: along a side XLA for TPUs scatters gradients,
     # over a whole slice it sends each of them to all.
-    mesh=schema.Mesh(data=-1, fsdp=16, rows=2),
+    mesh=config_lib.Mesh(data=-1, fsdp=16, rows=2),
   )

@@ -7,12 +7,12 @@ python -m dsl_jax.data.prepare --corpus=openwebtext --tokenizer=gpt2
 which the paper starts; [O] our choice.
 """
 
-from dsl_jax.runtime import schema
+from dsl_jax.runtime import config as config_lib
 
 
 def get_config(arg=""):
   """Returns the config; there are no variants."""
-  net = schema.NetConfig(
+  net = config_lib.NetConfig(
     vocab_size=50_257,  # GPT-2's; the mask is a row of its own
     width=768,  # [P] MDLM small
     depth=12,  # [P]
@@ -26,24 +26,24 @@ def get_config(arg=""):
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
     mask_prior=0.99,  # [P]
   )
-  config = schema.Config(
+  config = config_lib.Config(
     name="owt_scratch",
     net=net,
     clean_snr=100.0,  # [O] clean at V = 50,257 when beta = 1
-    data=schema.Data(
+    data=config_lib.Data(
       corpus="openwebtext",
       tokenizer="gpt2",
       length=1024,  # [P]
       wrap=True,  # [M]
       dir="data_cache/owt",
     ),
-    law=schema.Law(
+    law=config_lib.Law(
       mu=2.69,  # [P] one of two seen; the final choice is not public
       sigma=1.41,  # [P] as above
       endpoint_share=0.25,  # [P]
       smooth=True,  # [P]
     ),
-    optim=schema.Optim(
+    optim=config_lib.Optim(
       learning_rate=3e-4,  # [P]
       b1=0.9,  # [P]
       b2=0.999,  # [P]
@@ -54,7 +54,7 @@ def get_config(arg=""):
       converter_lr_scale=10.0,  # [O] beta is learned too slowly otherwise
       ema_decay=0.9999,  # [P]
     ),
-    train=schema.Train(
+    train=config_lib.Train(
       steps=1_000_000,  # [M] from scratch
       batch_size=512,  # [P]
       log_every=100,
@@ -62,10 +62,12 @@ def get_config(arg=""):
       checkpoint_every=5000,
       keep=3,
     ),
-    eval=schema.Eval(batch_size=32, sequences=1024),
-    sample=schema.Sample(
+    eval=config_lib.Eval(batch_size=32, sequences=1024),
+    sample=config_lib.Sample(
       path="masked", steps=128, num=64, batch_size=16, top_p=0.9
     ),
   )
   variants = {"": config}
-  return schema.to_config_dict(schema.variant(arg, variants, "owt_scratch.py"))
+  return config_lib.to_config_dict(
+    config_lib.variant(arg, variants, "owt_scratch.py")
+  )

@@ -3,33 +3,33 @@
 [P] the paper, arXiv 2605.12836, or its authors' code; [O] our choice.
 """
 
-from dsl_jax.runtime import schema
+from dsl_jax.runtime import config as config_lib
 
 
 def get_config(arg=""):
   """Returns the config; there are no variants."""
-  net = schema.NetConfig(
+  net = config_lib.NetConfig(
     vocab_size=27,  # a-z and space, the text8 alphabet [P]
     width=128,  # [O] what two CPU cores train in minutes
     depth=4,  # [O]
     heads=4,  # [O]
     sphere_dim=16,  # [P] D for text8's alphabet
   )
-  config = schema.Config(
+  config = config_lib.Config(
     name="quickstart",
     net=net,
     clean_snr=100.0,  # [O] reads as clean at V = 27 with beta = 1
-    data=schema.Data(
+    data=config_lib.Data(
       corpus="kjv",  # [O] English prose that a package brings along
       tokenizer="text8",
       length=128,  # [O]
     ),
-    law=schema.Law(
+    law=config_lib.Law(
       mu=1.4,  # [P] text8
       sigma=0.55,  # [P] text8
       endpoint_share=0.4,  # [O] [P] has 1/4; a short run gains from more
     ),
-    optim=schema.Optim(
+    optim=config_lib.Optim(
       learning_rate=2e-3,  # [O] a small network takes more than 3e-4
       b2=0.99,  # [O] a short run
       warmup_steps=60,  # [O]
@@ -38,7 +38,7 @@ def get_config(arg=""):
       converter_lr_scale=10.0,  # [O]
       ema_decay=0.99,  # [O] 0.9999 averages longer than this run
     ),
-    train=schema.Train(
+    train=config_lib.Train(
       steps=3600,  # [O] about four minutes on two cores
       batch_size=8,  # [O] a short run gains from more, smaller steps
       steps_per_call=5,  # [O] a small model waits for memory otherwise
@@ -46,8 +46,8 @@ def get_config(arg=""):
       checkpoint_every=1200,
       max_minutes=6.0,  # [O] a slower machine stops here
     ),
-    eval=schema.Eval(batch_size=32, sequences=128, snr_points=16),
-    sample=schema.Sample(
+    eval=config_lib.Eval(batch_size=32, sequences=128, snr_points=16),
+    sample=config_lib.Sample(
       path="masked",
       steps=64,
       num=8,
@@ -56,4 +56,6 @@ def get_config(arg=""):
     ),
   )
   variants = {"": config}
-  return schema.to_config_dict(schema.variant(arg, variants, "quickstart.py"))
+  return config_lib.to_config_dict(
+    config_lib.variant(arg, variants, "quickstart.py")
+  )

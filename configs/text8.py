@@ -7,12 +7,12 @@ python -m dsl_jax.data.prepare --corpus=text8:text8.zip --tokenizer=text8
 which the paper starts; [O] our choice.
 """
 
-from dsl_jax.runtime import schema
+from dsl_jax.runtime import config as config_lib
 
 
 def get_config(arg=""):
   """Returns the config; there are no variants."""
-  net = schema.NetConfig(
+  net = config_lib.NetConfig(
     vocab_size=27,  # a-z and space; the mask is a row of its own
     width=768,  # [P] MDLM small
     depth=12,  # [P]
@@ -25,23 +25,23 @@ def get_config(arg=""):
     beta_init=1.0,  # [O] Bayes; the authors start at 1 / sqrt(D)
     mask_prior=0.99,  # [P]
   )
-  config = schema.Config(
+  config = config_lib.Config(
     name="text8",
     net=net,
     clean_snr=100.0,  # [P] 100 log V / log 35 at MDLM's V = 35
-    data=schema.Data(
+    data=config_lib.Data(
       corpus="text8:text8.zip",
       tokenizer="text8",
       length=256,  # [P]
       dir="data_cache/text8",
     ),
-    law=schema.Law(
+    law=config_lib.Law(
       mu=1.4,  # [P] seen for text8; the paper's final choice is not public
       sigma=0.55,  # [P] as above
       endpoint_share=0.25,  # [P]
       smooth=True,  # [P]
     ),
-    optim=schema.Optim(
+    optim=config_lib.Optim(
       learning_rate=3e-4,  # [P]
       b1=0.9,  # [P]
       b2=0.999,  # [P]
@@ -50,15 +50,17 @@ def get_config(arg=""):
       converter_lr_scale=10.0,  # [O] beta is learned too slowly otherwise
       ema_decay=0.9999,  # [P]
     ),
-    train=schema.Train(
+    train=config_lib.Train(
       steps=1_000_000,  # [M] from scratch
       batch_size=512,  # [P]
       log_every=100,
       eval_every=10_000,
       checkpoint_every=10_000,
     ),
-    eval=schema.Eval(batch_size=64, sequences=4096),
-    sample=schema.Sample(path="masked", steps=256, num=64, batch_size=64),
+    eval=config_lib.Eval(batch_size=64, sequences=4096),
+    sample=config_lib.Sample(path="masked", steps=256, num=64, batch_size=64),
   )
   variants = {"": config}
-  return schema.to_config_dict(schema.variant(arg, variants, "text8.py"))
+  return config_lib.to_config_dict(
+    config_lib.variant(arg, variants, "text8.py")
+  )

@@ -19,7 +19,7 @@ from dsl_jax.runtime import build, command, errors
 MODES = {
   "train": ("train", "train"),
   "eval": ("evaluate", "evaluate"),
-  "sample": ("generate", "generate"),
+  "sample": ("sample", "sample"),
   "analyze": ("analyze", "analyze"),
   "reproduce": ("reproduce", "reproduce"),
   "correct": ("correct", "correct"),
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         build.check_devices(cfg)
     module, function = MODES[mode]
     # Only what the mode needs is imported.
-    run = getattr(importlib.import_module(f"dsl_jax.{module}"), function)
+    run = getattr(importlib.import_module(f"dsl_jax.modes.{module}"), function)
     run(*([cfg] if mode == "plan" else [cfg, workdir]))
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -13,10 +13,11 @@ from tiny_mdlm import DEPTH, HEADS, WIDTH, mdlm_tensors
 
 from dsl_jax import convert
 from dsl_jax.convert import __main__ as command
-from dsl_jax.nets import denoiser
-from dsl_jax.runtime import checkpoint, schema
-from dsl_jax.runtime import state as states
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import checkpoint
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 
 @pytest.mark.parametrize("mask_id", [0, 5, 11])
@@ -96,15 +97,15 @@ def test_command_covers_nothing_of_others(tmp_path, capsys):
 
 def test_run_is_exported(tmp_path, capsys):
   run, out = str(tmp_path / "run"), tmp_path / "out"
-  net = denoiser.NetConfig(9, WIDTH, DEPTH, HEADS, 4, evidence_skip=True)
-  cfg = schema.Config("tiny", net, data=schema.Data(length=77))
-  like = jax.eval_shape(denoiser.make_denoiser(net).init, jax.random.key(0))
+  net = denoiser_lib.NetConfig(9, WIDTH, DEPTH, HEADS, 4, evidence_skip=True)
+  cfg = config_lib.Config("tiny", net, data=config_lib.Data(length=77))
+  like = jax.eval_shape(denoiser_lib.make_denoiser(net).init, jax.random.key(0))
   rng = np.random.default_rng(0)
   draw = lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
   params = jax.tree.map(draw, like)
-  state = states.create(params, optax.identity())
+  state = state_lib.create(params, optax.identity())
   state = state._replace(ema=jax.tree.map(draw, like))
-  workdirs.claim(run, cfg, "hash of the rows")
+  workdir_lib.claim(run, cfg, "hash of the rows")
   checkpoints = checkpoint.Checkpoints(run, keep=1)
   checkpoints.save(3, state)
   checkpoints.close()

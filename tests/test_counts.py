@@ -14,30 +14,36 @@ import optax
 import pytest
 
 from dsl_jax.core import vocab
-from dsl_jax.nets import attention, denoiser
-from dsl_jax.runtime import build, costs, optim, partition, schema
-from dsl_jax.runtime import state as states
+from dsl_jax.nets import attention
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import build, costs, optim
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
 
 B, L = 8, 64
 # V is prime, so that an axis of that length is the vocabulary.
-NET = schema.NetConfig(4093, 32, 1, 2, 8, cond_dim=8)
+NET = config_lib.NetConfig(4093, 32, 1, 2, 8, cond_dim=8)
 
 
 @functools.cache
 def compiled(slabs, **changes):
   """The step that trains on one device, and the bytes of its weights."""
   net = dataclasses.replace(NET, **changes)
-  cfg = schema.Config(
-    "toy", net, data=schema.Data(length=L), train=schema.Train(batch_size=B)
+  cfg = config_lib.Config(
+    "toy",
+    net,
+    data=config_lib.Data(length=L),
+    train=config_lib.Train(batch_size=B),
   )
-  mesh = partition.make_mesh(schema.Mesh(), jax.devices()[:1])
+  mesh = sharding_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   tx = optim.make(cfg.optim, 10)
-  init = denoiser.make_denoiser(net).init
-  state = partition.abstract(
-    mesh, jax.eval_shape(lambda: states.create(init(jax.random.key(0)), tx))
+  init = denoiser_lib.make_denoiser(net).init
+  state = sharding_lib.abstract(
+    mesh, jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), tx))
   )
   batch = [
-    jax.ShapeDtypeStruct((B, L), kind, sharding=partition.rows(mesh))
+    jax.ShapeDtypeStruct((B, L), kind, sharding=sharding_lib.rows(mesh))
     for kind in (jnp.int32, jnp.bool_)
   ]
   with pytest.MonkeyPatch.context() as patch:
@@ -123,11 +129,11 @@ def test_the_update_writes_down_nothing_but_the_state():
     "converter": {"beta": jnp.ones(())},
     "blocks": {"kernel": jnp.ones((4, 64, 64))},
   }
-  tx = optim.make(schema.Optim(weight_decay=0.1), 10)
+  tx = optim.make(config_lib.Optim(weight_decay=0.1), 10)
 
   def step(state, grads, count, tokens_BL):
     sums = {"nll": count, "tokens": count}
-    return states.train_step(
+    return state_lib.train_step(
       state,
       tokens_BL,
       tokens_BL > 0,
@@ -138,7 +144,12 @@ def test_the_update_writes_down_nothing_but_the_state():
       spread=lambda fn: lambda *_: (sums, grads),
     )
 
-  given = states.create(params, tx), params, jnp.ones(()), jnp.ones((2, 3), int)
+  given = (
+    state_lib.create(params, tx),
+    params,
+    jnp.ones(()),
+    jnp.ones((2, 3), int),
+  )
   program = jax.jit(step, donate_argnums=0).lower(*given).compile()
   found = program.memory_analysis().temp_size_in_bytes
   assert found < 0.1 * params["blocks"]["kernel"].nbytes
@@ -154,18 +165,18 @@ def test_a_run_is_traced_once():
     weight = mask_BL.astype(jnp.float32)
     return None, {"nll": jnp.sum(nll * weight), "tokens": jnp.sum(weight)}
 
-  tx = optim.make(schema.Optim(), 10)
+  tx = optim.make(config_lib.Optim(), 10)
   step = functools.partial(
-    states.train_step, loss_fn=loss, tx=tx, seed=0, ema_decay=0.9
+    state_lib.train_step, loss_fn=loss, tx=tx, seed=0, ema_decay=0.9
   )
   steps = jax.jit(
-    functools.partial(states.train_steps, step=step), donate_argnums=0
+    functools.partial(state_lib.train_steps, step=step), donate_argnums=0
   )
   params = {
     "converter": {"beta": jnp.ones(())},
     "head": {"kernel": jnp.ones((7, 7))},
   }
-  state = states.create(params, tx)
+  state = state_lib.create(params, tx)
   batches = (jnp.ones((2, 3), jnp.int32),) * 2
   mask = jnp.ones((2, 3), bool)
   once = None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dsl_jax.data import ngrams
+from dsl_jax.quality import ngrams
 
 
 def test_bigram_by_hand():

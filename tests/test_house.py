@@ -17,25 +17,8 @@ FLOORS = {
   "runtime": 4,
   "data": 4,
   "convert": 4,
-  "curves": 4.5,
-  "viewer": 4.5,
-  "inputs": 4.5,  # config and data meet here, for all loops
-  "held_out": 4.7,
-  "quality": 4.5,  # asks data for optional packages
-  "plots": 4.5,
-  "published": 4,
-  "sampling": 4.7,
-  "tables": 4.7,
-  "scores": 4.7,
-  "analyses": 4.8,
-  "analyze": 5,
-  "reproduce": 5,
-  "correct": 5,
-  "train": 5,
-  "evaluate": 5,
-  "generate": 5,
-  "report": 5,
-  "plan": 5,
+  "quality": 4,
+  "modes": 5,
   "main": 6,
 }
 FILES = sorted(ROOT.rglob("*.py"))
@@ -63,8 +46,8 @@ def imports(path: pathlib.Path) -> list[str]:
 def test_files_are_small():
   files = [path for name in SMALL for path in (HOUSE / name).rglob("*.py")]
   lines = {str(x): len(x.read_text().splitlines()) for x in files}
-  long = {name: count for name, count in lines.items() if count > 300}
-  assert not long, f"over 300 lines, split by subject: {long}"
+  long = {name: count for name, count in lines.items() if count > 500}
+  assert not long, f"over 500 lines, split by subject: {long}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -78,13 +61,19 @@ def test_file_imports_downwards(path):
       assert here == "nets", f"{path} imports {name}"
     if top in ("ml_collections", "absl", "orbax", "tensorflow_datasets"):
       assert FLOORS[here] >= 4, f"{path} imports {name}"
-    if top == "dsl_jax" and rest[0] in FLOORS and rest[0] != here:
-      below = FLOORS[rest[0]] < FLOORS[here]
-      assert below, f"{path} imports {name}, which is not below"
+    if top == "dsl_jax" and rest[0] in FLOORS:
+      assert FLOORS[rest[0]] <= FLOORS[here], f"{path} imports {name} above it"
 
 
 def test_every_room_has_a_floor():
   assert {room(p) for p in FILES} <= set(FLOORS) | {"__init__"}
+
+
+def test_the_house_keeps_its_size():
+  code = sum(len(path.read_text().splitlines()) for path in FILES)
+  tests = (HOUSE / "tests").rglob("*.py")
+  assert code <= 10_000 and len(FILES) <= 80
+  assert sum(len(path.read_text().splitlines()) for path in tests) < code
 
 
 def test_packages_have_no_cycle():

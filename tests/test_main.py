@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from dsl_jax import evaluate, generate, main, train
+from dsl_jax import main
 from dsl_jax.data import packing, tokenizers
+from dsl_jax.modes import evaluate, sample, train
 from dsl_jax.runtime import command as command_line
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.runtime import workdir as workdir_lib
 
-MODES = {"train": train, "eval": evaluate, "sample": generate}
+MODES = {"train": train, "eval": evaluate, "sample": sample}
 ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
 
@@ -107,7 +108,7 @@ def test_a_bad_value_changes_nothing(command, rows, tmp_path, changes, words):
   workdir = tmp_path / "run"
   cfg, _, _ = command_line.parse(argv(rows, workdir, {}), list(MODES))
   content = packing.load(str(rows), "train").manifest["data_sha256"]
-  workdirs.claim(workdir, cfg, content)
+  workdir_lib.claim(workdir, cfg, content)
   before = [(p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()]
   assert_refused(command(changes), *words)
   after = [(p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()]
@@ -117,7 +118,7 @@ def test_a_bad_value_changes_nothing(command, rows, tmp_path, changes, words):
 def test_other_data_is_another_run(command, rows, tmp_path):
   workdir = tmp_path / "run"
   cfg, _, _ = command_line.parse(argv(rows, workdir, {}), ("train",))
-  workdirs.claim(workdir, cfg, "of other rows")
+  workdir_lib.claim(workdir, cfg, "of other rows")
   assert_refused(command({}), "data hash is 'of other rows' there")
 
 

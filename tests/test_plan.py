@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dsl_jax import main, plan
-from dsl_jax.nets import denoiser
-from dsl_jax.runtime import chips, costs, schema
+from dsl_jax import main
+from dsl_jax.modes import plan
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import chips, costs
+from dsl_jax.runtime import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 OWT = f"--config={ROOT / 'configs/owt.py'}"
@@ -31,8 +33,8 @@ def number(text, name):
 
 def test_flops_are_those_of_the_compiled_network():
   """XLA counts a forward pass without loops as we do, but for small change."""
-  net = schema.NetConfig(512, 64, 2, 2, 16, cond_dim=8)
-  dense = denoiser.make_denoiser(net)
+  net = config_lib.NetConfig(512, 64, 2, 2, 16, cond_dim=8)
+  dense = denoiser_lib.make_denoiser(net)
   params = jax.eval_shape(dense.init, jax.random.key(0))
   z = jax.ShapeDtypeStruct((2, 32, 16), jnp.float32)
 
@@ -47,7 +49,7 @@ def test_flops_are_those_of_the_compiled_network():
 
 def test_recomputing_costs_flops_and_saves_bytes():
   nets = [
-    schema.NetConfig(512, 64, 2, 2, 16, remat=remat)
+    config_lib.NetConfig(512, 64, 2, 2, 16, remat=remat)
     for remat in ("none", "dots", "full")
   ]
   done = [costs.work(net, 32).done for net in nets]

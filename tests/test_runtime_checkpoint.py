@@ -11,29 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsl_jax.nets import denoiser
-from dsl_jax.runtime import checkpoint, errors, optim, partition, schema
-from dsl_jax.runtime import state as states
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import checkpoint, errors, optim
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
-CFG = schema.Config("tiny", schema.NetConfig(16, 8, 1, 2, 4, cond_dim=8))
+CFG = config_lib.Config(
+  "tiny", config_lib.NetConfig(16, 8, 1, 2, 4, cond_dim=8)
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def shard_small_leaves():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(partition, "_SMALL", 32)
+    patch.setattr(sharding_lib, "_SMALL", 32)
     yield
 
 
 # One moment in bf16: whatever keeps every bit of it keeps all others.
-TX = optim.make(schema.Optim(mu_dtype="bfloat16"), 10)
+TX = optim.make(config_lib.Optim(mu_dtype="bfloat16"), 10)
 
 
 @functools.cache
 def shapes():
-  init = denoiser.make_denoiser(CFG.net).init
-  return jax.eval_shape(lambda: states.create(init(jax.random.key(0)), TX))
+  init = denoiser_lib.make_denoiser(CFG.net).init
+  return jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), TX))
 
 
 def make_state(step):
@@ -44,19 +48,19 @@ def make_state(step):
 
 
 def put(state, mesh):
-  return jax.device_put(state, partition.of_tree(mesh, state))
+  return jax.device_put(state, sharding_lib.of_tree(mesh, state))
 
 
 def abstract(mesh):
-  return partition.abstract(mesh, make_state(0))
+  return sharding_lib.abstract(mesh, make_state(0))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   """A workdir with checkpoints 1, 2 and 3, made on eight devices."""
   workdir = tmp_path_factory.mktemp("saved")
-  workdirs.claim(workdir, CFG, "hash")
-  mesh = partition.make_mesh(schema.Mesh(2, 4, 1))
+  workdir_lib.claim(workdir, CFG, "hash")
+  mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 4, 1))
   saves = checkpoint.Checkpoints(workdir, keep=3)
   for step in (1, 2, 3):
     saves.save(step, put(make_state(step), mesh))
@@ -71,7 +75,7 @@ def run(saved, tmp_path):
 
 
 def restore(workdir, mesh=None):
-  mesh = mesh or partition.make_mesh(schema.Mesh())
+  mesh = mesh or sharding_lib.make_mesh(config_lib.Mesh())
   saves = checkpoint.Checkpoints(workdir, keep=3)
   try:
     return saves.restore(abstract(mesh))
@@ -80,14 +84,14 @@ def restore(workdir, mesh=None):
 
 
 def test_restores_every_bit_on_another_mesh(run):
-  mesh = partition.make_mesh(schema.Mesh(1, 2, 4))
+  mesh = sharding_lib.make_mesh(config_lib.Mesh(1, 2, 4))
   state = restore(run, mesh)
   chex.assert_trees_all_equal(jax.device_get(state), make_state(3))
   assert state.params["embed"]["embedding"].sharding.mesh == mesh
 
 
 def test_a_donated_state_may_go_while_it_is_saved(tmp_path):
-  mesh = partition.make_mesh(schema.Mesh())
+  mesh = sharding_lib.make_mesh(config_lib.Mesh())
   state = put(make_state(1), mesh)
   want = jax.device_get(state)
   saves = checkpoint.Checkpoints(tmp_path, keep=1)
@@ -101,7 +105,7 @@ def test_a_donated_state_may_go_while_it_is_saved(tmp_path):
 
 
 def test_keeps_the_newest(tmp_path):
-  mesh = partition.make_mesh(schema.Mesh())
+  mesh = sharding_lib.make_mesh(config_lib.Mesh())
   saves = checkpoint.Checkpoints(tmp_path, keep=2)
   for step in (5, 10, 100):
     saves.save(step, put(make_state(step), mesh))
@@ -112,7 +116,7 @@ def test_keeps_the_newest(tmp_path):
 
 
 def test_keeps_the_best_besides(tmp_path):
-  mesh = partition.make_mesh(schema.Mesh())
+  mesh = sharding_lib.make_mesh(config_lib.Mesh())
   saves = checkpoint.Checkpoints(tmp_path, keep=1)
   for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0), (20, None)):
     scores = loss and {"loss": loss, "bits": 2 * loss}
@@ -124,7 +128,7 @@ def test_keeps_the_best_besides(tmp_path):
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run):
-  mesh = partition.make_mesh(schema.Mesh())
+  mesh = sharding_lib.make_mesh(config_lib.Mesh())
   saves = checkpoint.Checkpoints(run, keep=3)
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # bytes of a file

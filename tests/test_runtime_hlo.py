@@ -10,31 +10,33 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dsl_jax.core import vocab
-from dsl_jax.nets import denoiser
-from dsl_jax.runtime import build, costs, hlo, optim, partition, schema
-from dsl_jax.runtime import state as states
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import build, costs, hlo, optim
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
 
 # V is prime: it divides by nothing.
-NET = schema.NetConfig(131, 16, 1, 2, 4, cond_dim=8, dropout=0.1, unroll=1)
+NET = config_lib.NetConfig(131, 16, 1, 2, 4, cond_dim=8, dropout=0.1, unroll=1)
 B, L = 16, 8
 
 
 def compiled(sizes, rows=0, net=NET, length=L):
   """The text of the step that trains, on eight devices, and its state."""
-  mesh = partition.make_mesh(schema.Mesh(*sizes))
-  cfg = schema.Config(
+  mesh = sharding_lib.make_mesh(config_lib.Mesh(*sizes))
+  cfg = config_lib.Config(
     "toy",
     net,
-    data=schema.Data(length=length),
-    train=schema.Train(batch_size=B),
-    mesh=schema.Mesh(*sizes, rows),
+    data=config_lib.Data(length=length),
+    train=config_lib.Train(batch_size=B),
+    mesh=config_lib.Mesh(*sizes, rows),
   )
   tx = optim.make(cfg.optim, 10)
-  init = denoiser.make_denoiser(net).init
-  state = partition.abstract(
-    mesh, jax.eval_shape(lambda: states.create(init(jax.random.key(0)), tx))
+  init = denoiser_lib.make_denoiser(net).init
+  state = sharding_lib.abstract(
+    mesh, jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), tx))
   )
-  rows = partition.rows(mesh, partition.ROWS)
+  rows = sharding_lib.rows(mesh, sharding_lib.ROWS)
   batch = [
     jax.ShapeDtypeStruct((B, length), kind, sharding=rows)
     for kind in (jnp.int32, jnp.bool_)
@@ -45,7 +47,7 @@ def compiled(sizes, rows=0, net=NET, length=L):
 
 @pytest.fixture(autouse=True)
 def shard_small_leaves(monkeypatch):
-  monkeypatch.setattr(partition, "_SMALL", 64)
+  monkeypatch.setattr(sharding_lib, "_SMALL", 64)
 
 
 def weight_bytes(state):
@@ -92,7 +94,7 @@ def test_along_model_tokens_are_sent_and_no_rows_of_the_vocabulary(
     if any(x.sharding.spec)
   ]
   mesh = jax.tree.leaves(state.params)[0].sharding.mesh
-  moved = partition.gathered(mesh, state.params, denoiser.RUNS)[1]
+  moved = sharding_lib.gathered(mesh, state.params, denoiser_lib.RUNS)[1]
   assert sum(c.sent for c in whole) == pytest.approx(4 * moved, rel=0.01)
   filled = net.width // 2  # the head has 132 rows on two devices
   gathered = sum(c.bytes for c in whole if c.kind == "all-gather")
@@ -129,7 +131,7 @@ def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):
 
 
 def test_loops_multiply_what_is_in_them():
-  mesh = partition.make_mesh(schema.Mesh())
+  mesh = sharding_lib.make_mesh(config_lib.Mesh())
 
   def local(x):
     def body(x, _):

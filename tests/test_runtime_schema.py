@@ -7,15 +7,16 @@ import pathlib
 import jax
 import pytest
 
-from dsl_jax.nets import denoiser
-from dsl_jax.runtime import command, errors, schema
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import command, errors
+from dsl_jax.runtime import config as config_lib
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-TINY = schema.Config("tiny", schema.NetConfig(27, 16, 1, 2, 4))
+TINY = config_lib.Config("tiny", config_lib.NetConfig(27, 16, 1, 2, 4))
 
 
 def changed(key, value):
-  values = schema.to_config_dict(TINY).to_dict()
+  values = config_lib.to_config_dict(TINY).to_dict()
   *sections, last = key.split(".")
   section = values
   for name in sections:
@@ -25,13 +26,13 @@ def changed(key, value):
 
 
 def test_round_trips():
-  values = schema.to_config_dict(TINY)
-  assert schema.from_config_dict(values) == TINY
-  assert schema.from_config_dict(json.loads(values.to_json())) == TINY
+  values = config_lib.to_config_dict(TINY)
+  assert config_lib.from_config_dict(values) == TINY
+  assert config_lib.from_config_dict(json.loads(values.to_json())) == TINY
 
 
 def test_integers_become_floats_and_nothing_else_changes_type():
-  cfg = schema.from_config_dict(changed("optim.learning_rate", 1))
+  cfg = config_lib.from_config_dict(changed("optim.learning_rate", 1))
   assert cfg.optim.learning_rate == 1.0
   assert type(cfg.optim.learning_rate) is float
 
@@ -73,16 +74,16 @@ def test_integers_become_floats_and_nothing_else_changes_type():
 )
 def test_a_bad_value_is_one_sentence(key, value, words):
   with pytest.raises(errors.UserError) as error:
-    schema.from_config_dict(changed(key, value))
+    config_lib.from_config_dict(changed(key, value))
   assert words in str(error.value)
   assert "\n" not in str(error.value)
 
 
 def test_a_missing_required_key_is_named():
-  values = schema.to_config_dict(TINY).to_dict()
+  values = config_lib.to_config_dict(TINY).to_dict()
   del values["net"]["width"]
   with pytest.raises(errors.UserError, match=r"net\.width is missing"):
-    schema.from_config_dict(values)
+    config_lib.from_config_dict(values)
 
 
 def parse(*args):
@@ -104,7 +105,7 @@ def parse(*args):
 def test_every_config_is_valid(name, millions):
   cfg, workdir, mode = parse(f"--config={CONFIGS / name}", "--workdir=runs/x")
   assert (workdir, mode) == ("runs/x", "train")
-  init = denoiser.make_denoiser(cfg.net).init
+  init = denoiser_lib.make_denoiser(cfg.net).init
   shapes = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
   assert sum(x.size for x in shapes) / 1e6 == pytest.approx(millions, rel=0.02)
 

@@ -11,20 +11,22 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import build, errors, optim, partition, schema
-from dsl_jax.runtime import state as states
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import build, errors, optim
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
 
 B, L, V = 8, 8, 15
-NET = schema.NetConfig(V, 16, 1, 2, 4, cond_dim=8, dropout=0.2)
-DENOISER = denoisers.make_denoiser(NET)
-CFG = schema.Config(
+NET = config_lib.NetConfig(V, 16, 1, 2, 4, cond_dim=8, dropout=0.2)
+DENOISER = denoiser_lib.make_denoiser(NET)
+CFG = config_lib.Config(
   "toy",
   NET,
   seed=3,
   clean_snr=50.0,
-  data=schema.Data(length=L),
-  train=schema.Train(batch_size=B),
+  data=config_lib.Data(length=L),
+  train=config_lib.Train(batch_size=B),
 )
 DSL_LOSS = build.loss(CFG, dropout=True)
 
@@ -77,7 +79,7 @@ def batch():
 
 def step_fn(tx, *, loss_fn=toy_loss, ema_decay=0.9999, **settings):
   return functools.partial(
-    states.train_step,
+    state_lib.train_step,
     loss_fn=loss_fn,
     tx=tx,
     seed=CFG.seed,
@@ -90,7 +92,7 @@ def step_fn(tx, *, loss_fn=toy_loss, ema_decay=0.9999, **settings):
 def one_device():
   """A step of the whole batch at once, on one device."""
   tx = optax.sgd(1.0)  # the update is the gradient
-  state = jax.device_get(states.create(dsl_params(), tx))
+  state = jax.device_get(state_lib.create(dsl_params(), tx))
   return state, *quick_jit(step_fn(tx, loss_fn=DSL_LOSS))(state, *batch())
 
 
@@ -114,9 +116,9 @@ def test_accumulated_equals_single_batch():
 
 def test_step_follows_the_mean_loss_with_its_own_noise():
   tx = optax.sgd(1.0)
-  state = states.create(toy_params(), tx)
+  state = state_lib.create(toy_params(), tx)
   tokens, mask = batch()
-  key = jax.random.fold_in(states.stream(3, "train"), 0)
+  key = jax.random.fold_in(state_lib.stream(3, "train"), 0)
   mean = lambda p: toy_loss(p, jax.random.split(key, B), tokens, mask)[0]
   loss, grads = quick_jit(jax.value_and_grad(mean))(state.params)
   step = quick_jit(step_fn(tx))
@@ -131,10 +133,10 @@ def test_step_follows_the_mean_loss_with_its_own_noise():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_bad_step_changes_nothing(value):
-  tx = optim.make(schema.Optim(), 10)
+  tx = optim.make(config_lib.Optim(), 10)
   tokens, mask = batch()
   step = quick_jit(step_fn(tx))
-  state, sums = step(states.create(toy_params(), tx), tokens, mask)
+  state, sums = step(state_lib.create(toy_params(), tx), tokens, mask)
   assert sums["bad"] == 0
   assert state.step == 1
   state.params["head"]["kernel"] = (
@@ -150,7 +152,7 @@ def test_ema_follows_the_warm_up_rule():
   assert optim.ema_decay(990, 0.9999) == np.float32(0.991)
   assert optim.ema_decay(10**6, 0.9999) == np.float32(0.9999)
   tx = optax.sgd(0.5)
-  state = states.create(toy_params(), tx)
+  state = state_lib.create(toy_params(), tx)
   tokens, mask = batch()
   step = quick_jit(step_fn(tx, ema_decay=0.22))
   average = state.params
@@ -166,7 +168,7 @@ def test_ema_follows_the_warm_up_rule():
 def test_converter_and_beta_move_further(beta_scale):
   grads = jax.tree.map(jnp.ones_like, toy_params())
   grads["converter"]["bias"] = jnp.ones(3)
-  cfg = schema.Optim(
+  cfg = config_lib.Optim(
     learning_rate=1e-2, clip_norm=1e9, beta_lr_scale=beta_scale
   )
   tx = optim.make(cfg, 10)
@@ -181,7 +183,7 @@ def test_weight_decay_is_only_on_kernels():
   layer = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}
   params = {"blocks": layer, "converter": {"table": jnp.ones((2, 2))}}
   zeros = jax.tree.map(jnp.zeros_like, params)
-  tx = optim.make(schema.Optim(learning_rate=0.1, weight_decay=0.5), 10)
+  tx = optim.make(config_lib.Optim(learning_rate=0.1, weight_decay=0.5), 10)
   updates, _ = tx.update(zeros, tx.init(params), params)
   np.testing.assert_allclose(updates["blocks"]["kernel"], -0.05)
   assert not updates["blocks"]["bias"].any()
@@ -192,7 +194,9 @@ def test_clipping_bounds_the_gradient():
   grads = {"head": {"kernel": jnp.full((4,), 100.0)}}
   for clip in (1.0, 1e-3):
     # eps = 1 makes the first Adam update g / (g + 1): it shows the size of g.
-    tx = optim.make(schema.Optim(learning_rate=1.0, eps=1.0, clip_norm=clip), 1)
+    tx = optim.make(
+      config_lib.Optim(learning_rate=1.0, eps=1.0, clip_norm=clip), 1
+    )
     g = clip / 2  # four equal elements of norm clip
     for known in ({}, {"grad_norm": jnp.float32(200)}):
       updates, _ = tx.update(grads, tx.init(grads), grads, **known)
@@ -205,8 +209,8 @@ def test_a_first_moment_in_bf16_is_stored_so_and_moves_alike():
   tokens, mask = batch()
   found = {}
   for dtype in ("float32", "bfloat16"):
-    tx = optim.make(schema.Optim(learning_rate=0.1, mu_dtype=dtype), 10)
-    state, step = states.create(toy_params(), tx), quick_jit(step_fn(tx))
+    tx = optim.make(config_lib.Optim(learning_rate=0.1, mu_dtype=dtype), 10)
+    state, step = state_lib.create(toy_params(), tx), quick_jit(step_fn(tx))
     for _ in range(3):
       state, _ = step(state, tokens, mask)
     moments = state.opt_state[1]
@@ -224,10 +228,10 @@ def test_a_first_moment_in_bf16_is_stored_so_and_moves_alike():
 
 
 def test_schedules():
-  cfg = schema.Optim(learning_rate=2.0, warmup_steps=4)
+  cfg = config_lib.Optim(learning_rate=2.0, warmup_steps=4)
   rate = optim.schedule(cfg, 104)
   np.testing.assert_allclose([rate(n) for n in (0, 3, 50)], [0.5, 2.0, 2.0])
-  cfg = schema.Optim(learning_rate=2.0, warmup_steps=4, schedule="cosine")
+  cfg = config_lib.Optim(learning_rate=2.0, warmup_steps=4, schedule="cosine")
   rate = optim.schedule(cfg, 104)
   np.testing.assert_allclose(
     [rate(n) for n in (1, 4, 54, 104)], [1.0, 2.0, 1.0, 0.0], atol=1e-6
@@ -239,13 +243,13 @@ def test_schedules():
   [(8, 1, 1), (1, 8, 1), (1, 1, 2), (1, 1, 4), (2, 2, 2)],
 )
 def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
-  monkeypatch.setattr(partition, "_SMALL", 64)  # shard even this net
+  monkeypatch.setattr(sharding_lib, "_SMALL", 64)  # shard even this net
   state, alone, sums_1 = one_device()
   devices = jax.devices()[: math.prod(sizes)]
-  mesh = partition.make_mesh(schema.Mesh(*sizes), devices)
-  abstract = partition.abstract(mesh, state)
+  mesh = sharding_lib.make_mesh(config_lib.Mesh(*sizes), devices)
+  abstract = sharding_lib.abstract(mesh, state)
   step = build.step(CFG, mesh, optax.sgd(1.0), abstract)
-  rows = jax.device_put(batch(), partition.rows(mesh, partition.ROWS))
+  rows = jax.device_put(batch(), sharding_lib.rows(mesh, sharding_lib.ROWS))
   there = jax.tree.map(lambda x: x.sharding, abstract)
   spread, sums = step(jax.device_put(state, there), *rows)
   np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
@@ -255,11 +259,11 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_moments_and_averages_are_sharded_like_parameters(monkeypatch, dtype):
-  monkeypatch.setattr(partition, "_SMALL", 64)
-  mesh = partition.make_mesh(schema.Mesh(2, 2, 2))
-  tx = optim.make(schema.Optim(mu_dtype=dtype), 10)
-  state = partition.of_tree(
-    mesh, jax.eval_shape(lambda: states.create(dsl_params(), tx))
+  monkeypatch.setattr(sharding_lib, "_SMALL", 64)
+  mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 2, 2))
+  tx = optim.make(config_lib.Optim(mu_dtype=dtype), 10)
+  state = sharding_lib.of_tree(
+    mesh, jax.eval_shape(lambda: state_lib.create(dsl_params(), tx))
   )
   cut = ("fsdp", "model")
   for tree in (state.params, state.ema, state.opt_state[1].mu):
@@ -271,7 +275,7 @@ def test_moments_and_averages_are_sharded_like_parameters(monkeypatch, dtype):
 
 
 def test_a_device_computes_so_many_rows_at_once():
-  mesh = partition.make_mesh(schema.Mesh())
+  mesh = sharding_lib.make_mesh(config_lib.Mesh())
   for batch, rows, parts, passes in (
     (64, 0, 1, 1),
     (64, 4, 1, 2),
@@ -280,18 +284,18 @@ def test_a_device_computes_so_many_rows_at_once():
     (64, 4, 4, 4),
     (8, 4, 1, 1),
   ):
-    cfg = schema.Config(
+    cfg = config_lib.Config(
       "toy",
       NET,
-      train=schema.Train(batch_size=batch, microbatches=parts),
-      mesh=schema.Mesh(rows=rows),
+      train=config_lib.Train(batch_size=batch, microbatches=parts),
+      mesh=config_lib.Mesh(rows=rows),
     )
-    assert partition.passes(mesh, cfg) == passes
+    assert sharding_lib.passes(mesh, cfg) == passes
 
 
 def test_mesh_must_fit_the_devices():
-  mesh = partition.make_mesh(schema.Mesh(-1, 2, 2))
+  mesh = sharding_lib.make_mesh(config_lib.Mesh(-1, 2, 2))
   assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
   for sizes in ((3, 1, 1), (-1, 3, 1), (-1, -1, 1), (4, 1, 1)):
     with pytest.raises(errors.UserError, match="multiply to the 8 devices"):
-      partition.make_mesh(schema.Mesh(*sizes))
+      sharding_lib.make_mesh(config_lib.Mesh(*sizes))

@@ -8,8 +8,8 @@ import pytest
 import scored_run
 from scored_run import quickstart
 
-from dsl_jax import correct, evaluate, held_out, report
 from dsl_jax.data import tokenizers
+from dsl_jax.modes import correct, evaluate, held_out, report
 
 arguments, run = scored_run.arguments, scored_run.run
 

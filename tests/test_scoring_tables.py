@@ -9,8 +9,8 @@ import pytest
 import scored_run
 from scored_run import quickstart
 
-from dsl_jax import sampling, tables
 from dsl_jax.data import tokenizers
+from dsl_jax.modes import sampling, tables
 from dsl_jax.quality import diversity
 from dsl_jax.quality import judge as judges
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from dsl_jax import curves, main, paths, report
-from dsl_jax.runtime import schedules, schema
+from dsl_jax import main, paths
+from dsl_jax.modes import curves, named_samplers, report
+from dsl_jax.runtime import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {
@@ -122,11 +123,11 @@ def test_the_information_path_keeps_its_curve(run, monkeypatch):
   # Two draws of the same quantity on few rows.
   np.testing.assert_allclose(kept["mmse"], scores["mmse"], atol=0.15)
   monkeypatch.setattr(curves, "measure", None)
-  made = schedules.build(
-    schema.Config(
+  made = named_samplers.build(
+    config_lib.Config(
       "x",
-      schema.NetConfig(27, 16, 1, 2, 4),
-      sample=schema.Sample(path="information", steps=5),
+      config_lib.NetConfig(27, 16, 1, 2, 4),
+      sample=config_lib.Sample(path="information", steps=5),
     ),
     jax.random.key(0),
     1,
@@ -136,17 +137,19 @@ def test_the_information_path_keeps_its_curve(run, monkeypatch):
 
 
 def test_every_named_sampler_is_a_path_that_keeps_its_budget():
-  net, key = schema.NetConfig(27, 16, 1, 2, 4), jax.random.key(0)
-  curve = schedules.Curve(np.array([0.1, 1.0, 9.0]), np.array([1, 0.5, 0.1]))
-  for name in schedules.names():
+  net, key = config_lib.NetConfig(27, 16, 1, 2, 4), jax.random.key(0)
+  curve = named_samplers.Curve(
+    np.array([0.1, 1.0, 9.0]), np.array([1, 0.5, 0.1])
+  )
+  for name in named_samplers.names():
     for steps, length in ((2, 2), (5, 12), (40, 12)):
-      cfg = schema.Config(
+      cfg = config_lib.Config(
         "x",
         net,
-        data=schema.Data(length=length),
-        sample=schema.Sample(path=name, steps=steps, block=5),
+        data=config_lib.Data(length=length),
+        sample=config_lib.Sample(path=name, steps=steps, block=5),
       )
-      made = schedules.build(cfg, key, 3, curve=curve)
+      made = named_samplers.build(cfg, key, 3, curve=curve)
       paths.check(made.path)
       assert made.path.shape[-1] == length
       rises = bool((made.path[1:] >= made.path[:-1]).all())

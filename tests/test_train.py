@@ -20,10 +20,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import kill_runs
-from dsl_jax import train
 from dsl_jax.data import batches
-from dsl_jax.nets import denoiser
-from dsl_jax.runtime import build, checkpoint, loop, metrics, schema
+from dsl_jax.modes import train
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import build, checkpoint, loop, metrics
+from dsl_jax.runtime import config as config_lib
 
 V, L = 27, 16
 
@@ -51,13 +52,13 @@ def rows(tmp_path_factory):
 
 
 def config(rows, **changes):
-  values = schema.to_config_dict(
-    schema.Config(
+  values = config_lib.to_config_dict(
+    config_lib.Config(
       "toy",
-      schema.NetConfig(V, 8, 1, 2, 4, cond_dim=8),
-      data=schema.Data(corpus="text:none", length=L, dir=rows),
-      optim=schema.Optim(learning_rate=1e-2),
-      train=schema.Train(
+      config_lib.NetConfig(V, 8, 1, 2, 4, cond_dim=8),
+      data=config_lib.Data(corpus="text:none", length=L, dir=rows),
+      optim=config_lib.Optim(learning_rate=1e-2),
+      train=config_lib.Train(
         steps=12,
         batch_size=16,
         microbatches=2,
@@ -66,11 +67,11 @@ def config(rows, **changes):
         eval_batches=2,
         checkpoint_every=8,
       ),
-      eval=schema.Eval(batch_size=8),
+      eval=config_lib.Eval(batch_size=8),
     )
   )
   values.update_from_flattened_dict(changes)
-  return schema.from_config_dict(values)
+  return config_lib.from_config_dict(values)
 
 
 @pytest.fixture
@@ -89,8 +90,8 @@ def table(monkeypatch):
     weight = mask_BL.astype(jnp.float32)
     return None, {"nll": jnp.sum(nll * weight), "tokens": jnp.sum(weight)}
 
-  fake = denoiser.Denoiser(init, None, None, None)
-  monkeypatch.setattr(denoiser, "make_denoiser", lambda net, **_: fake)
+  fake = denoiser_lib.Denoiser(init, None, None, None)
+  monkeypatch.setattr(denoiser_lib, "make_denoiser", lambda net, **_: fake)
   monkeypatch.setattr(build, "loss", lambda cfg, **_: loss)
 
 

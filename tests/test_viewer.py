@@ -10,7 +10,8 @@ import numpy as np
 import oracle
 import pytest
 
-from dsl_jax import paths, samplers, viewer
+from dsl_jax import paths, samplers
+from dsl_jax.modes import viewer
 from dsl_jax.runtime import errors
 
 

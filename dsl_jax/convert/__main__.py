@@ -12,7 +12,7 @@ import jax
 
 from dsl_jax.convert import description, fingerprint, folder, mdlm, source
 from dsl_jax.runtime import checkpoint
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.runtime import workdir as workdir_lib
 
 _LOAD = ("mask_id", "heads", "sphere_dim", "beta_init", "mask_prior", "seed")
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -101,7 +101,7 @@ def _export(args):
   workdir = pathlib.Path(args.source)
   if not (workdir / "checkpoints").is_dir():
     return _from_mdlm(args)
-  cfg, _ = workdirs.stored(args.source)
+  cfg, _ = workdir_lib.stored(args.source)
   params, step = checkpoint.restore_params(args.source, ema=not args.raw)
   print(f"{workdir}: the weights of step {step}", flush=True)
   options = {"length": cfg.data.length, "clean_snr": cfg.clean_snr}

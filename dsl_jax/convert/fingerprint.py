@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsl_jax.nets import denoiser
+from dsl_jax.nets import denoiser as denoiser_lib
 
 _LENGTH = 16
 
@@ -29,7 +29,7 @@ class Fingerprint(NamedTuple):
     return f"{self.weights} | {numbers}"
 
 
-def compute(params: dict, cfg: denoiser.NetConfig) -> Fingerprint:
+def compute(params: dict, cfg: denoiser_lib.NetConfig) -> Fingerprint:
   """Computes the fingerprint of the masked model inside a DSL model.
 
   The input is token 7919 i mod V at place i < 16, hidden at every third; the
@@ -47,7 +47,7 @@ def compute(params: dict, cfg: denoiser.NetConfig) -> Fingerprint:
   shared = {name: part for name, part in params.items() if name != "converter"}
   for leaf in jax.tree.leaves(shared):
     digest.update(np.ascontiguousarray(leaf))
-  net = denoiser.make_denoiser(dataclasses.replace(cfg, unroll=1))
+  net = denoiser_lib.make_denoiser(dataclasses.replace(cfg, unroll=1))
   places = np.arange(_LENGTH)
   tokens = 7919 * places % cfg.vocab_size
   hidden = places[places % 3 == 0][1:]

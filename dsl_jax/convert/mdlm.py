@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from dsl_jax.convert import description, folder, mapping, source
-from dsl_jax.nets import denoiser
+from dsl_jax.nets import denoiser as denoiser_lib
 
 _PUBLISHED_HEADS = {768: 12}  # by width
 
@@ -30,7 +30,7 @@ def load(
   mask_prior: float = 0.99,
   seed: int = 0,
   progress: bool = False,
-) -> tuple[dict, denoiser.NetConfig]:
+) -> tuple[dict, denoiser_lib.NetConfig]:
   """Loads an MDLM as a DSL model.
 
   Args:
@@ -58,7 +58,7 @@ def load(
   found = source.open_mdlm(path, use_ema, mask_id, heads)
   if found.converter:
     sphere_dim = found.converter["table"].shape[-1]
-  cfg = denoiser.NetConfig(
+  cfg = denoiser_lib.NetConfig(
     *(found.sizes.rows - 1, found.sizes.width, found.sizes.depth),
     *(found.heads, sphere_dim),
     cond_dim=found.sizes.cond_dim,
@@ -69,7 +69,7 @@ def load(
   params = _read_weights(path, found, progress)
   if not found.converter:
     # Only the converter is computed: the compiler drops the rest.
-    init = denoiser.make_denoiser(cfg).init
+    init = denoiser_lib.make_denoiser(cfg).init
     fresh = jax.jit(lambda key: init(key)["converter"])
     params["converter"] = fresh(jax.random.key(seed))
   return params, cfg
@@ -79,7 +79,7 @@ def save(
   params: dict,
   path: str | pathlib.Path,
   *,
-  cfg: denoiser.NetConfig | None = None,
+  cfg: denoiser_lib.NetConfig | None = None,
   mask_id: int | None = None,
   length: int = 1024,
   clean_snr: float | None = None,
@@ -206,7 +206,7 @@ def _sizes(leaves) -> mapping.Sizes:
     depth = len(leaves["blocks.norm1.scale"])
     cond_dim = len(leaves["cond.fc1.bias"])
     table = leaves.get("converter.table", np.zeros((rows, 1)))
-    cfg = denoiser.NetConfig(
+    cfg = denoiser_lib.NetConfig(
       *(rows - 1, width, depth, 1, table.shape[-1]), cond_dim=cond_dim
     )
   except KeyError as error:
@@ -214,7 +214,7 @@ def _sizes(leaves) -> mapping.Sizes:
       f"params lacks {error}: give the tree of make_denoiser(cfg).init."
     ) from error
   wanted = _leaves(
-    jax.eval_shape(denoiser.make_denoiser(cfg).init, jax.random.key(0))
+    jax.eval_shape(denoiser_lib.make_denoiser(cfg).init, jax.random.key(0))
   )
   if "converter.table" not in leaves:
     wanted = {k: v for k, v in wanted.items() if not k.startswith("converter")}

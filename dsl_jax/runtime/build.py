@@ -10,12 +10,13 @@ import optax
 from dsl_jax import objective
 from dsl_jax.core import alternatives, laws
 from dsl_jax.nets import attention
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import partition, schema
-from dsl_jax.runtime import state as states
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
 
 
-def check_devices(cfg: schema.Config) -> None:
+def check_devices(cfg: config_lib.Config) -> None:
   """Refuses what the devices or the installed packages cannot run.
 
   Raises:
@@ -25,7 +26,7 @@ def check_devices(cfg: schema.Config) -> None:
   alternatives.check(cfg.net.vocab, "net.vocab")
 
 
-def law(cfg: schema.Config) -> laws.Law:
+def law(cfg: config_lib.Config) -> laws.Law:
   """Returns the training law: log-normal and random-order sequences."""
   c = cfg.law
   return laws.mixture(
@@ -37,7 +38,7 @@ def law(cfg: schema.Config) -> laws.Law:
   )
 
 
-def loss(cfg: schema.Config, *, dropout: bool, along: str = "") -> Callable:
+def loss(cfg: config_lib.Config, *, dropout: bool, along: str = "") -> Callable:
   """Returns (params, key_B, tokens_BL, mask_BL) -> (scalar, sums).
 
   Args:
@@ -49,17 +50,17 @@ def loss(cfg: schema.Config, *, dropout: bool, along: str = "") -> Callable:
   net = cfg.net if dropout else dataclasses.replace(cfg.net, dropout=0.0)
   return functools.partial(
     objective.loss,
-    denoiser=denoisers.make_denoiser(net, along=along),
+    denoiser=denoiser_lib.make_denoiser(net, along=along),
     law=law(cfg),
     clean_snr=cfg.clean_snr,
   )
 
 
 def step(
-  cfg: schema.Config,
+  cfg: config_lib.Config,
   mesh: jax.sharding.Mesh,
   tx: optax.GradientTransformation,
-  abstract: states.TrainState,
+  abstract: state_lib.TrainState,
 ) -> Callable:
   """Returns the jitted (state, tokens_BL, mask_BL) -> (state, sums).
 
@@ -73,32 +74,34 @@ def step(
 
 
 def steps(
-  cfg: schema.Config,
+  cfg: config_lib.Config,
   mesh: jax.sharding.Mesh,
   tx: optax.GradientTransformation,
-  abstract: states.TrainState,
+  abstract: state_lib.TrainState,
 ) -> Callable:
   """Returns the jitted `states.train_steps`; see `step` for the arguments."""
   one = _step(cfg, mesh, tx, abstract)
-  return _jit(functools.partial(states.train_steps, step=one), mesh, abstract)
+  return _jit(
+    functools.partial(state_lib.train_steps, step=one), mesh, abstract
+  )
 
 
 def _step(cfg, mesh, tx, abstract):
   along = "model" if mesh.shape["model"] > 1 else ""
   return functools.partial(
-    states.train_step,
+    state_lib.train_step,
     loss_fn=loss(cfg, dropout=True, along=along),
     tx=tx,
     seed=cfg.seed,
     ema_decay=cfg.optim.ema_decay,
-    microbatches=partition.passes(mesh, cfg),
-    spread=partition.spread(
-      mesh, abstract.params, rows=partition.ROWS, in_runs=denoisers.RUNS
+    microbatches=sharding_lib.passes(mesh, cfg),
+    spread=sharding_lib.spread(
+      mesh, abstract.params, rows=sharding_lib.ROWS, in_runs=denoiser_lib.RUNS
     ),
   )
 
 
 def _jit(fn, mesh, abstract):
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  outputs = shardings, partition.replicated(mesh)
+  outputs = shardings, sharding_lib.replicated(mesh)
   return jax.jit(fn, donate_argnums=0, out_shardings=outputs)

@@ -16,10 +16,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from dsl_jax.nets import denoiser
+from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import errors
-from dsl_jax.runtime import state as states
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 ITEMS = ("params", "ema", "rest")
 
@@ -51,7 +51,7 @@ class Checkpoints:
     )
 
   def save(
-    self, step: int, state: states.TrainState, scores: dict | None = None
+    self, step: int, state: state_lib.TrainState, scores: dict | None = None
   ) -> None:
     """Starts to save; the state may be donated as soon as this returns.
 
@@ -73,7 +73,9 @@ class Checkpoints:
     with self._told():
       self._manager.save(step, args=ocp.args.Composite(**args), metrics=scores)
 
-  def restore(self, abstract: states.TrainState) -> states.TrainState | None:
+  def restore(
+    self, abstract: state_lib.TrainState
+  ) -> state_lib.TrainState | None:
     """Restores the newest readable checkpoint.
 
     Newer ones that cannot be read are moved to WORKDIR/unreadable.
@@ -101,7 +103,7 @@ class Checkpoints:
       multihost_utils.sync_global_devices("moved unreadable checkpoints aside")
     self._manager.reload()
     rest = found.pop("rest")
-    return states.TrainState(**found, **rest)
+    return state_lib.TrainState(**found, **rest)
 
   def close(self) -> None:
     """Waits for saves under way.
@@ -154,9 +156,9 @@ def restore_params(
     raise errors.UserError(
       f"{workdir} holds no checkpoint; train there first with --mode=train."
     )
-  cfg, _ = workdirs.stored(workdir)
+  cfg, _ = workdir_lib.stored(workdir)
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  init = denoiser.make_denoiser(cfg.net).init
+  init = denoiser_lib.make_denoiser(cfg.net).init
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     jax.eval_shape(init, jax.random.key(0)),

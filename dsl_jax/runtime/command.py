@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from dsl_jax.runtime import errors, schema
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 
 # Flags that are short for a config key, and the modes that read it.
 _SHORT = {
@@ -23,7 +24,7 @@ def parse(
   argv: Sequence[str],
   modes: Sequence[str],
   without_workdir: Sequence[str] = (),
-) -> tuple[schema.Config, str, str]:
+) -> tuple[config_lib.Config, str, str]:
   """Reads --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
 
   --text=X is short for --config.eval.text=X, and so on.
@@ -56,7 +57,7 @@ def parse(
     config = _load(values.config)
     overrides = [_spelled_out(arg, values.mode) for arg in overrides]
     names = [*names, *_SHORT]
-    _check_names(overrides[1:], schema.flatten(config), names)
+    _check_names(overrides[1:], config_lib.flatten(config), names)
     fields = flags.FlagValues()
     config_flags.DEFINE_config_dict(
       "config", config, "", fields, sys_argv=overrides
@@ -66,7 +67,7 @@ def parse(
     raise errors.UserError(str(error)) from error
   if extra:
     raise errors.UserError(f"{extra[0]!r} is no flag; write --name=value.")
-  cfg = schema.from_config_dict(fields.config)
+  cfg = config_lib.from_config_dict(fields.config)
   return cfg, values.workdir, values.mode
 
 

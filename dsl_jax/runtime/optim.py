@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dsl_jax.runtime import schema
+from dsl_jax.runtime import config as config_lib
 
 
-def make(cfg: schema.Optim, steps: int) -> optax.GradientTransformation:
+def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
   """Builds AdamW with a larger learning rate for the converter.
 
   The converter starts far from where training takes it (beta above all, which
@@ -58,7 +58,7 @@ def _clip(limit):
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def schedule(cfg: schema.Optim, steps: int) -> optax.Schedule:
+def schedule(cfg: config_lib.Optim, steps: int) -> optax.Schedule:
   """Returns the learning rate as a function of the step.
 
   Linear warm-up from lr / warmup_steps, then constant, or a cosine that

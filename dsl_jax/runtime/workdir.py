@@ -9,7 +9,8 @@ import pathlib
 
 import jax
 
-from dsl_jax.runtime import errors, schema
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 
 # What may differ between a workdir and a config that continues it.
 _FREE_SECTIONS = ("eval.", "sample.", "mesh.")
@@ -37,7 +38,7 @@ _FREE_KEYS = {
 }
 
 
-def claim(workdir: str, cfg: schema.Config, data_hash: str) -> None:
+def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
   """Makes the workdir this run's, or refuses one that is another's.
 
   Args:
@@ -95,7 +96,7 @@ def write(workdir: str, name: str, text: str) -> None:
 
 
 def compare(
-  workdir: str, cfg: schema.Config, data_hash: str | None = None
+  workdir: str, cfg: config_lib.Config, data_hash: str | None = None
 ) -> None:
   """Refuses a workdir whose stored config is of another run.
 
@@ -113,8 +114,8 @@ def compare(
   free = _FREE_KEYS
   if cfg.optim.schedule == "cosine":  # its shape depends on the length
     free = free - {"train.steps"}
-  old_flat = schema.flatten(dataclasses.asdict(old))
-  new_flat = schema.flatten(dataclasses.asdict(cfg))
+  old_flat = config_lib.flatten(dataclasses.asdict(old))
+  new_flat = config_lib.flatten(dataclasses.asdict(cfg))
   if data_hash:
     old_flat["data hash"], new_flat["data hash"] = old_hash, data_hash
   for key, value in new_flat.items():
@@ -127,7 +128,7 @@ def compare(
       )
 
 
-def stored(workdir: str) -> tuple[schema.Config, str]:
+def stored(workdir: str) -> tuple[config_lib.Config, str]:
   """Returns the config and the data hash of the run in a workdir.
 
   Raises:
@@ -136,7 +137,7 @@ def stored(workdir: str) -> tuple[schema.Config, str]:
   path = pathlib.Path(workdir) / "config.json"
   try:
     run = json.loads(path.read_text())
-    return schema.from_config_dict(run["config"]), run["data_hash"]
+    return config_lib.from_config_dict(run["config"]), run["data_hash"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.UserError(
       f"{path} is not the config of a run ({error}); choose another --workdir."

@@ -9,8 +9,9 @@ import torch
 from benchmarks import torch_dsl, torch_twin
 from dsl_jax import convert
 from dsl_jax.convert import __main__ as command
-from dsl_jax.nets import denoiser
-from dsl_jax.runtime import build, schema
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import build
+from dsl_jax.runtime import config as config_lib
 
 GPT2 = torch_twin.Config(41, 32, 3, 4, mask_id=40, cond_dim=16)
 TEXT8 = torch_twin.Config(35, 24, 2, 2, mask_id=4, cond_dim=12)
@@ -70,7 +71,7 @@ def old_ids(cfg):
 
 def logits_of(params, cfg, tokens):
   """The logits of the masked model inside a DSL model."""
-  net = denoiser.make_denoiser(cfg)
+  net = denoiser_lib.make_denoiser(cfg)
   h_BLM = jax.jit(net.hidden_tokens)(params, tokens)
   head_VM, bias_V = net.head(params)
   return np.asarray(h_BLM) @ np.asarray(head_VM).T + np.asarray(bias_V)
@@ -107,7 +108,7 @@ def test_logits_are_the_twins(tmp_path, kind, twin_cfg):
 def test_tree_is_the_networks_and_endpoints_are_mdlms(tmp_path):
   path = write(tmp_path, "bin", random_twin(GPT2, 1), random_twin(GPT2, 2))
   params, cfg = convert.mdlm.load(path, sphere_dim=8, seed=3)
-  net = denoiser.make_denoiser(cfg)
+  net = denoiser_lib.make_denoiser(cfg)
   like = jax.eval_shape(net.init, jax.random.key(0))
   form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype.name), tree)
   assert form(params) == form(like)
@@ -214,7 +215,7 @@ def test_the_twin_with_a_converter_is_our_network(tmp_path):
     "bias": np.array(bias),
     "mask_bias": mask_bias,
   }
-  net = denoiser.make_denoiser(cfg)
+  net = denoiser_lib.make_denoiser(cfg)
   z = 4 * np.random.default_rng(0).standard_normal((2, 9, cfg.sphere_dim))
   z = z.astype(np.float32)
   head_VM, bias_V = net.head(params)
@@ -225,7 +226,7 @@ def test_the_twin_with_a_converter_is_our_network(tmp_path):
 
 
 def test_the_twin_sees_the_snrs_of_our_law():
-  cfg = schema.Config("toy", schema.NetConfig(7, 8, 1, 2, 4))
+  cfg = config_lib.Config("toy", config_lib.NetConfig(7, 8, 1, 2, 4))
   tokens = torch.zeros(4000, 8, dtype=torch.int64)
   torch.manual_seed(0)
   theirs = torch_dsl.draw_snr(tokens, cfg.law, cfg.clean_snr).numpy()

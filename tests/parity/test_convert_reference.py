@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from dsl_jax import convert
-from dsl_jax.nets import denoiser
+from dsl_jax.nets import denoiser as denoiser_lib
 
 # rows, width, depth, heads, cond_dim, mask_id
 GPT2 = (50258, 8, 2, 2, 6, 50257)
@@ -129,7 +129,7 @@ def assert_parity(params, cfg, state, sizes):
   ours[0, :3] = rows - 1
   theirs = reference(state, torch.from_numpy(order[ours]), heads)
   want = theirs[..., order[:-1]].numpy()
-  net = denoiser.make_denoiser(cfg)
+  net = denoiser_lib.make_denoiser(cfg)
   h_BLM = np.asarray(jax.jit(net.hidden_tokens)(params, ours))
   head_VM, bias_V = (np.asarray(part) for part in net.head(params))
   np.testing.assert_allclose(

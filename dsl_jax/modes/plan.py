@@ -13,18 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import (
-  build,
-  chips,
-  costs,
-  errors,
-  hlo,
-  optim,
-  partition,
-  schema,
-)
-from dsl_jax.runtime import state as states
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import build, chips, costs, errors, hlo, optim
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
 
 _GIB = 2**30
 _FULL = 0.9  # of the memory: the runtime and fragments take the rest
@@ -46,7 +39,7 @@ class Compiled(NamedTuple):
   refusal: str = ""
 
 
-def plan(cfg: schema.Config) -> None:
+def plan(cfg: config_lib.Config) -> None:
   """Prints whether a config fits a topology, and its time at the best.
 
   For a TPU, XLA compiles the training step, which needs the tpu extra and no
@@ -66,11 +59,11 @@ def plan(cfg: schema.Config) -> None:
       raise errors.UserError("--topology is missing; give CHIP:SHAPE.")
     chip, devices, count, why = _devices(topology)
     if devices:
-      mesh = partition.make_mesh(cfg.mesh, devices)
+      mesh = sharding_lib.make_mesh(cfg.mesh, devices)
     else:
-      shape = partition.sizes(cfg.mesh, count)
-      mesh = jax.sharding.AbstractMesh(shape, partition.AXES)
-    parts = partition.shares(mesh) * partition.passes(mesh, cfg)
+      shape = sharding_lib.sizes(cfg.mesh, count)
+      mesh = jax.sharding.AbstractMesh(shape, sharding_lib.AXES)
+    parts = sharding_lib.shares(mesh) * sharding_lib.passes(mesh, cfg)
     if cfg.train.batch_size % parts:
       raise errors.UserError(
         f"train.batch_size is {cfg.train.batch_size}; use a multiple of "
@@ -133,16 +126,16 @@ def _devices(topology):
 def _state(cfg, mesh):
   """The abstract train state, with its shardings."""
   tx = optim.make(cfg.optim, cfg.train.steps)
-  init = denoisers.make_denoiser(cfg.net).init
-  fresh = lambda: states.create(init(jax.random.key(0)), tx)
-  return partition.abstract(mesh, jax.eval_shape(fresh))
+  init = denoiser_lib.make_denoiser(cfg.net).init
+  fresh = lambda: state_lib.create(init(jax.random.key(0)), tx)
+  return sharding_lib.abstract(mesh, jax.eval_shape(fresh))
 
 
 def _compile(cfg, mesh, state):
   """Compiles the step that `train` runs."""
   shape, rows = (
     (cfg.train.batch_size, cfg.data.length),
-    partition.rows(mesh, partition.ROWS),
+    sharding_lib.rows(mesh, sharding_lib.ROWS),
   )
   tokens, mask = (
     jax.ShapeDtypeStruct(shape, kind, sharding=rows)
@@ -171,7 +164,7 @@ def _compile(cfg, mesh, state):
 
 def _estimate(cfg, mesh, state):
   """{kind: bytes on a device}, from shapes."""
-  whole = 4 * partition.gathered(mesh, state.params, denoisers.RUNS)[0]
+  whole = 4 * sharding_lib.gathered(mesh, state.params, denoiser_lib.RUNS)[0]
   params = costs.per_device(state.params)
   return {
     "params": params,
@@ -180,7 +173,7 @@ def _estimate(cfg, mesh, state):
     "gradients": whole,
     "activations": costs.activations(
       cfg.net,
-      partition.rows_at_once(mesh, cfg),
+      sharding_lib.rows_at_once(mesh, cfg),
       cfg.data.length,
       mesh.shape["model"],
     ),
@@ -223,11 +216,11 @@ def _time(cfg, chip, count, mesh, state, compiled):
   """Roofline of a step, and of the run."""
   net, length = cfg.net, cfg.data.length
   tokens = cfg.train.batch_size * length // mesh.size
-  weights, moved = partition.gathered(mesh, state.params, denoisers.RUNS)
-  passes = partition.passes(mesh, cfg)
+  weights, moved = sharding_lib.gathered(mesh, state.params, denoiser_lib.RUNS)
+  passes = sharding_lib.passes(mesh, cfg)
   held = costs.per_device(state)
   parts = mesh.shape["model"]
-  work = costs.work(net, length, partition.rows_at_once(mesh, cfg), parts)
+  work = costs.work(net, length, sharding_lib.rows_at_once(mesh, cfg), parts)
   if compiled and compiled.program:
     sent = sum(c.sent for c in compiled.program.collectives)
   else:
@@ -262,8 +255,8 @@ def _mend(cfg, chip, mesh):
   """The nearest setting that fits, by the estimate."""
   for changed, words in _nearest(cfg):
     try:
-      shape = partition.sizes(changed.mesh, mesh.size)
-      there = jax.sharding.AbstractMesh(shape, partition.AXES)
+      shape = sharding_lib.sizes(changed.mesh, mesh.size)
+      there = jax.sharding.AbstractMesh(shape, sharding_lib.AXES)
       total = sum(_estimate(changed, there, _state(changed, there)).values())
     except errors.UserError:  # does not go with the batch or the devices
       continue
@@ -273,7 +266,7 @@ def _mend(cfg, chip, mesh):
   return "no batch or remat setting makes it fit; use more or larger devices"
 
 
-def _nearest(cfg) -> Iterator[tuple[schema.Config, str]]:
+def _nearest(cfg) -> Iterator[tuple[config_lib.Config, str]]:
   """Configs that need less and less, with the flags that make them."""
   at_once = [n for n in (64, 32, 16, 8, 4, 2, 1) if n < (cfg.mesh.rows or 128)]
   remats = dict.fromkeys((cfg.net.remat, "dots", "full"))
@@ -287,8 +280,8 @@ def _nearest(cfg) -> Iterator[tuple[schema.Config, str]]:
         mesh = dataclasses.replace(mesh, rows=rows)
         net = dataclasses.replace(cfg.net, remat=remat)
         changed = dataclasses.replace(cfg, net=net, mesh=mesh)
-        before = schema.flatten(dataclasses.asdict(cfg))
-        after = schema.flatten(dataclasses.asdict(changed))
+        before = config_lib.flatten(dataclasses.asdict(cfg))
+        after = config_lib.flatten(dataclasses.asdict(changed))
         yield (
           changed,
           " ".join(

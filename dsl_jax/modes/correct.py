@@ -8,18 +8,21 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax import held_out, probes, samplers
+from dsl_jax import probes, samplers
 from dsl_jax.core import paths
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import checkpoint, errors, partition, schema
-from dsl_jax.runtime import state as states
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.modes import held_out
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 _GROUPS = 16  # network calls that judge a row
 _REPAIRS = 64  # network calls that repair a row, at most
 
 
-def correct(cfg: schema.Config, workdir: str) -> None:
+def correct(cfg: config_lib.Config, workdir: str) -> None:
   """Marks and repairs suspicious tokens of the text file eval.text.
 
   A token is suspicious where the model, which sees the others and not it, gives
@@ -40,7 +43,7 @@ def correct(cfg: schema.Config, workdir: str) -> None:
       compilation.
   """
   with errors.user_errors():
-    schema.validate(cfg)
+    config_lib.validate(cfg)
     if not cfg.eval.text:
       raise errors.UserError(
         "eval.text is empty; name a file with --text=FILE."
@@ -52,8 +55,8 @@ def correct(cfg: schema.Config, workdir: str) -> None:
         f"eval.text is {cfg.eval.text!r}, which has no token of tokenizer "
         f"{cfg.data.tokenizer!r}; give another text."
       )
-    workdirs.compare(workdir, cfg)
-    whole = partition.replicated(partition.make_mesh(cfg.mesh))
+    workdir_lib.compare(workdir, cfg)
+    whole = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
     params, step = checkpoint.restore_params(workdir, sharding=whole)
 
   rows_NL, starts = windows(ids, cfg.data.length - 2 * cfg.data.wrap)
@@ -80,8 +83,8 @@ def correct(cfg: schema.Config, workdir: str) -> None:
   }
   if jax.process_index() == 0:
     name = f"correct-{pathlib.Path(cfg.eval.text).stem}"
-    workdirs.write_json(workdir, f"{name}.json", result)
-    workdirs.write(workdir, f"{name}.txt", text)
+    workdir_lib.write_json(workdir, f"{name}.json", result)
+    workdir_lib.write(workdir, f"{name}.txt", text)
     print(show(ids, repaired, marks, tokenizer.decode))
     print(
       f"{len(marks)} of {len(ids)} tokens marked, {result['repaired']} repaired"
@@ -164,11 +167,11 @@ def show(ids, repaired, marks, decode) -> str:
 
 def _repair(cfg, params, rows_NL, edge):
   """What `collect` takes, for rows with `edge` markers at both ends."""
-  denoiser = denoisers.make_denoiser(cfg.net)
+  denoiser = denoiser_lib.make_denoiser(cfg.net)
   clean = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
   groups = min(_GROUPS, rows_NL.shape[1])
   judge = jax.jit(functools.partial(probes.suspicion, groups=groups, **clean))
-  key = states.stream(cfg.seed, "correct")
+  key = state_lib.stream(cfg.seed, "correct")
   size = min(cfg.eval.batch_size, len(rows_NL))
   parts = []
   batches = list(held_out.batched(rows_NL, size))

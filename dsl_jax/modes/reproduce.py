@@ -9,13 +9,22 @@ import time
 import jax
 import numpy as np
 
-from dsl_jax import held_out, inputs, sampling, scores, tables
+from dsl_jax.modes import (
+  held_out,
+  inputs,
+  named_samplers,
+  sampling,
+  scores,
+  tables,
+)
 from dsl_jax.quality import judge as judges
-from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 
-def reproduce(cfg: schema.Config, workdir: str) -> None:
+def reproduce(cfg: config_lib.Config, workdir: str) -> None:
   """Generates, scores and prints the table eval.table beside the published.
 
   Cells (`tables.parse`) are samplers by steps or temperatures, each of
@@ -38,13 +47,13 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
         f"--mode=reproduce runs on {jax.process_count()} hosts; its files are "
         "those of one, so start a single process on one of them."
       )
-    schema.validate(cfg)
+    config_lib.validate(cfg)
     if cfg.eval.text:
       return score_texts(cfg, workdir)
     table = tables.parse(cfg)
     for place in itertools.product(table.samplers, table.columns):
       section = table.section(cfg, *place)
-      schedules.check(dataclasses.replace(cfg, sample=section))
+      named_samplers.check(dataclasses.replace(cfg, sample=section))
     rows, tokenizer = _human(cfg)
     num = cfg.eval.samples
     if not 2 <= num <= len(rows.tokens_NL):
@@ -52,9 +61,9 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
         f"eval.samples is {num}; there are {len(rows.tokens_NL)} validation "
         "rows to compare with, so use 2 to that many."
       )
-    workdirs.compare(workdir, cfg)
-    mesh = partition.make_mesh(cfg.mesh)
-    whole = partition.replicated(mesh)
+    workdir_lib.compare(workdir, cfg)
+    mesh = sharding_lib.make_mesh(cfg.mesh)
+    whole = sharding_lib.replicated(mesh)
     params, train_step = checkpoint.restore_params(workdir, sharding=whole)
     folder = pathlib.Path(workdir) / "reproduce"
     folder.mkdir(exist_ok=True)
@@ -86,12 +95,12 @@ def reproduce(cfg: schema.Config, workdir: str) -> None:
         folder / "features",
       )
     found |= cell.identity | json.loads(cell.made.read_text())
-    workdirs.write_json(str(folder), cell.scores.name, found)
+    workdir_lib.write_json(str(folder), cell.scores.name, found)
   found = {cell.place: json.loads(cell.scores.read_text()) for cell in cells}
   print(table.show(table, found))
 
 
-def score_texts(cfg: schema.Config, workdir: str) -> None:
+def score_texts(cfg: config_lib.Config, workdir: str) -> None:
   """Scores texts of any system, as many human texts beside them.
 
   Writes WORKDIR/reproduce/NAME-HASH-scores.json; what is there is shown and not
@@ -113,7 +122,7 @@ def score_texts(cfg: schema.Config, workdir: str) -> None:
       f"{len(rows.tokens_NL)} validation rows to compare with, so give at most "
       "that many."
     )
-  workdirs.compare(workdir, cfg)
+  workdir_lib.compare(workdir, cfg)
   folder = pathlib.Path(workdir) / "reproduce"
   folder.mkdir(exist_ok=True)
   identity = {
@@ -135,7 +144,7 @@ def score_texts(cfg: schema.Config, workdir: str) -> None:
     judge = judges.CausalJudge(cfg.eval.judge)
     texts, cache = scores.Texts(words, ids), folder / "features"
     found = scores.score(texts, human, judge, cache) | identity
-    workdirs.write_json(str(folder), target.name, found)
+    workdir_lib.write_json(str(folder), target.name, found)
   print(scores.show(json.loads(target.read_text())))
 
 
@@ -153,7 +162,7 @@ class Cell:
     self.scores = folder / f"{stem}-{scores.digest(self.identity)}-scores.json"
 
 
-def cost(cfg: schema.Config, cells: list[Cell], batch: int) -> str:
+def cost(cfg: config_lib.Config, cells: list[Cell], batch: int) -> str:
   """Says what the cells that are not finished will take."""
   todo = [cell for cell in cells if not cell.tokens.exists()]
   unscored = [cell for cell in cells if not cell.scores.exists()]
@@ -201,7 +210,7 @@ def _samples(cfg, params, cell, mesh):
       cfg, params, cell.section, cfg.eval.samples, mesh=mesh
     )
     made = {"calls": calls, "seconds": time.monotonic() - began}
-    workdirs.write_json(str(cell.made.parent), cell.made.name, made)
+    workdir_lib.write_json(str(cell.made.parent), cell.made.name, made)
     # Last: samples that are there are finished.
     scores.save(cell.tokens, tokens_NL)
   return np.load(cell.tokens)

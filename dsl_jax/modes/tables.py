@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dsl_jax import published
+from dsl_jax.modes import published
 from dsl_jax.quality import frontier
-from dsl_jax.runtime import errors, schema
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 
 _STEPS = (128, 256, 512, 1024)
 _TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
@@ -28,7 +29,7 @@ class Table(NamedTuple):
   show: Callable
 
 
-def parse(cfg: schema.Config) -> Table:
+def parse(cfg: config_lib.Config) -> Table:
   """Reads eval.table, NAME or NAME:COLUMN,COLUMN,...
 
   owt_mauve:T,...  the masked sampler and ReMDM's protocol (cap with eta 0.04

@@ -12,7 +12,7 @@ import numpy as np
 from dsl_jax.core import vocab
 from dsl_jax.data import extras, tokenizers
 from dsl_jax.runtime import errors
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.runtime import workdir as workdir_lib
 
 COMMITTED = 255  # level of an SNR of inf; 0 is the mask
 _PAGE = """<!doctype html>
@@ -243,7 +243,7 @@ class Recorder:
       data=data,
     )
     target = pathlib.Path(path)
-    workdirs.write(str(target.parent), target.name, text)
+    workdir_lib.write(str(target.parent), target.name, text)
 
 
 @jax.jit

@@ -10,24 +10,26 @@ from jax.experimental import multihost_utils
 
 from dsl_jax import samplers
 from dsl_jax.core import paths
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import partition, schedules, schema
-from dsl_jax.runtime import state as states
+from dsl_jax.modes import named_samplers
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
 
 
-def batch_size(section: schema.Sample, mesh: jax.sharding.Mesh) -> int:
+def batch_size(section: config_lib.Sample, mesh: jax.sharding.Mesh) -> int:
   """Sequences of a batch: section.batch_size, or what devices can share."""
   return -(-section.batch_size // mesh.size) * mesh.size
 
 
 def batch(
-  cfg: schema.Config,
+  cfg: config_lib.Config,
   params: dict,
   number: int,
   size: int,
   *,
   known_BL: np.ndarray | None = None,
-  curve: schedules.Curve | None = None,
+  curve: named_samplers.Curve | None = None,
   **extra,
 ) -> tuple[np.ndarray, int]:
   """Draws one batch along cfg.sample.path.
@@ -45,16 +47,16 @@ def batch(
     tokens_BL, int32, on every host, and the network calls.
   """
   c = cfg.sample
-  key = jax.random.fold_in(states.stream(c.seed, "sample"), number)
+  key = jax.random.fold_in(state_lib.stream(c.seed, "sample"), number)
   path_key, key = jax.random.split(key)
-  made = schedules.build(cfg, path_key, size, curve=curve)
+  made = named_samplers.build(cfg, path_key, size, curve=curve)
   if known_BL is None:
     known_BL = np.zeros((size, cfg.data.length), bool)
   found = samplers.sample(
     params,
     key,
     paths.hold(made.path, known_BL),
-    denoiser=denoisers.make_denoiser(cfg.net),
+    denoiser=denoiser_lib.make_denoiser(cfg.net),
     clean_snr=cfg.clean_snr,
     integrator=c.integrator,
     temperature=c.temperature,
@@ -72,9 +74,9 @@ def batch(
 
 
 def draw(
-  cfg: schema.Config,
+  cfg: config_lib.Config,
   params: dict,
-  section: schema.Sample,
+  section: config_lib.Sample,
   num: int,
   *,
   mesh: jax.sharding.Mesh | None = None,
@@ -97,7 +99,7 @@ def draw(
   watch = {"rows": 1, "callback": callback} if callback else {}
   cfg, size = dataclasses.replace(cfg, sample=section), section.batch_size
   if mesh is not None:
-    watch["sharding"] = partition.rows(mesh)
+    watch["sharding"] = sharding_lib.rows(mesh)
     size = batch_size(section, mesh)
   found = [
     batch(cfg, params, number, size, **watch)

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from dsl_jax import inputs
 from dsl_jax.data import batches, packing, streams, tokenizers
-from dsl_jax.runtime import errors, schema
+from dsl_jax.modes import inputs
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 
 
-def tokenizer(cfg: schema.Config) -> tokenizers.Tokenizer | None:
+def tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer | None:
   """Loads the run's tokenizer, or says that characters cannot be counted.
 
   Raises:
@@ -36,7 +37,7 @@ def draw_rows(packed: packing.Packed, count: int, seed: int) -> np.ndarray:
   return np.asarray(packed.tokens_NL[rows], np.int32)
 
 
-def read_text(cfg: schema.Config) -> str:
+def read_text(cfg: config_lib.Config) -> str:
   """Reads the file eval.text.
 
   Raises:
@@ -63,7 +64,7 @@ def read_text(cfg: schema.Config) -> str:
   return text
 
 
-def text_ids(cfg: schema.Config, found: tokenizers.Tokenizer) -> np.ndarray:
+def text_ids(cfg: config_lib.Config, found: tokenizers.Tokenizer) -> np.ndarray:
   """Returns the tokens of the file eval.text, normalised as the corpus was."""
   return encode(read_text(cfg), found)
 
@@ -75,7 +76,9 @@ def encode(text: str, found: tokenizers.Tokenizer) -> np.ndarray:
   return ids[:-1] if len(ids) and ids[-1] == found.eos_id else ids
 
 
-def text_rows(cfg: schema.Config, found: tokenizers.Tokenizer) -> np.ndarray:
+def text_rows(
+  cfg: config_lib.Config, found: tokenizers.Tokenizer
+) -> np.ndarray:
   """Cuts the file eval.text into rows as the corpus was cut, [N, L].
 
   Raises:
@@ -114,7 +117,7 @@ def batched(
   return batches.eval_batches(packing.Packed(rows_NL, {}), batch_size)
 
 
-def check_batch(cfg: schema.Config, mesh: jax.sharding.Mesh) -> None:
+def check_batch(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   """Refuses an eval.batch_size that the devices cannot share equally."""
   if cfg.eval.batch_size % mesh.size:
     raise errors.UserError(

@@ -11,14 +11,17 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax import curves, inputs, samplers, sampling, viewer
+from dsl_jax import samplers
 from dsl_jax.data import prompts, tokenizers
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.modes import curves, inputs, named_samplers, sampling, viewer
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 
-def generate(cfg: schema.Config, workdir: str) -> None:
+def sample(cfg: config_lib.Config, workdir: str) -> None:
   """Appends samples to WORKDIR/samples.jsonl and shows some on the console.
 
   Every line holds the text, its prompt and all that made it: checkpoint step,
@@ -33,14 +36,14 @@ def generate(cfg: schema.Config, workdir: str) -> None:
       cannot be written; found before any compilation.
   """
   with errors.user_errors():
-    schema.validate(cfg)
-    schedules.check(cfg)
+    config_lib.validate(cfg)
+    named_samplers.check(cfg)
     tokenizer = tokenizers.load(cfg.data.tokenizer)
     inputs.check_vocabulary(cfg, tokenizer)
     asked = _prompts(cfg, tokenizer)
-    workdirs.compare(workdir, cfg)
-    mesh = partition.make_mesh(cfg.mesh)
-    whole = partition.replicated(mesh)
+    workdir_lib.compare(workdir, cfg)
+    mesh = sharding_lib.make_mesh(cfg.mesh)
+    whole = sharding_lib.replicated(mesh)
     if cfg.sample.trace:
       viewer.check(cfg.sample.trace)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
@@ -134,13 +137,13 @@ class _Run:
   def __init__(self, cfg, mesh, params, curve, tokenizer):
     self._cfg, self._params, self._curve = cfg, params, curve
     self.tokenizer, self.calls, self.seconds = tokenizer, 0, 0.0
-    self._rows = partition.rows(mesh)
+    self._rows = sharding_lib.rows(mesh)
     self.batch = sampling.batch_size(cfg.sample, mesh)
     self._hard_rows = None
     if cfg.net.vocab_size <= cfg.sample.num * cfg.data.length:
       self._hard_rows = samplers.hard_rows(
         params,
-        denoiser=denoisers.make_denoiser(cfg.net),
+        denoiser=denoiser_lib.make_denoiser(cfg.net),
         clean_snr=cfg.clean_snr,
       )
 
@@ -150,7 +153,7 @@ class _Run:
     asked = [*asked, *[asked[0]] * (self.batch - len(asked))]
     watch = {}
     if recorder is not None:
-      table_VD = denoisers.make_denoiser(self._cfg.net).table(self._params)
+      table_VD = denoiser_lib.make_denoiser(self._cfg.net).table(self._params)
       watch = {"rows": 1, "callback": recorder.watch(table_VD)}
     tokens_BL, calls = sampling.batch(
       self._cfg,

@@ -9,15 +9,16 @@ from absl import logging
 
 from dsl_jax import likelihood
 from dsl_jax.data import batches
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.runtime import schedules, schema
-from dsl_jax.runtime import state as states
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.modes import named_samplers
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 _SEQUENCES = 64  # held-out rows a curve is measured on
 
 
-def load(workdir: str, step: int) -> schedules.Curve | None:
+def load(workdir: str, step: int) -> named_samplers.Curve | None:
   """Returns the curve of a checkpoint that was measured before.
 
   Args:
@@ -28,7 +29,7 @@ def load(workdir: str, step: int) -> schedules.Curve | None:
     try:
       found = json.loads((pathlib.Path(workdir) / name).read_text())
       if found["train_step"] == step:
-        return schedules.Curve(
+        return named_samplers.Curve(
           np.asarray(found["snr_grid"], float), np.asarray(found["mmse"], float)
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -37,8 +38,8 @@ def load(workdir: str, step: int) -> schedules.Curve | None:
 
 
 def measure(
-  cfg: schema.Config, workdir: str, params, step: int, held_out
-) -> schedules.Curve:
+  cfg: config_lib.Config, workdir: str, params, step: int, held_out
+) -> named_samplers.Curve:
   """Measures the curve on held-out rows and keeps it.
 
   Args:
@@ -52,7 +53,7 @@ def measure(
     The curve.
   """
   c = cfg.eval
-  denoiser = denoisers.make_denoiser(cfg.net)
+  denoiser = denoiser_lib.make_denoiser(cfg.net)
   grid = c.snr_grid()
   curve = jax.jit(
     lambda params, key, tokens_BL: likelihood.mmse_curve(
@@ -62,7 +63,7 @@ def measure(
   count = min(_SEQUENCES, len(held_out.tokens_NL))
   size = min(c.batch_size, count)
   parts = batches.eval_batches(held_out, size, count // size * size)
-  key = states.stream(cfg.seed, "mmse")
+  key = state_lib.stream(cfg.seed, "mmse")
   curves = [
     curve(params, jax.random.fold_in(key, i), tokens)
     for i, (tokens, _) in enumerate(parts)
@@ -70,6 +71,6 @@ def measure(
   mmse = np.mean(curves, axis=0, dtype=np.float64)
   found = {"train_step": step, "snr_grid": grid.tolist(), "mmse": mmse.tolist()}
   if jax.process_index() == 0:
-    workdirs.write_json(workdir, "mmse.json", found)
+    workdir_lib.write_json(workdir, "mmse.json", found)
     logging.info("measured the mmse curve of step %d", step)
-  return schedules.Curve(grid, mmse)
+  return named_samplers.Curve(grid, mmse)

@@ -11,8 +11,9 @@ import math
 import jax
 import numpy as np
 
-from dsl_jax import likelihood, plots, probes, sampling
-from dsl_jax.nets import denoiser as denoisers
+from dsl_jax import likelihood, probes
+from dsl_jax.modes import plots, sampling
+from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import calibration as calibration_lib
 from dsl_jax.quality import changes as changes_lib
 from dsl_jax.quality import estimate
@@ -25,7 +26,7 @@ def calibration(cfg, params, run):
   """Compares confidence and accuracy on hidden tokens."""
   probe = functools.partial(
     probes.hidden_predictions,
-    denoiser=denoisers.make_denoiser(cfg.net),
+    denoiser=denoiser_lib.make_denoiser(cfg.net),
     clean_snr=cfg.clean_snr,
   )
   confidence, correct, hidden = run(
@@ -55,7 +56,7 @@ def repair(cfg, params, run):
   snrs = [*np.geomspace(c.snr_min, c.snr_max, 6)[2:].tolist(), math.inf]
   probe = functools.partial(
     probes.repair,
-    denoiser=denoisers.make_denoiser(cfg.net),
+    denoiser=denoiser_lib.make_denoiser(cfg.net),
     clean_snr=cfg.clean_snr,
   )
   pairs = [(rate, snr) for rate in _RATES for snr in snrs]
@@ -94,7 +95,7 @@ def information(cfg, params, run):
   grid = cfg.eval.snr_grid()
   probe = functools.partial(
     likelihood.mmse_curve,
-    denoiser=denoisers.make_denoiser(cfg.net),
+    denoiser=denoiser_lib.make_denoiser(cfg.net),
     snr_grid=grid,
   )
 
@@ -160,7 +161,7 @@ def invariance(cfg, params, other, other_params, run):
         p,
         key,
         tokens,
-        denoiser=denoisers.make_denoiser(which.net),
+        denoiser=denoiser_lib.make_denoiser(which.net),
         snr_grid=grid,
       ).T
       for which, p in ((cfg, params), (other, other_params))

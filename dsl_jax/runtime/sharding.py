@@ -16,14 +16,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dsl_jax.nets import runs
-from dsl_jax.runtime import errors, schema
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 
 AXES = ("data", "fsdp", "model")
 ROWS = AXES[:2]  # what rows of a training batch go over
 _SMALL = 2**14  # elements; smaller leaves are kept whole on every device
 
 
-def sizes(cfg: schema.Mesh, count: int) -> tuple[int, int, int]:
+def sizes(cfg: config_lib.Mesh, count: int) -> tuple[int, int, int]:
   """Returns how many devices lie along data, fsdp and model.
 
   Args:
@@ -45,7 +46,7 @@ def sizes(cfg: schema.Mesh, count: int) -> tuple[int, int, int]:
   return tuple(shape)
 
 
-def make_mesh(cfg: schema.Mesh, devices=None) -> jax.sharding.Mesh:
+def make_mesh(cfg: config_lib.Mesh, devices=None) -> jax.sharding.Mesh:
   """Arranges devices as (data, fsdp, model).
 
   Args:
@@ -135,7 +136,7 @@ def put_rows(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
   )
 
 
-def passes(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
+def passes(mesh: jax.sharding.Mesh, cfg: config_lib.Config) -> int:
   """Returns in how many equal parts a device computes its rows of a batch.
 
   At least train.microbatches, and enough for at most mesh.rows at once.
@@ -161,7 +162,7 @@ def passes(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
   return max(cfg.train.microbatches, parts)
 
 
-def rows_at_once(mesh: jax.sharding.Mesh, cfg: schema.Config) -> int:
+def rows_at_once(mesh: jax.sharding.Mesh, cfg: config_lib.Config) -> int:
   """Returns how many rows a device computes in one of its `passes`."""
   return cfg.train.batch_size // shares(mesh) // passes(mesh, cfg)
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from dsl_jax import inputs
 from dsl_jax.data import batches, packing
-from dsl_jax.nets import denoiser as denoisers
+from dsl_jax.modes import inputs
+from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import (
   build,
   checkpoint,
@@ -21,14 +21,14 @@ from dsl_jax.runtime import (
   loop,
   metrics,
   optim,
-  partition,
-  schema,
 )
-from dsl_jax.runtime import state as states
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 
-def train(cfg: schema.Config, workdir: str) -> None:
+def train(cfg: config_lib.Config, workdir: str) -> None:
   """Trains to cfg.train.steps, from the newest checkpoint if there is one.
 
   Saves and returns early on SIGTERM (on several hosts: on the pod's notice of
@@ -46,28 +46,28 @@ def train(cfg: schema.Config, workdir: str) -> None:
   """
   began = time.monotonic()
   with errors.user_errors():
-    schema.validate(cfg)
-    mesh = partition.make_mesh(cfg.mesh)
+    config_lib.validate(cfg)
+    mesh = sharding_lib.make_mesh(cfg.mesh)
     packed, held_out = open_data(cfg, mesh)
     given_params, cache = None, cfg.train.compilation_cache
     if cache:
-      workdirs.make_folder("train.compilation_cache", cache)
+      workdir_lib.make_folder("train.compilation_cache", cache)
     if cfg.init_from and not checkpoint.exists(workdir):
       given_params = convert(cfg)
-    workdirs.claim(workdir, cfg, packed.manifest["data_sha256"])
+    workdir_lib.claim(workdir, cfg, packed.manifest["data_sha256"])
   if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
 
   # The pure functions of the run.
-  denoiser = denoisers.make_denoiser(cfg.net)
+  denoiser = denoiser_lib.make_denoiser(cfg.net)
   tx = optim.make(cfg.optim, cfg.train.steps)
 
   def fresh(params):
     if params is None:
-      params = denoiser.init(states.stream(cfg.seed, "init"))
-    return states.create(params, tx)
+      params = denoiser.init(state_lib.stream(cfg.seed, "init"))
+    return state_lib.create(params, tx)
 
-  abstract = partition.abstract(mesh, jax.eval_shape(fresh, given_params))
+  abstract = sharding_lib.abstract(mesh, jax.eval_shape(fresh, given_params))
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   steps_fn = build.steps(cfg, mesh, tx, abstract)
   held_out_loss = make_held_out_loss(cfg, mesh, held_out, abstract.params)
@@ -98,10 +98,10 @@ def train(cfg: schema.Config, workdir: str) -> None:
       step,
       batch_size=cfg.train.batch_size,
       seed=cfg.data.seed,
-      process_count=partition.shares(mesh),
+      process_count=sharding_lib.shares(mesh),
     )
     share_of = lambda k: share(process_index=k)
-    return partition.read_rows(mesh, shape, share_of)
+    return sharding_lib.read_rows(mesh, shape, share_of)
 
   def record(first, count, sums):
     sums = jax.device_get(sums)  # waits for the devices
@@ -109,10 +109,10 @@ def train(cfg: schema.Config, workdir: str) -> None:
       recorder.add(first + k + 1, {name: x[k] for name, x in sums.items()})
 
   shape = cfg.train.batch_size, cfg.data.length
-  whole = partition.replicated(mesh)
+  whole = sharding_lib.replicated(mesh)
   all_valid = jax.jit(
     lambda: jnp.ones(shape, bool),
-    out_shardings=partition.rows(mesh, partition.ROWS),
+    out_shardings=sharding_lib.rows(mesh, sharding_lib.ROWS),
   )
   mask_BL = all_valid()
   recorder = metrics.Recorder(
@@ -172,13 +172,13 @@ def train(cfg: schema.Config, workdir: str) -> None:
 
 
 def open_data(
-  cfg: schema.Config, mesh: jax.sharding.Mesh
+  cfg: config_lib.Config, mesh: jax.sharding.Mesh
 ) -> tuple[packing.Packed, packing.Packed]:
   """Opens training and held-out rows that fit the config and the devices."""
   c = cfg.train
   packed = inputs.open_split(cfg, "train")
   held_out = inputs.open_split(cfg, "validation")
-  parts = partition.shares(mesh) * partition.passes(mesh, cfg)
+  parts = sharding_lib.shares(mesh) * sharding_lib.passes(mesh, cfg)
   inputs.check_batch("train.batch_size", c.batch_size, packed, parts)
   inputs.check_batch("eval.batch_size", cfg.eval.batch_size, held_out)
   if c.max_minutes and jax.process_count() > 1:
@@ -189,7 +189,7 @@ def open_data(
   return packed, held_out
 
 
-def convert(cfg: schema.Config) -> dict:
+def convert(cfg: config_lib.Config) -> dict:
   """Loads the MDLM at cfg.init_from as parameters of cfg.net."""
   from dsl_jax.convert import fingerprint, mdlm
 
@@ -216,20 +216,20 @@ def convert(cfg: schema.Config) -> dict:
 
 
 def make_held_out_loss(
-  cfg: schema.Config,
+  cfg: config_lib.Config,
   mesh: jax.sharding.Mesh,
   held_out: packing.Packed,
   abstract: dict,
 ) -> Callable[[dict], dict]:
   """Returns params -> {"loss", "bits"}: the same rows and noise every time."""
   loss_fn = build.loss(cfg, dropout=False)
-  whole = partition.replicated(mesh)
-  spread = partition.spread(mesh, abstract)
+  whole = sharding_lib.replicated(mesh)
+  spread = sharding_lib.spread(mesh, abstract)
   sums_fn = spread(lambda *args: loss_fn(*args)[1:], gradients=False)
 
   @functools.partial(jax.jit, out_shardings=whole)
   def batch_sums(params, tokens_BL, mask_BL, number):
-    key = jax.random.fold_in(states.stream(cfg.seed, "eval"), number)
+    key = jax.random.fold_in(state_lib.stream(cfg.seed, "eval"), number)
     key_B = jax.random.split(key, len(tokens_BL))
     return sums_fn(params, key_B, tokens_BL, mask_BL)[0]
 
@@ -237,7 +237,7 @@ def make_held_out_loss(
   limit = cfg.eval.batch_size * cfg.train.eval_batches
   for part in batches.eval_batches(held_out, cfg.eval.batch_size, limit):
     number = jax.device_put(np.int32(len(parts)), whole)
-    parts.append((*(partition.put_rows(mesh, x) for x in part), number))
+    parts.append((*(sharding_lib.put_rows(mesh, x) for x in part), number))
 
   def held_out_loss(params):
     sums = jax.device_get([batch_sums(params, *part) for part in parts])

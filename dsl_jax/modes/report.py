@@ -1,6 +1,6 @@
 """One self-contained HTML page of a run: loss, mmse, bounds, samples.
 
-python -m dsl_jax.report WORKDIR
+python -m dsl_jax.modes.report WORKDIR
 """
 
 import base64
@@ -8,8 +8,8 @@ import json
 import pathlib
 import sys
 
-from dsl_jax import plots
 from dsl_jax.data import extras
+from dsl_jax.modes import plots
 from dsl_jax.runtime import errors
 
 _PAGE = """<!doctype html>
@@ -145,7 +145,7 @@ def _encoded(png):
 def main(argv: list[str]) -> int:
   """Writes the page of one workdir; exit code 2 for a user's mistake."""
   if len(argv) != 2:
-    print("usage: python -m dsl_jax.report WORKDIR", file=sys.stderr)
+    print("usage: python -m dsl_jax.modes.report WORKDIR", file=sys.stderr)
     return 2
   try:
     with errors.user_errors():

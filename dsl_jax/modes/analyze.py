@@ -8,14 +8,16 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax import analyses, held_out, inputs
 from dsl_jax.data import extras
-from dsl_jax.runtime import checkpoint, errors, partition, schema
-from dsl_jax.runtime import state as states
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax.modes import analyses, held_out, inputs
+from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 
-def analyze(cfg: schema.Config, workdir: str) -> None:
+def analyze(cfg: config_lib.Config, workdir: str) -> None:
   """Writes WORKDIR/analysis.json and WORKDIR/analysis/*.png.
 
   Calibration on hidden tokens; repair of random tokens in one pass at several
@@ -33,15 +35,15 @@ def analyze(cfg: schema.Config, workdir: str) -> None:
       compilation.
   """
   with errors.user_errors():
-    schema.validate(cfg)
+    config_lib.validate(cfg)
     extras.require("matplotlib.figure", "demo")
-    mesh = partition.make_mesh(cfg.mesh)
+    mesh = sharding_lib.make_mesh(cfg.mesh)
     held_out.check_batch(cfg, mesh)
     rows = inputs.open_split(cfg, "validation")
     rows_NL = held_out.draw_rows(rows, cfg.eval.sequences, cfg.seed)
-    workdirs.compare(workdir, cfg)
+    workdir_lib.compare(workdir, cfg)
     control = load_control(cfg, mesh)
-    whole = partition.replicated(mesh)
+    whole = sharding_lib.replicated(mesh)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
 
   run = functools.partial(_over_rows, cfg, mesh, rows_NL)
@@ -72,12 +74,12 @@ def analyze(cfg: schema.Config, workdir: str) -> None:
     for name, image in images.items():
       (folder / f"{name}.png").write_bytes(image)
     print(summary(result))
-    workdirs.write_json(workdir, "analysis.json", result)
+    workdir_lib.write_json(workdir, "analysis.json", result)
 
 
 def load_control(
-  cfg: schema.Config, mesh: jax.sharding.Mesh
-) -> tuple[schema.Config, dict] | None:
+  cfg: config_lib.Config, mesh: jax.sharding.Mesh
+) -> tuple[config_lib.Config, dict] | None:
   """Opens the run of eval.control, whose network is told log SNR.
 
   Raises:
@@ -86,7 +88,7 @@ def load_control(
   where = cfg.eval.control
   if not where:
     return None
-  other, _ = workdirs.stored(where)
+  other, _ = workdir_lib.stored(where)
   if other.net.snr_condition == cfg.net.snr_condition:
     raise errors.UserError(
       f"eval.control is {where!r}, whose net.snr_condition is "
@@ -101,7 +103,7 @@ def load_control(
         f"eval.control is {where!r} with {section}.{key} {found}; it must be "
         f"{want} as here."
       )
-  whole = partition.replicated(mesh)
+  whole = sharding_lib.replicated(mesh)
   return other, checkpoint.restore_params(where, sharding=whole)[0]
 
 
@@ -131,12 +133,12 @@ def summary(result: dict) -> str:
 
 def _over_rows(cfg, mesh, rows_NL, name, probe):
   """Stacks probe(key, tokens_BL) -> tree of [B, ...] over all rows."""
-  probe = jax.jit(probe, out_shardings=partition.replicated(mesh))
-  key = states.stream(cfg.seed, name)
+  probe = jax.jit(probe, out_shardings=sharding_lib.replicated(mesh))
+  key = state_lib.stream(cfg.seed, name)
   found = []
   parts = list(held_out.batched(rows_NL, cfg.eval.batch_size))
   for i, (tokens, mask) in enumerate(tqdm.tqdm(parts, desc=name, leave=False)):
-    tokens_BL = partition.put_rows(mesh, tokens)
+    tokens_BL = sharding_lib.put_rows(mesh, tokens)
     tree = probe(jax.random.fold_in(key, i), tokens_BL)
     used = int(mask.any(axis=1).sum())
     found.append(jax.tree.map(lambda x, n=used: x[:n], jax.device_get(tree)))

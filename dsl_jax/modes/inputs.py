@@ -3,12 +3,13 @@
 import re
 
 from dsl_jax.data import corpora, packing, prepare, tokenizers
-from dsl_jax.runtime import errors, schema
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 
 _EMBEDDED = ("kjv",)  # comes with a package and packs in seconds
 
 
-def directory(data: schema.Data) -> str:
+def directory(data: config_lib.Data) -> str:
   """Returns where the packed rows are: data.dir, or one name per setting."""
   if data.dir:
     return data.dir
@@ -17,7 +18,7 @@ def directory(data: schema.Data) -> str:
   return "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
 
 
-def open_split(cfg: schema.Config, split: str) -> packing.Packed:
+def open_split(cfg: config_lib.Config, split: str) -> packing.Packed:
   """Opens the packed rows of a split; packs an embedded corpus at once.
 
   Args:
@@ -67,7 +68,7 @@ def open_split(cfg: schema.Config, split: str) -> packing.Packed:
 
 
 def check_vocabulary(
-  cfg: schema.Config, tokenizer: tokenizers.Tokenizer
+  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
 ) -> None:
   """Refuses a tokenizer that does not speak the network's ids."""
   if tokenizer.vocab_size != cfg.net.vocab_size:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from dsl_jax.core import paths
-from dsl_jax.runtime import errors, schema
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 from dsl_jax.samplers import policies
 
 
@@ -35,7 +36,7 @@ class Curve(NamedTuple):
 
 
 def build(
-  cfg: schema.Config,
+  cfg: config_lib.Config,
   key: jax.Array,
   batch: int,
   *,
@@ -73,7 +74,7 @@ def names() -> list[str]:
   return sorted([*_NAMED, "lognormal", "information"])
 
 
-def check(cfg: schema.Config) -> None:
+def check(cfg: config_lib.Config) -> None:
   """Refuses a sample section whose values do not fit its path.
 
   Raises:

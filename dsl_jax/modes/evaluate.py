@@ -9,13 +9,15 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax import held_out, inputs, likelihood
-from dsl_jax.data import ngrams
-from dsl_jax.nets import denoiser as denoisers
-from dsl_jax.quality import estimate
-from dsl_jax.runtime import checkpoint, errors, partition, schedules, schema
-from dsl_jax.runtime import state as states
-from dsl_jax.runtime import workdir as workdirs
+from dsl_jax import likelihood
+from dsl_jax.modes import held_out, inputs, named_samplers
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.quality import estimate, ngrams
+from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 _NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick yardstick
 _PROTOCOLS = {
@@ -26,7 +28,7 @@ _PROTOCOLS = {
 }
 
 
-def evaluate(cfg: schema.Config, workdir: str) -> None:
+def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   """Scores held-out rows, or a text file, with the averaged weights.
 
   Writes WORKDIR/eval.json, or eval-NAME.json for the text eval.text: for every
@@ -44,24 +46,24 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
       fit; found before any compilation.
   """
   with errors.user_errors():
-    schema.validate(cfg)
+    config_lib.validate(cfg)
     c = cfg.eval
-    mesh = partition.make_mesh(cfg.mesh)
+    mesh = sharding_lib.make_mesh(cfg.mesh)
     plans = plan(cfg)
     train_rows = None
     if c.text:
       tokenizer = held_out.tokenizer(cfg)
       rows_NL = held_out.text_rows(cfg, tokenizer)
-      workdirs.compare(workdir, cfg)
+      workdir_lib.compare(workdir, cfg)
     else:
       train_rows = inputs.open_split(cfg, "train")
       test_rows = inputs.open_split(cfg, "validation")
       inputs.check_batch("eval.batch_size", c.batch_size, test_rows)
       rows_NL = held_out.draw_rows(test_rows, c.sequences, cfg.seed)
       tokenizer = held_out.tokenizer(cfg)
-      workdirs.compare(workdir, cfg, train_rows.manifest["data_sha256"])
+      workdir_lib.compare(workdir, cfg, train_rows.manifest["data_sha256"])
     held_out.check_batch(cfg, mesh)
-    whole = partition.replicated(mesh)
+    whole = sharding_lib.replicated(mesh)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
 
   nats, within, mmse = _score(cfg, mesh, params, rows_NL, plans)
@@ -94,10 +96,10 @@ def evaluate(cfg: schema.Config, workdir: str) -> None:
   if jax.process_index() == 0:
     name = f"eval-{pathlib.Path(c.text).stem}" if c.text else "eval"
     print(table(bounds))
-    workdirs.write_json(workdir, f"{name}.json", result)
+    workdir_lib.write_json(workdir, f"{name}.json", result)
 
 
-def plan(cfg: schema.Config) -> dict[str, schema.Sample | None]:
+def plan(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
   """Reads eval.bounds, "endpoint,integral,masked:64": names and paths.
 
   Args:
@@ -116,7 +118,7 @@ def plan(cfg: schema.Config) -> dict[str, schema.Sample | None]:
       plans[name] = None
       continue
     # The path "information" has a curve of its own that is measured later.
-    named = [n for n in schedules.names() if n != "information"]
+    named = [n for n in named_samplers.names() if n != "information"]
     known = ["endpoint", "integral", *named]
     if name not in known or name in known[:2]:
       raise errors.UserError(
@@ -129,7 +131,7 @@ def plan(cfg: schema.Config) -> dict[str, schema.Sample | None]:
     steps = int(steps) if steps else cfg.sample.steps
     section = dataclasses.replace(cfg.sample, path=name, steps=steps)
     asked = dataclasses.replace(cfg, sample=section)
-    made = schedules.build(asked, jax.random.key(0), 4)
+    made = named_samplers.build(asked, jax.random.key(0), 4)
     if made.policy or made.falls:
       raise errors.UserError(
         f"eval.bounds has {word.strip()!r}, whose SNRs may fall; the bound "
@@ -157,7 +159,7 @@ def table(bounds: dict) -> str:
 
 def _score(cfg, mesh, params, rows_NL, plans):
   """Nats and their errors over draws for every row and bound, and mmse."""
-  key = states.stream(cfg.seed, "eval")
+  key = state_lib.stream(cfg.seed, "eval")
   scorers, curve = _scorers(cfg, mesh, plans)
   nats = {name: [] for name in plans}
   within = {name: [] for name in plans}
@@ -165,7 +167,7 @@ def _score(cfg, mesh, params, rows_NL, plans):
   parts = list(held_out.batched(rows_NL, cfg.eval.batch_size))
   for i, (tokens, mask) in enumerate(tqdm.tqdm(parts, unit="batch")):
     rows = mask.any(axis=1)
-    tokens_BL = partition.put_rows(mesh, tokens)
+    tokens_BL = sharding_lib.put_rows(mesh, tokens)
     keys = jax.random.split(jax.random.fold_in(key, i), len(plans) + 1)
     for bound_key, (name, scorer) in zip(keys[1:], scorers.items()):
       nats_B, error_B = jax.device_get(scorer(params, bound_key, tokens_BL))
@@ -180,8 +182,8 @@ def _score(cfg, mesh, params, rows_NL, plans):
 
 def _scorers(cfg, mesh, plans):
   """(params, key, tokens_BL) -> nats_B, stderr_B of every bound; mmse curve."""
-  c, denoiser = cfg.eval, denoisers.make_denoiser(cfg.net)
-  jit = functools.partial(jax.jit, out_shardings=partition.replicated(mesh))
+  c, denoiser = cfg.eval, denoiser_lib.make_denoiser(cfg.net)
+  jit = functools.partial(jax.jit, out_shardings=sharding_lib.replicated(mesh))
   clean = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
   grid = {"denoiser": denoiser, "snr_grid": c.snr_grid()}
   endpoint = functools.partial(likelihood.endpoint_nats, draws=c.draws, **clean)
@@ -194,7 +196,7 @@ def _scorers(cfg, mesh, plans):
       for draw in jax.random.split(key, c.draws):
         path_key, noise_key = jax.random.split(draw)
         asked = dataclasses.replace(cfg, sample=section)
-        path = schedules.build(asked, path_key, len(tokens_BL)).path
+        path = named_samplers.build(asked, path_key, len(tokens_BL)).path
         nats_BL = path_nats(params, noise_key, tokens_BL, np.asarray(path))
         found.append(np.asarray(nats_BL).sum(axis=1))
       if c.draws == 1:

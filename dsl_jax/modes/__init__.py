@@ -1,0 +1,1 @@
+"""What `--mode` names, one file each, and what several modes share."""
