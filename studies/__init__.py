@@ -1,0 +1,1 @@
+"""Studies of the method with this library, each in a folder of its own."""

@@ -1,0 +1,1 @@
+"""The claims of the paper at small scale, see README.md."""
