@@ -3,11 +3,11 @@
 Every bound is a Monte-Carlo estimate whose expectation over the data is at
 least the entropy, with equality for the exact denoiser where noted.
 
-What is drawn uniformly for every sequence, the SNR within an interval or the
-number of visible tokens, is drawn in strata: of `GROUP` neighbouring rows one
-lies in each. The law of a row stays uniform, draws of one row stay independent,
-and groups are independent of one another, so that the spread of group means is
-an honest standard error.
+What is uniform for every sequence, the SNR within an interval or the number of
+visible tokens, is drawn in strata: of `GROUP` neighbouring rows one lies in
+each. Every row stays uniform, draws of one row stay independent, and groups are
+independent of one another, so the spread of group means is a valid standard
+error.
 """
 
 import jax
@@ -15,10 +15,66 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsl_jax.core import channel, checks, laws, paths, sphere, vocab
-from dsl_jax.nets import readout
+from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 
 GROUP = 4  # rows that share strata
+
+
+def _check_ids(params, key, tokens_BL, denoiser):
+  """Checks the arguments that all bounds share; returns the ids."""
+  checks.key(key)
+  table_VD = jax.eval_shape(denoiser.table, params)
+  checks.ids("tokens_BL", tokens_BL, table_VD.shape[0])
+  return jnp.asarray(tokens_BL)
+
+
+def _check_grid(snr_grid):
+  """Checks a grid of SNRs unless it is traced."""
+  if not isinstance(snr_grid, jax.core.Tracer):
+    g = np.asarray(snr_grid)
+    vector = g.ndim == 1 and g.size and g.dtype.kind in "iuf"
+    rising = vector and g[0] >= 0 and np.all(np.diff(g) > 0)
+    if not (rising and np.isfinite(g[-1])):
+      raise ValueError(
+        f"snr_grid is {g}; give finite, non-negative, increasing SNRs."
+      )
+  return snr_grid
+
+
+def _strata(key, batch):
+  """Uniform numbers below 1, [B]: one in each stratum for GROUP rows.
+
+  The last rows are a smaller group with strata of their own.
+  """
+  keys = jax.random.split(key, 3)
+  whole, rest = divmod(batch, GROUP)
+  starts = [
+    laws.ranks(key, shape).reshape(-1) / shape[1]
+    for key, shape in zip(keys, ((whole, GROUP), (1, rest)))
+    if shape[0] * shape[1]
+  ]
+  start_B = jnp.concatenate(starts)
+  size_B = np.repeat(np.float32([GROUP, rest]), [whole * GROUP, rest])
+  return start_B + jax.random.uniform(keys[2], (batch,)) / size_B
+
+
+def _square_error(params, key, x_BLD, snr_B, denoiser):
+  """|x_i - xhat_i(z)|^2, [B, L], with all tokens of a sequence at one SNR."""
+  snr_BL = jnp.broadcast_to(snr_B[:, None], x_BLD.shape[:2])
+  z_BLD = channel.observe(key, x_BLD, snr_BL, clean_snr=1.0)
+  h_BLM = denoiser_lib.hidden_states(denoiser, params, z_BLD, snr_BL)
+  mean_BLD = denoiser_lib.posterior_mean(denoiser, params, h_BLM)
+  return jnp.sum(jnp.square(x_BLD - mean_BLD), axis=-1)
+
+
+def _repeat(once, key, draws):
+  """Mean and standard error of once(key) over independent draws."""
+  draws = checks.count("draws", draws)
+  nats_SB = jax.lax.map(once, jax.random.split(key, draws))
+  deviation_B = jnp.std(nats_SB, axis=0) / np.sqrt(max(draws - 1, 1))
+  stderr_B = deviation_B if draws > 1 else jnp.full_like(deviation_B, jnp.nan)
+  return jnp.mean(nats_SB, axis=0), stderr_B
 
 
 def path_nats(
@@ -49,12 +105,12 @@ def path_nats(
     clean_snr: scale of a committed token.
 
   Returns:
-    nats_BL, f32: what each position costs.
+    nats_BL, f32, by position.
 
   Raises:
-    ValueError: if the path falls anywhere or is not a path.
+    ValueError: the path falls anywhere or is not a path.
   """
-  tokens_BL = _ids(params, key, tokens_BL, denoiser)
+  tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.clean_snr(clean_snr)
   if not isinstance(path, jax.core.Tracer):
     paths.check(path, rising=True)
@@ -69,31 +125,34 @@ def path_nats(
   table_VD = denoiser.table(params)
   head_VM, bias_V = denoiser.head(params)
   x_BLD = sphere.embed(table_VD, tokens_BL)
-  how = {"bias_V": bias_V, "implementation": readout.way(denoiser)}
 
   def step(carry, inputs):
     z, cost = carry
-    key, snr, following = inputs
-    h = readout.see(denoiser, params, z, snr).astype(jnp.float32)
-    at_z = vocab.nll(h, head_VM, tokens_BL, **how)
-    z_next = channel.advance(key, z, x_BLD, snr, following, clean_snr=clean_snr)
+    key, snr, next_snr = inputs
+    h = denoiser_lib.hidden_states(denoiser, params, z, snr).astype(jnp.float32)
+    at_z = vocab.nll(h, head_VM, tokens_BL, bias_V=bias_V)
+    z_next = channel.advance(key, z, x_BLD, snr, next_snr, clean_snr=clean_snr)
     # The evidence y turns p(v|z) into p(v|z) exp<y, e(v)> / sum: a finite move
     # costs what it takes off the negative log-likelihood of the token.
-    finite = jnp.isfinite(following)
+    finite = jnp.isfinite(next_snr)
     y = jnp.where(finite[..., None], z_next - z, 0.0)
     at_next = vocab.nll(
       jnp.concatenate([h, y], axis=-1),
       jnp.concatenate([head_VM.astype(jnp.float32), table_VD], axis=-1),
       tokens_BL,
-      **how,
+      bias_V=bias_V,
     )
-    paid = at_z - jnp.where(finite, at_next, 0.0)
-    return (z_next, cost + jnp.where(following > snr, paid, 0.0)), None
+    step_cost = at_z - jnp.where(finite, at_next, 0.0)
+    return (z_next, cost + jnp.where(next_snr > snr, step_cost, 0.0)), None
 
   def step_if_moving(carry, inputs):
-    moving = jnp.any(inputs[1] != inputs[2])
+    _, snr, next_snr = inputs
     return jax.lax.cond(
-      moving, step, lambda carry, _: (carry, None), carry, inputs
+      jnp.any(snr != next_snr),
+      step,
+      lambda carry, _: (carry, None),
+      carry,
+      inputs,
     )
 
   start_key, key = jax.random.split(key)
@@ -133,8 +192,8 @@ def integral_nats(
     nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
     for one draw).
   """
-  tokens_BL = _ids(params, key, tokens_BL, denoiser)
-  edges = jnp.asarray(_grid(snr_grid), jnp.float32)
+  tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
+  edges = jnp.asarray(_check_grid(snr_grid), jnp.float32)
   edges = jnp.concatenate([jnp.zeros(1), edges])
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 
@@ -153,8 +212,8 @@ def integral_nats(
     total, _ = jax.lax.scan(interval, start, inputs)
     snr = jnp.full(tokens_BL.shape, edges[-1])
     z = channel.observe(keys[0], x_BLD, snr, clean_snr=1.0)
-    h = readout.see(denoiser, params, z, snr)
-    nll_BL = readout.nll(denoiser, params, h, tokens_BL)
+    h = denoiser_lib.hidden_states(denoiser, params, z, snr)
+    nll_BL = denoiser_lib.nll(denoiser, params, h, tokens_BL)
     return total + jnp.sum(nll_BL, axis=-1)
 
   return _repeat(once, key, draws)
@@ -186,7 +245,7 @@ def endpoint_nats(
     nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
     for one draw).
   """
-  tokens_BL = _ids(params, key, tokens_BL, denoiser)
+  tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.clean_snr(clean_snr)
 
   def once(key):
@@ -196,10 +255,10 @@ def endpoint_nats(
     visible_BL = (
       laws.ranks(order_key, (B, L)) < jnp.minimum(count_B, L - 1)[:, None]
     )
-    h_BLM = readout.see_endpoint(
+    h_BLM = denoiser_lib.endpoint_hidden_states(
       denoiser, params, tokens_BL, visible_BL, clean_snr=clean_snr
     )
-    nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)
+    nll_BL = denoiser_lib.nll(denoiser, params, h_BLM, tokens_BL)
     hidden_BL = 1.0 - visible_BL.astype(jnp.float32)
     mean_B = jnp.sum(nll_BL * hidden_BL, axis=-1) / jnp.sum(hidden_BL, axis=-1)
     return L * mean_B
@@ -227,8 +286,8 @@ def mmse_curve(
   Returns:
     mmse_T, f32, between 0 and 2 for a calibrated denoiser.
   """
-  tokens_BL = _ids(params, key, tokens_BL, denoiser)
-  grid = jnp.asarray(_grid(snr_grid), jnp.float32)
+  tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
+  grid = jnp.asarray(_check_grid(snr_grid), jnp.float32)
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 
   def at(inputs):
@@ -237,59 +296,3 @@ def mmse_curve(
     return jnp.mean(_square_error(params, key, x_BLD, snr_B, denoiser))
 
   return jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
-
-
-def _strata(key, batch):
-  """Uniform numbers below 1, [B]: one in each stratum for GROUP rows.
-
-  The rows that are left over are a smaller group with strata of their own.
-  """
-  keys = jax.random.split(key, 3)
-  whole, rest = divmod(batch, GROUP)
-  parts = [
-    laws.ranks(key, shape).reshape(-1) / shape[1]
-    for key, shape in zip(keys, ((whole, GROUP), (1, rest)))
-    if shape[0] * shape[1]
-  ]
-  start_B = jnp.concatenate(parts)
-  size_B = np.repeat(np.float32([GROUP, rest]), [whole * GROUP, rest])
-  return start_B + jax.random.uniform(keys[2], (batch,)) / size_B
-
-
-def _square_error(params, key, x_BLD, snr_B, denoiser):
-  """|x_i - xhat_i(z)|^2, [B, L], with all tokens of a sequence at one SNR."""
-  snr_BL = jnp.broadcast_to(snr_B[:, None], x_BLD.shape[:2])
-  z_BLD = channel.observe(key, x_BLD, snr_BL, clean_snr=1.0)
-  h_BLM = readout.see(denoiser, params, z_BLD, snr_BL)
-  mean_BLD = readout.mean(denoiser, params, h_BLM)
-  return jnp.sum(jnp.square(x_BLD - mean_BLD), axis=-1)
-
-
-def _repeat(once, key, draws):
-  """Mean and standard error of once(key) over independent draws."""
-  draws = checks.count("draws", draws)
-  nats_SB = jax.lax.map(once, jax.random.split(key, draws))
-  deviation_B = jnp.std(nats_SB, axis=0) / np.sqrt(max(draws - 1, 1))
-  stderr_B = deviation_B if draws > 1 else jnp.full_like(deviation_B, jnp.nan)
-  return jnp.mean(nats_SB, axis=0), stderr_B
-
-
-def _ids(params, key, tokens_BL, denoiser):
-  """Checks what every bound is asked for; the ids as an array."""
-  checks.key(key)
-  table_VD = jax.eval_shape(denoiser.table, params)
-  checks.ids("tokens_BL", tokens_BL, table_VD.shape[0])
-  return jnp.asarray(tokens_BL)
-
-
-def _grid(snr_grid):
-  """Checks a grid of SNRs if its values are known."""
-  if not isinstance(snr_grid, jax.core.Tracer):
-    g = np.asarray(snr_grid)
-    vector = g.ndim == 1 and g.size and g.dtype.kind in "iuf"
-    rising = vector and g[0] >= 0 and np.all(np.diff(g) > 0)
-    if not (rising and np.isfinite(g[-1])):
-      raise ValueError(
-        f"snr_grid is {g}; give finite, non-negative, increasing SNRs."
-      )
-  return snr_grid

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from dsl_jax.core import channel, sphere
 from dsl_jax.core.laws import Law
-from dsl_jax.nets import positions, readout
+from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 
 
@@ -26,13 +26,11 @@ def loss(
 
   Args:
     params: of the denoiser.
-    key: typed random key, or one for every sequence, [B]: a sequence keeps
-      its noise however the batch is cut into microbatches.
+    key: typed random key, or one for every sequence, [B]: the noise of a
+      sequence then does not depend on the microbatches.
     tokens_BL: clean ids, int32.
     mask_BL: bool or 0/1, true where the position counts.
-    denoiser: functions of the network. If devices share its positions, a
-      device's own count here; whole rows are corrupted, so that a position has
-      the same noise however rows are cut.
+    denoiser: functions of the network.
     law: draws the SNR of every token.
     clean_snr: scale of a committed token.
 
@@ -53,12 +51,10 @@ def loss(
     return z[0], snr_1L[0], drop_key
 
   z_BLD, snr_BL, drop_key_B = jax.vmap(corrupt)(key, x_BLD)
-  z_BLD, snr_BL, tokens_BL, mask_BL = (
-    positions.own(x, readout.along(denoiser))
-    for x in (z_BLD, snr_BL, tokens_BL, mask_BL)
+  h_BLM = denoiser_lib.hidden_states(
+    denoiser, params, z_BLD, snr_BL, key=drop_key_B
   )
-  h_BLM = readout.see(denoiser, params, z_BLD, snr_BL, key=drop_key_B)
-  nll_BL = readout.nll(denoiser, params, h_BLM, tokens_BL)
+  nll_BL = denoiser_lib.nll(denoiser, params, h_BLM, tokens_BL)
   weight_BL = mask_BL.astype(jnp.float32)
   sums = {"nll": jnp.sum(nll_BL * weight_BL), "tokens": jnp.sum(weight_BL)}
   return sums["nll"] / jnp.maximum(sums["tokens"], 1.0), sums

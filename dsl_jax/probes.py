@@ -1,11 +1,22 @@
-"""What a denoiser makes of given text: calibration, repair, suspicion, SNR."""
+"""Probes of a denoiser on given text: calibration, repair, suspicion, SNR."""
 
 import jax
 import jax.numpy as jnp
 
 from dsl_jax.core import channel, laws, sphere, vocab
-from dsl_jax.nets import readout
+from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
+
+
+def _best(params, h_BLM, denoiser):
+  """The most probable token of every position and its probability."""
+  head_VM, bias_V = denoiser.head(params)
+  h, head = h_BLM.astype(jnp.float32), head_VM.astype(jnp.float32)
+  if bias_V is not None:
+    h = jnp.concatenate([h, jnp.ones((*h.shape[:-1], 1))], axis=-1)
+    head = jnp.concatenate([head, bias_V[:, None]], axis=-1)
+  best_BL = vocab.argmax(h, head)
+  return best_BL, jnp.exp(-vocab.nll(h, head, best_BL))
 
 
 def hidden_predictions(
@@ -30,7 +41,7 @@ def hidden_predictions(
     bool: whether it is the token; hidden_BL, bool: where that counts.
   """
   visible_BL = laws.visible_subset(key, tokens_BL.shape)
-  h_BLM = readout.see_endpoint(
+  h_BLM = denoiser_lib.endpoint_hidden_states(
     denoiser, params, tokens_BL, visible_BL, clean_snr=clean_snr
   )
   best_BL, confidence_BL = _best(params, h_BLM, denoiser)
@@ -47,10 +58,10 @@ def repair(
   snr: float,
   clean_snr: float,
 ) -> dict[str, jax.Array]:
-  """Replaces tokens by random others and reads the text once.
+  """Replaces tokens by random others and predicts all tokens in one pass.
 
-  The text is seen at one SNR, inf for committed tokens: the less is seen of a
-  token, the more the others count.
+  The text is observed at one SNR, inf for committed tokens: the lower it is,
+  the more a prediction depends on the other tokens.
 
   Args:
     params: of the denoiser.
@@ -62,8 +73,9 @@ def repair(
     clean_snr: scale of a committed token.
 
   Returns:
-    {"wrong", "repaired", "clean", "kept"}, f32 [B]: tokens replaced, of these
-    read as they were, tokens left alone, of these read as they are.
+    {"wrong", "repaired", "clean", "kept"}, f32 [B]: the number of tokens
+    replaced, of these predicted as they were, tokens not replaced, and of these
+    predicted as they are.
   """
   where_key, which_key, noise_key = jax.random.split(key, 3)
   table_VD = denoiser.table(params)
@@ -74,9 +86,12 @@ def repair(
   x_BLD = sphere.embed(table_VD, seen_BL)
   snr_BL = jnp.full(tokens_BL.shape, snr, jnp.float32)
   z_BLD = channel.observe(noise_key, x_BLD, snr_BL, clean_snr=clean_snr)
-  h_BLM = readout.see(denoiser, params, z_BLD, snr_BL)
+  h_BLM = denoiser_lib.hidden_states(denoiser, params, z_BLD, snr_BL)
   right_BL = _best(params, h_BLM, denoiser)[0] == tokens_BL
-  count = lambda where: jnp.sum(where, axis=-1, dtype=jnp.float32)
+
+  def count(where_BL):
+    return jnp.sum(where_BL, axis=-1, dtype=jnp.float32)
+
   return {
     "wrong": count(wrong_BL),
     "repaired": count(wrong_BL & right_BL),
@@ -94,7 +109,7 @@ def suspicion(
   clean_snr: float,
   groups: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Judges every token by the others: hidden in turn, a group at a time.
+  """Predicts every token from the others: hidden a group at a time.
 
   With as many groups as tokens it is the exact conditional p(s_i | s_-i) of
   the model; fewer groups are fewer network calls and less context.
@@ -108,27 +123,28 @@ def suspicion(
     groups: network calls, 1 to L.
 
   Returns:
-    p_BL, f32: probability of the token that stands there; best_BL, int32: the
-    most probable one; best_p_BL, f32: its probability.
+    p_BL, f32: probability of the given token; best_BL, int32: the most probable
+    token; best_p_BL, f32: its probability.
   """
   L = tokens_BL.shape[1]
   if not 1 <= groups <= L:
     raise ValueError(f"groups is {groups}; use 1 to {L}, the length.")
-  turn_BL = laws.ranks(key, tokens_BL.shape) % groups
+  group_BL = laws.ranks(key, tokens_BL.shape) % groups
 
-  def ask(found, group):
-    hidden_BL = turn_BL == group
-    h = readout.see_endpoint(
+  def probe(result, group):
+    hidden_BL = group_BL == group
+    h = denoiser_lib.endpoint_hidden_states(
       denoiser, params, tokens_BL, ~hidden_BL, clean_snr=clean_snr
     )
-    p_BL = jnp.exp(-readout.nll(denoiser, params, h, tokens_BL))
+    p_BL = jnp.exp(-denoiser_lib.nll(denoiser, params, h, tokens_BL))
     new = (p_BL, *_best(params, h, denoiser))
-    keep = lambda old, new: jnp.where(hidden_BL, new, old)
-    return jax.tree.map(keep, found, new), None
+    return jax.tree.map(
+      lambda old, new: jnp.where(hidden_BL, new, old), result, new
+    ), None
 
   zeros = jnp.zeros(tokens_BL.shape)
   start = zeros, jnp.zeros(tokens_BL.shape, jnp.int32), zeros
-  return jax.lax.scan(ask, start, jnp.arange(groups))[0]
+  return jax.lax.scan(probe, start, jnp.arange(groups))[0]
 
 
 def loss_by_snr(
@@ -141,9 +157,9 @@ def loss_by_snr(
 ) -> jax.Array:
   """Cross-entropy with all tokens at one SNR.
 
-  Two denoisers given one key see the same noise, so that their difference is
-  known better than either: the probe of the invariance theorem, which says
-  that a denoiser gains nothing from being told the SNR.
+  Two denoisers given one key see the same noise, which makes their difference
+  more precise than either: the probe of the invariance theorem, by which a
+  denoiser gains nothing from the SNR as an input.
 
   Args:
     params: of the denoiser.
@@ -161,19 +177,10 @@ def loss_by_snr(
     key, snr = inputs
     snr_BL = jnp.full(tokens_BL.shape, snr)
     z_BLD = channel.observe(key, x_BLD, snr_BL, clean_snr=1.0)
-    h_BLM = readout.see(denoiser, params, z_BLD, snr_BL)
-    return jnp.mean(readout.nll(denoiser, params, h_BLM, tokens_BL), axis=-1)
+    h_BLM = denoiser_lib.hidden_states(denoiser, params, z_BLD, snr_BL)
+    return jnp.mean(
+      denoiser_lib.nll(denoiser, params, h_BLM, tokens_BL), axis=-1
+    )
 
   grid = jnp.asarray(snr_grid, jnp.float32)
   return jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
-
-
-def _best(params, h_BLM, denoiser):
-  """The most probable token of every position and its probability."""
-  head_VM, bias_V = denoiser.head(params)
-  h, head = h_BLM.astype(jnp.float32), head_VM.astype(jnp.float32)
-  if bias_V is not None:
-    h = jnp.concatenate([h, jnp.ones((*h.shape[:-1], 1))], axis=-1)
-    head = jnp.concatenate([head, bias_V[:, None]], axis=-1)
-  best_BL = vocab.argmax(h, head)
-  return best_BL, jnp.exp(-vocab.nll(h, head, best_BL))

@@ -16,7 +16,7 @@ import pytest
 from dsl_jax.core import vocab
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import build, costs, optim
+from dsl_jax.runtime import costs, optim
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
@@ -43,12 +43,14 @@ def compiled(slabs, **changes):
     mesh, jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), tx))
   )
   batch = [
-    jax.ShapeDtypeStruct((B, L), kind, sharding=sharding_lib.rows(mesh))
+    jax.ShapeDtypeStruct((B, L), kind, sharding=sharding_lib.batch_sharding(mesh))
     for kind in (jnp.int32, jnp.bool_)
   ]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(vocab, "slabs", lambda tokens, rows: slabs)
-    step = build.step(cfg, mesh, tx, state).lower(state, *batch).compile()
+    recipe = state_lib.make_recipe(cfg, mesh, tx, state)
+    step = state_lib.jit_step(state_lib.train_step, mesh, state, recipe)
+    step = step.lower(state, *batch).compile()
   return step, 4 * sum(x.size for x in jax.tree.leaves(state.params))
 
 
@@ -133,16 +135,14 @@ def test_the_update_writes_down_nothing_but_the_state():
 
   def step(state, grads, count, tokens_BL):
     sums = {"nll": count, "tokens": count}
-    return state_lib.train_step(
-      state,
-      tokens_BL,
-      tokens_BL > 0,
+    recipe = state_lib.Recipe(
       loss_fn=None,
       tx=tx,
       seed=0,
       ema_decay=0.9,
-      spread=lambda fn: lambda *_: (sums, grads),
+      on_devices=lambda fn: lambda *_: (sums, grads),
     )
+    return state_lib.train_step(state, tokens_BL, tokens_BL > 0, recipe)
 
   given = (
     state_lib.create(params, tx),
@@ -166,11 +166,9 @@ def test_a_run_is_traced_once():
     return None, {"nll": jnp.sum(nll * weight), "tokens": jnp.sum(weight)}
 
   tx = optim.make(config_lib.Optim(), 10)
-  step = functools.partial(
-    state_lib.train_step, loss_fn=loss, tx=tx, seed=0, ema_decay=0.9
-  )
+  recipe = state_lib.Recipe(loss_fn=loss, tx=tx, seed=0, ema_decay=0.9)
   steps = jax.jit(
-    functools.partial(state_lib.train_steps, step=step), donate_argnums=0
+    functools.partial(state_lib.train_steps, recipe=recipe), donate_argnums=0
   )
   params = {
     "converter": {"beta": jnp.ones(())},

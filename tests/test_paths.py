@@ -209,7 +209,7 @@ def bad(row, column, value, **kwargs):
     (bad(2, 0, np.nan), "nan at row 2, column 0"),
     (bad(0, 3, 0.5), "0.5 at row 0, column 3; the first row"),
     (bad(3, 1, 7.0), "7.0 at row 3, column 1; the last row"),
-    (bad(2, 1, 0.5, rising=True), "0.5 at row 2, column 1; here"),
+    (bad(2, 1, 0.5, rising=True), "0.5 at row 2, column 1; the path"),
     (lambda: paths.check(np.zeros(3)), r"shape \(3,\)"),
     (lambda: paths.geometric(0, 3, snr_min=1, snr_max=2), "num_steps is 0"),
     (lambda: paths.geometric(4, 3, snr_min=2, snr_max=1), "snr_min is 2"),

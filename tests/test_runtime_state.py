@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import build, errors, optim
+from dsl_jax.runtime import errors, optim
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
@@ -28,7 +28,7 @@ CFG = config_lib.Config(
   data=config_lib.Data(length=L),
   train=config_lib.Train(batch_size=B),
 )
-DSL_LOSS = build.loss(CFG, dropout=True)
+DSL_LOSS = state_lib.make_loss(CFG, dropout=True)
 
 
 # Compiling is most of the time of these tests.
@@ -78,14 +78,8 @@ def batch():
 
 
 def step_fn(tx, *, loss_fn=toy_loss, ema_decay=0.9999, **settings):
-  return functools.partial(
-    state_lib.train_step,
-    loss_fn=loss_fn,
-    tx=tx,
-    seed=CFG.seed,
-    ema_decay=ema_decay,
-    **settings,
-  )
+  recipe = state_lib.Recipe(loss_fn, tx, CFG.seed, ema_decay, **settings)
+  return functools.partial(state_lib.train_step, recipe=recipe)
 
 
 @functools.cache
@@ -248,8 +242,9 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   devices = jax.devices()[: math.prod(sizes)]
   mesh = sharding_lib.make_mesh(config_lib.Mesh(*sizes), devices)
   abstract = sharding_lib.abstract(mesh, state)
-  step = build.step(CFG, mesh, optax.sgd(1.0), abstract)
-  rows = jax.device_put(batch(), sharding_lib.rows(mesh, sharding_lib.ROWS))
+  recipe = state_lib.make_recipe(CFG, mesh, optax.sgd(1.0), abstract)
+  step = state_lib.jit_step(state_lib.train_step, mesh, abstract, recipe)
+  rows = jax.device_put(batch(), sharding_lib.batch_sharding(mesh, sharding_lib.ROWS))
   there = jax.tree.map(lambda x: x.sharding, abstract)
   spread, sums = step(jax.device_put(state, there), *rows)
   np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
@@ -262,7 +257,7 @@ def test_moments_and_averages_are_sharded_like_parameters(monkeypatch, dtype):
   monkeypatch.setattr(sharding_lib, "_SMALL", 64)
   mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 2, 2))
   tx = optim.make(config_lib.Optim(mu_dtype=dtype), 10)
-  state = sharding_lib.of_tree(
+  state = sharding_lib.tree_shardings(
     mesh, jax.eval_shape(lambda: state_lib.create(dsl_params(), tx))
   )
   cut = ("fsdp", "model")
@@ -274,7 +269,7 @@ def test_moments_and_averages_are_sharded_like_parameters(monkeypatch, dtype):
   assert state.step.spec == P()
 
 
-def test_a_device_computes_so_many_rows_at_once():
+def test_microbatches_hold_at_most_mesh_rows():
   mesh = sharding_lib.make_mesh(config_lib.Mesh())
   for batch, rows, parts, passes in (
     (64, 0, 1, 1),
@@ -290,7 +285,7 @@ def test_a_device_computes_so_many_rows_at_once():
       train=config_lib.Train(batch_size=batch, microbatches=parts),
       mesh=config_lib.Mesh(rows=rows),
     )
-    assert sharding_lib.passes(mesh, cfg) == passes
+    assert sharding_lib.num_microbatches(mesh, cfg) == passes
 
 
 def test_mesh_must_fit_the_devices():

@@ -23,7 +23,7 @@ from benchmarks import kill_runs
 from dsl_jax.data import batches
 from dsl_jax.modes import train
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import build, checkpoint, loop, metrics
+from dsl_jax.runtime import checkpoint, loop, metrics
 from dsl_jax.runtime import config as config_lib
 
 V, L = 27, 16
@@ -92,7 +92,7 @@ def table(monkeypatch):
 
   fake = denoiser_lib.Denoiser(init, None, None, None)
   monkeypatch.setattr(denoiser_lib, "make_denoiser", lambda net, **_: fake)
-  monkeypatch.setattr(build, "loss", lambda cfg, **_: loss)
+  monkeypatch.setattr(state_lib, "make_loss", lambda cfg, **_: loss)
 
 
 def records(workdir):

@@ -2,14 +2,32 @@
 
 Every token has its own signal-to-noise ratio t >= 0 (linear). t = 0 is the
 mask: z is exactly zero. t = inf is a committed token, stored free of noise as
-clean_snr * x. The three moves compose exactly: the law of z at the new SNR is
-the law `observe` gives there (arXiv 2605.12836; the way down is the Brownian
+clean_snr * x. The three moves compose exactly: z at the new SNR has the law
+that `observe` gives there (arXiv 2605.12836; the move down is the Brownian
 bridge of the process dz = x dt + dW).
 """
 
 import chex
 import jax
 import jax.numpy as jnp
+
+
+def _split(snr_BL, like_BLD):
+  """SNR as [..., 1] with inf replaced by 0, and where it was inf."""
+  snr = jnp.asarray(snr_BL, jnp.float32)
+  snr = jnp.broadcast_to(snr, like_BLD.shape[:-1])[..., None]
+  inf = jnp.isinf(snr)
+  return jnp.where(inf, 0.0, snr), inf
+
+
+def _root(x):
+  """The square root with slope 0 at 0: the gradient of a mask is finite."""
+  positive = x > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def _noise(key, like_BLD):
+  return jax.random.normal(key, like_BLD.shape, jnp.float32)
 
 
 def observe(
@@ -127,21 +145,3 @@ def backtrack(
   z = ratio * z_BLD + _root(nxt * left) * _noise(key, z_BLD)
   stays = is_inf | (~was_inf & (nxt >= snr))
   return jnp.where(stays, z_BLD, z)
-
-
-def _split(snr_BL, like_BLD):
-  """SNR as [..., 1] with inf replaced by 0, and where it was inf."""
-  snr = jnp.asarray(snr_BL, jnp.float32)
-  snr = jnp.broadcast_to(snr, like_BLD.shape[:-1])[..., None]
-  inf = jnp.isinf(snr)
-  return jnp.where(inf, 0.0, snr), inf
-
-
-def _root(x):
-  """The square root, of slope 0 at 0: a mask's gradient is finite."""
-  positive = x > 0
-  return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
-
-
-def _noise(key, like_BLD):
-  return jax.random.normal(key, like_BLD.shape, jnp.float32)

@@ -1,6 +1,7 @@
-"""One-sentence refusals of arguments, before anything is compiled.
+"""Checks of arguments, before anything is compiled.
 
-What is traced has no value yet and passes.
+An error names the argument, its value and the fix in one sentence. Traced
+values are not known yet and pass.
 """
 
 import math
@@ -13,49 +14,61 @@ import numpy as np
 
 
 def count(name: str, value: int, least: int = 1) -> int:
-  """Returns a whole number of at least `least`, or raises a ValueError."""
+  """Returns an integer of at least `least`, or raises a ValueError."""
   try:
-    found = operator.index(value)
+    number = operator.index(value)
   except TypeError as error:
-    raise ValueError(f"{name} is {value!r}; give a whole number.") from error
-  if found < least:
-    raise ValueError(f"{name} is {found}; it must be at least {least}.")
-  return found
+    raise ValueError(f"{name} is {value!r}; give an integer.") from error
+  if number < least:
+    raise ValueError(f"{name} is {number}; it must be at least {least}.")
+  return number
 
 
 def number(
-  name: str, value: float, allowed: Callable[[float], bool], mend: str
+  name: str, value: float, allowed: Callable[[float], bool], fix: str
 ) -> None:
-  """Refuses a number out of range, NaN and what is no number included.
+  """Rejects a value that is out of range, NaN or not a number.
 
   Args:
     name: of the argument.
     value: concrete or traced.
-    allowed: whether a number is in range.
-    mend: what to use instead, for the error.
+    allowed: whether a number is in range; false for NaN.
+    fix: what to use instead, for the error.
 
   Raises:
-    ValueError: names argument, value and mend.
+    ValueError: names argument, value and fix.
   """
   if isinstance(value, jax.core.Tracer):
     return
   try:
-    found = float(value)
+    as_float = float(value)
   except (TypeError, ValueError):
-    found = math.nan
-  if not allowed(found):
-    raise ValueError(f"{name} is {value!r}; {mend}.")
+    as_float = math.nan
+  if not allowed(as_float):
+    raise ValueError(f"{name} is {value!r}; {fix}.")
 
 
 def clean_snr(value: float) -> None:
-  """Refuses a scale of committed tokens that is none."""
+  """Rejects a scale of committed tokens that is not finite and positive."""
   number(
     "clean_snr", value, lambda x: 0 < x < math.inf, "use a finite one above 0"
   )
 
 
+def probability(name: str, value: float) -> None:
+  """Rejects a value outside [0, 1]."""
+  number(name, value, lambda x: 0 <= x <= 1, "it must lie in [0, 1]")
+
+
+def finite_snr(name: str, value: float) -> None:
+  """Rejects an SNR that is negative or infinite."""
+  number(
+    name, value, lambda x: 0 <= x < math.inf, "use a finite SNR, 0 or more"
+  )
+
+
 def key(value: jax.Array) -> None:
-  """Refuses what is no single typed random key."""
+  """Rejects anything but a single typed random key."""
   dtype = getattr(value, "dtype", np.dtype(object))
   if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
     raise ValueError(f"key is {value!r}; make one with jax.random.key(seed).")
@@ -64,7 +77,7 @@ def key(value: jax.Array) -> None:
 
 
 def ids(name: str, value: jax.Array, vocab_size: int, where=True) -> None:
-  """Refuses what are no ids [B, L] of the vocabulary.
+  """Rejects anything but token ids [B, L].
 
   Args:
     name: of the argument.
@@ -73,7 +86,7 @@ def ids(name: str, value: jax.Array, vocab_size: int, where=True) -> None:
     where: which of them count, broadcastable to [B, L].
 
   Raises:
-    ValueError: names the argument and its rank, dtype, or the first bad id.
+    ValueError: names the argument and its shape, dtype, or first bad id.
   """
   if np.ndim(value) != 2 or not np.size(value):
     raise ValueError(
@@ -88,6 +101,6 @@ def ids(name: str, value: jax.Array, vocab_size: int, where=True) -> None:
   if outside.any():
     b, i = (int(x) for x in np.argwhere(outside)[0])
     raise ValueError(
-      f"{name} is {int(array[b, i])} at batch {b}, column {i}; ids lie in "
-      f"[0, {vocab_size})."
+      f"{name} is {int(array[b, i])} at batch {b}, column {i}; ids must "
+      f"lie in [0, {vocab_size})."
     )

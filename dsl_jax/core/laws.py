@@ -1,11 +1,10 @@
 """Training laws: how the SNR of every token is drawn.
 
-A law is a function `law(key, (B, L)) -> snr_BL`. One law serves every sampler
-whose states it covers; together the laws of a mixture should cover
-(0, clean_snr] (arXiv 2605.12836).
+One law serves every sampler whose states it covers; together the laws of a
+mixture should cover (0, clean_snr] (arXiv 2605.12836).
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,43 @@ import numpy as np
 
 from dsl_jax.core import checks
 
-Law = Callable[[jax.Array, tuple[int, int]], jax.Array]
+
+class Law(Protocol):
+  """Draws the SNR of every token of a batch."""
+
+  def __call__(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Returns snr_BL, f32, at least 0, for shape (B, L)."""
+    ...
+
+
+def ranks(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Draws a uniformly random order: the rank, 0..L-1, of every position.
+
+  Args:
+    key: typed random key.
+    shape: (B, L).
+
+  Returns:
+    ranks_BL, int32, a permutation in every row.
+  """
+  order_BL = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+  return jax.random.permutation(key, order_BL, axis=1, independent=True)
+
+
+def visible_subset(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Draws k ~ U{0..L-1} visible tokens at a uniformly random subset.
+
+  Args:
+    key: typed random key.
+    shape: (B, L).
+
+  Returns:
+    visible_BL, bool; at least one token of every sequence is hidden.
+  """
+  B, L = shape
+  count_key, order_key = jax.random.split(key)
+  count_B1 = jax.random.randint(count_key, (B, 1), 0, L)
+  return ranks(order_key, shape) < count_B1
 
 
 def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
@@ -27,9 +62,8 @@ def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
   Returns:
     The law.
   """
-  spread = "a standard deviation is at least 0"
-  checks.number("sigma", sigma, lambda x: 0 <= x < np.inf, spread)
-  checks.number("mu", mu, np.isfinite, "the mean of log SNR is finite")
+  checks.number("sigma", sigma, lambda x: 0 <= x < np.inf, "it must be >= 0")
+  checks.number("mu", mu, np.isfinite, "it must be finite")
 
   def law(key, shape):
     B, L = shape
@@ -91,33 +125,3 @@ def mixture(*parts: tuple[Law, float]) -> Law:
     return snr
 
   return law
-
-
-def visible_subset(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """Draws k ~ U{0..L-1} visible tokens at a uniformly random subset.
-
-  Args:
-    key: typed random key.
-    shape: (B, L).
-
-  Returns:
-    visible_BL, bool; at least one token of every sequence is hidden.
-  """
-  B, L = shape
-  count_key, order_key = jax.random.split(key)
-  count_B1 = jax.random.randint(count_key, (B, 1), 0, L)
-  return ranks(order_key, shape) < count_B1
-
-
-def ranks(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """Draws a uniformly random order: the turn, 0..L-1, of every position.
-
-  Args:
-    key: typed random key.
-    shape: (B, L).
-
-  Returns:
-    ranks_BL, int32, a permutation in every row.
-  """
-  turn = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
-  return jax.random.permutation(key, turn, axis=1, independent=True)

@@ -1,37 +1,274 @@
 """Contractions over the vocabulary, streamed so that [B, L, V] never exists.
 
 All of them are softmax attention over V keys: the converter and the posterior
-mean return the expectation of values, the loss the log-normaliser, a draw one
-of the keys. They go along L in pieces, and in each along V in slabs, with a
-running maximum and sum.
+mean return an expectation of values, the loss a log-normaliser, a draw one of
+the keys. Positions are processed in tiles along L, and for each tile the
+vocabulary in chunks of rows with a running maximum and sum, as in
+FlashAttention (arXiv 2205.14135). Backward passes compute the scores again.
 
 Statistics are f32. Scores multiply operands in the dtype of the queries,
-expectations in the dtype of the values, both accumulate in f32.
+expectations in the dtype of the values; both accumulate in f32.
+
+Axes besides those of `dsl_jax`: N positions of a tile over the whole batch,
+P tiles, R rows of a chunk.
 """
+
+import functools
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import alternatives, draws, streamed
+from dsl_jax.core import draws
+from dsl_jax.core.draws import NEG_INF
 
-ROWS = 512  # the fewest of a slab: products with less are slow,
-MOST = 4096  # and the most: copies of more are slow
-SLAB = 1 << 20  # scores of a slab with rows between the two
-WHOLE = 1 << 21  # up to so many scores one slab is faster: it needs no copy
-PIECE = 1 << 23  # scores of a slab for a piece of the sequences, at most
+MIN_ROWS = 512  # of a chunk: products with fewer rows are slow,
+MAX_ROWS = 4096  # and so are copies of more.
+CHUNK_SCORES = 1 << 20  # of a chunk with rows between the two
+WHOLE_SCORES = 1 << 21  # up to here one chunk is faster: it needs no copy
+TILE_SCORES = 1 << 23  # of one chunk for one tile, at most
 
 
-def slabs(tokens: int, rows: int) -> int:
-  """Number of slabs that so many rows are cut into for so many tokens."""
-  if tokens * rows <= WHOLE:
+def num_chunks(positions: int, vocab_size: int) -> int:
+  """Returns how many chunks the vocabulary is processed in."""
+  if positions * vocab_size <= WHOLE_SCORES:
     return 1
-  return -(-rows // min(max(ROWS, SLAB // tokens), MOST))
+  rows = min(max(MIN_ROWS, CHUNK_SCORES // positions), MAX_ROWS)
+  return -(-vocab_size // rows)
 
 
-def pieces(tokens: int, kept: int) -> int:
-  """Number of pieces that tokens are cut into, with so many scores for each."""
-  return -(-tokens * kept // PIECE)
+class _Tiles(NamedTuple):
+  """Cuts [B, L, ...] into [P, N, ...] along L, for B may be sharded."""
+
+  batch: int
+  length: int
+  count: int
+
+  @classmethod
+  def of(cls, batch: int, length: int, count: int) -> "_Tiles":
+    return cls(batch, length, max(1, min(length, count)))
+
+  def split(self, x: jax.Array) -> jax.Array:
+    width = -(-self.length // self.count)
+    missing = self.count * width - self.length
+    x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(self.batch, self.count, width, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0).reshape(self.count, -1, *x.shape[3:])
+
+  def join(self, x: jax.Array) -> jax.Array:
+    x = x.reshape(self.count, self.batch, -1, *x.shape[2:])
+    x = jnp.moveaxis(x, 0, 1).reshape(self.batch, -1, *x.shape[3:])
+    return x[:, : self.length]
+
+
+class _Chunks:
+  """Cuts [V, ...] into chunks of R rows, of which the last may overlap.
+
+  A chunk is cut out where it is used, so that neither the rows nor their
+  gradient are ever copied as a whole. Rows that the chunk before has had get
+  the score NEG_INF, and so no weight.
+  """
+
+  def __init__(self, vocab_size: int, chunks: int):
+    self.rows = -(-vocab_size // chunks)
+    self.numbers = jnp.arange(-(-vocab_size // self.rows), dtype=jnp.int32)
+    self._last = vocab_size - self.rows
+
+  def start(self, number):
+    return jnp.minimum(number * self.rows, self._last)
+
+  def cut(self, x, number):
+    return jax.lax.dynamic_slice_in_dim(x, self.start(number), self.rows)
+
+  def cut_bias(self, bias_V, number):
+    ids = self.start(number) + jnp.arange(self.rows, dtype=jnp.int32)
+    repeated = ids < number * self.rows
+    return jnp.where(repeated, NEG_INF, self.cut(bias_V, number))
+
+  def add(self, total, rows, number):
+    """Adds a chunk to its rows of a [V, ...] total."""
+    rows = rows.astype(total.dtype) + self.cut(total, number)
+    start = self.start(number)
+    return jax.lax.dynamic_update_slice_in_dim(total, rows, start, 0)
+
+  def fold(self, step, carry):
+    """Returns the carry that step(carry, number) leaves after all chunks."""
+    return _scan(lambda c, j: (step(c, j), None), carry, self.numbers)[0]
+
+
+def _tile(shape, vocab_size, chunks):
+  """Returns the tiles of [B, L, ...] and the number of chunks."""
+  B, L, _ = shape
+  chunks = min(chunks or num_chunks(B * L, vocab_size), vocab_size)
+  scores = B * L * -(-vocab_size // chunks)
+  return _Tiles.of(B, L, -(-scores // TILE_SCORES)), chunks
+
+
+def _scan(step, carry, xs):
+  """lax.scan, or a plain call where xs has one entry: XLA fuses it better."""
+  if len(jax.tree.leaves(xs)[0]) > 1:
+    return jax.lax.scan(step, carry, xs)
+  carry, y = step(carry, jax.tree.map(lambda x: x[0], xs))
+  return carry, jax.tree.map(lambda x: x[None], y)
+
+
+def _map(fn, *xs):
+  """Stacks what fn returns for every tile."""
+  return _scan(lambda _, x: (None, fn(*x)), None, xs)[1]
+
+
+def _f32_bias(bias_V, rows_VM):
+  if bias_V is None:
+    return jnp.zeros(len(rows_VM))
+  return bias_V.astype(jnp.float32)
+
+
+def _matmul(spec, a, b):
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _scores(h_NM, head_RM, bias_R):
+  """Scores [N, R] in f32; f32 operands keep their precision everywhere."""
+  s = jnp.einsum(
+    "nm,rm->nr",
+    h_NM,
+    head_RM,
+    preferred_element_type=jnp.float32,
+    precision="highest" if h_NM.dtype == jnp.float32 else None,
+  )
+  return s + bias_R[None]
+
+
+def _accumulate(top, total, s):
+  """Adds scores to a running maximum and sum; also the shrinkage and terms."""
+  new = jnp.maximum(top, jnp.max(s, axis=-1))
+  shrink, p = jnp.exp(top - new), jnp.exp(s - new[:, None])
+  return new, total * shrink + jnp.sum(p, axis=-1), shrink, p
+
+
+def _empty(positions):
+  """The running maximum and sum before the first chunk."""
+  return jnp.full(positions, NEG_INF), jnp.zeros(positions)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _softmax_terms(h_PNM, head_VM, bias_V, tokens_PN, chunks):
+  """`softmax_terms` on tiles."""
+  return _softmax_terms_fwd(h_PNM, head_VM, bias_V, tokens_PN, chunks)[0]
+
+
+def _softmax_terms_fwd(h, head, bias, tokens, chunks):
+  cut = _Chunks(len(head), chunks)
+
+  def tile(h):
+    def step(carry, j):
+      s = _scores(h, cut.cut(head, j), cut.cut_bias(bias, j))
+      return _accumulate(*carry, s)[:2]
+
+    return cut.fold(step, _empty(len(h)))
+
+  top, total = _map(tile, h)
+  rows = head[tokens].astype(jnp.float32)
+  target = jnp.sum(h.astype(jnp.float32) * rows, axis=-1) + bias[tokens]
+  return (top, total, target), (h, head, bias, tokens, top)
+
+
+def _softmax_terms_bwd(chunks, saved, cotangents):
+  h, head, bias, tokens, top = saved
+  _, g_total, g_target = cotangents
+  cut = _Chunks(len(head), chunks)
+
+  def tile(sums, x):
+    h, top, g = x
+
+    def step(carry, j):
+      dh, dhead, dbias = carry
+      rows = cut.cut(head, j)
+      s = _scores(h, rows, cut.cut_bias(bias, j))
+      ds = jnp.exp(s - top[:, None]) * g[:, None]
+      low = ds.astype(h.dtype)
+      dh = dh + _matmul("nr,rm->nm", low, rows)
+      dhead = cut.add(dhead, _matmul("nr,nm->rm", low, h), j)
+      return dh, dhead, cut.add(dbias, jnp.sum(ds, axis=0), j)
+
+    dh, *sums = cut.fold(step, (jnp.zeros(h.shape), *sums))
+    return tuple(sums), dh
+
+  # In f32: a frequent token's row takes thousands of small terms, one by one.
+  start = jnp.zeros(head.shape), jnp.zeros_like(bias)
+  (dhead, dbias), dh = _scan(tile, start, (h, top, g_total))
+  dh = dh + g_target[..., None] * head[tokens].astype(jnp.float32)
+  dtarget = g_target[..., None] * h.astype(jnp.float32)
+  dhead = dhead.at[tokens].add(dtarget).astype(head.dtype)
+  return dh.astype(h.dtype), dhead, dbias.at[tokens].add(g_target), None
+
+
+_softmax_terms.defvjp(_softmax_terms_fwd, _softmax_terms_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _expectation(q_PNK, keys_VK, bias_V, values_VC, chunks):
+  """`expectation_terms` on tiles."""
+  return _expectation_fwd(q_PNK, keys_VK, bias_V, values_VC, chunks)[0]
+
+
+def _expectation_fwd(q, keys, bias, values, chunks):
+  cut = _Chunks(len(keys), chunks)
+
+  def tile(q):
+    def step(carry, j):
+      *sums, mean = carry
+      s = _scores(q, cut.cut(keys, j), cut.cut_bias(bias, j))
+      top, total, shrink, p = _accumulate(*sums, s)
+      more = _matmul("nr,rc->nc", p.astype(values.dtype), cut.cut(values, j))
+      return top, total, mean * shrink[:, None] + more
+
+    mean = jnp.zeros([len(q), values.shape[-1]])
+    top, total, mean = cut.fold(step, (*_empty(len(q)), mean))
+    return mean / total[:, None], top, total
+
+  terms = _map(tile, q)
+  return terms, (q, keys, bias, values, *terms)
+
+
+def _expectation_bwd(chunks, saved, cotangents):
+  q, keys, bias, values, mean, top, total = saved
+  g_mean, _, g_total = cotangents
+  cut = _Chunks(len(keys), chunks)
+
+  def tile(sums, x):
+    q, mean, top, total, g, g_total = x
+    low = g.astype(values.dtype)
+    inner = (jnp.sum(g * mean, axis=-1) - g_total * total)[:, None]
+
+    def step(carry, j):
+      dq, dkeys, dbias, dvalues = carry
+      rows = cut.cut(keys, j)
+      s = _scores(q, rows, cut.cut_bias(bias, j))
+      p = jnp.exp(s - top[:, None]) / total[:, None]
+      dp = _matmul("nc,rc->nr", low, cut.cut(values, j))
+      ds = p * (dp - inner)
+      more = _matmul("nr,nc->rc", p.astype(values.dtype), low)
+      dvalues = cut.add(dvalues, more, j)
+      dq = dq + _matmul("nr,rk->nk", ds.astype(q.dtype), rows)
+      dkeys = cut.add(dkeys, _matmul("nr,nk->rk", ds.astype(q.dtype), q), j)
+      return dq, dkeys, cut.add(dbias, jnp.sum(ds, axis=0), j), dvalues
+
+    dq, *sums = cut.fold(step, (jnp.zeros(q.shape), *sums))
+    return tuple(sums), dq.astype(q.dtype)
+
+  # A single tile adds to every row once; sums over several are made in f32.
+  start = tuple(
+    jnp.zeros(x.shape, x.dtype if len(q) == 1 else jnp.float32)
+    for x in (keys, bias, values)
+  )
+  sums, dq = _scan(tile, start, (q, mean, top, total, g_mean, g_total))
+  dkeys, dbias, dvalues = sums
+  return dq, dkeys.astype(keys.dtype), dbias, dvalues.astype(values.dtype)
+
+
+_expectation.defvjp(_expectation_fwd, _expectation_bwd)
 
 
 def nll(
@@ -41,7 +278,6 @@ def nll(
   *,
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
-  implementation: str = "auto",
 ) -> jax.Array:
   """Negative log-likelihood, logsumexp_v(<h, w_v> + b_v) - <h, w_s> - b_s.
 
@@ -50,37 +286,42 @@ def nll(
     head_VM: output rows, cast to h's dtype.
     tokens_BL: target ids in [0, V).
     bias_V: output bias, zero if None.
-    chunks: slabs the V rows are cut into; None chooses.
-    implementation: one of `alternatives.NAMES`; "auto" streams.
+    chunks: of the vocabulary; None chooses.
 
   Returns:
     nll_BL, f32, nats.
-
-  Raises:
-    ValueError: the implementation is unknown or not installed.
   """
-  top_BL, total_BL, target_BL = terms(
-    h_BLM, head_VM, tokens_BL, bias_V, chunks, implementation
+  top_BL, total_BL, target_BL = softmax_terms(
+    h_BLM, head_VM, tokens_BL, bias_V=bias_V, chunks=chunks
   )
   return jnp.log(total_BL) + (top_BL - target_BL)
 
 
-def terms(
-  h_BLM, head_VM, tokens_BL, bias_V=None, chunks=None, implementation="auto"
+def softmax_terms(
+  h_BLM: jax.Array,
+  head_VM: jax.Array,
+  tokens_BL: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  chunks: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The terms of `nll`, log(total) + (top - target), whose arguments it takes.
+  """Returns the terms of `nll` = log(total) + (top - target), apart.
+
+  Large scores would round their sum, and shards of a vocabulary combine their
+  terms. Arguments are those of `nll`.
 
   Returns:
     top_BL, max_v s_v with s_v = <h, w_v> + b_v, a constant to derivatives;
     total_BL, sum_v exp(s_v - top); target_BL, the token's score; f32.
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
-  cut, join, chunks = _plan(h_BLM.shape[:2], len(head_VM), chunks)
-  head, bias = head_VM.astype(h_BLM.dtype), _bias(bias_V, head_VM)
-  found = alternatives.terms(
-    implementation, cut(h_BLM), head, bias, cut(tokens_BL), chunks
+  tiles, chunks = _tile(h_BLM.shape, len(head_VM), chunks)
+  head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
+  terms = _softmax_terms(
+    tiles.split(h_BLM), head, bias, tiles.split(tokens_BL), chunks
   )
-  return tuple(map(join, found))
+  top_BL, total_BL, target_BL = map(tiles.join, terms)
+  return top_BL, total_BL, target_BL
 
 
 def expectation(
@@ -90,7 +331,6 @@ def expectation(
   *,
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
-  implementation: str = "auto",
 ) -> jax.Array:
   """Mean of values under a softmax, softmax(q k^T + b) values.
 
@@ -102,36 +342,38 @@ def expectation(
     keys_VK: keys, cast to q's dtype.
     values_VC: values; probabilities are cast to their dtype.
     bias_V: bias of the scores, zero if None.
-    chunks: slabs the V rows are cut into; None chooses.
-    implementation: one of `alternatives.NAMES`; "auto" streams.
+    chunks: of the vocabulary; None chooses.
 
   Returns:
     mean_BLC, f32.
-
-  Raises:
-    ValueError: the implementation is unknown or not installed.
   """
-  return mean_and_sums(
-    q_BLK, keys_VK, values_VC, bias_V, chunks, implementation
+  return expectation_terms(
+    q_BLK, keys_VK, values_VC, bias_V=bias_V, chunks=chunks
   )[0]
 
 
-def mean_and_sums(
-  q_BLK, keys_VK, values_VC, bias_V=None, chunks=None, implementation="auto"
+def expectation_terms(
+  q_BLK: jax.Array,
+  keys_VK: jax.Array,
+  values_VC: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  chunks: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """`expectation`, whose arguments it takes, and what it is divided by.
+  """Returns `expectation` and the sum it was divided by.
+
+  Arguments are those of `expectation`.
 
   Returns:
-    mean_BLC, and top_BL and total_BL of the scores <q, k_v> + b_v as `terms`
-    has them; f32.
+    mean_BLC, and top_BL and total_BL of the scores as `softmax_terms` returns
+    them; f32.
   """
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
-  cut, join, chunks = _plan(q_BLK.shape[:2], len(keys_VK), chunks)
-  keys, bias = keys_VK.astype(q_BLK.dtype), _bias(bias_V, keys_VK)
-  found = alternatives.expectation(
-    implementation, cut(q_BLK), keys, bias, values_VC, chunks
-  )
-  return tuple(map(join, found))
+  tiles, chunks = _tile(q_BLK.shape, len(keys_VK), chunks)
+  keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)
+  terms = _expectation(tiles.split(q_BLK), keys, bias, values_VC, chunks)
+  mean_BLC, top_BL, total_BL = map(tiles.join, terms)
+  return mean_BLC, top_BL, total_BL
 
 
 def draw(
@@ -147,8 +389,9 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws tokens from softmax(<h, w_v> + b_v), exactly, rare tokens included.
 
-  The tokens do not hang on how the work is cut. Derivatives are not defined:
-  logp is minus the `nll` of the tokens, which has them.
+  A draw needs the whole row of logits, so the work is cut along L alone. The
+  tokens do not depend on how. Derivatives are not defined: logp is minus the
+  `nll` of the tokens, which has them.
 
   Args:
     key: typed random key, or one for every position, [B, L].
@@ -157,29 +400,33 @@ def draw(
     bias_V: output bias, zero if None.
     temperature: divides the logits; 0 takes the arg-max.
     top_p: nucleus mass in (0, 1], applied after the temperature.
-    strict: the nucleus rule of `truncate.dropped`.
-    chunks: slabs the V rows are cut into, at most; None chooses.
+    strict: the nucleus rule, see `draws.nucleus`.
+    chunks: tiles of positions; None chooses.
 
   Returns:
     tokens_BL, int32, and logp_BL, f32: the log-probability in nats that the
     model itself gives the token, before temperature and truncation.
   """
-  cut, join, chunks = _plan(h_BLM.shape[:2], len(head_VM), chunks, draws.kept)
-  head, bias = head_VM.astype(h_BLM.dtype), _bias(bias_V, head_VM)
+  B, L, _ = h_BLM.shape
+  tiles = _Tiles.of(B, L, chunks or -(-B * L * len(head_VM) // WHOLE_SCORES))
+  head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
   if key.ndim == 0:
-    key = jax.random.split(key, h_BLM.shape[:2])
+    key = jax.random.split(key, (B, L))
 
-  def piece(h, data):
-    return draws.tokens(
-      jax.random.wrap_key_data(data, impl=jax.random.key_impl(key)),
-      draws.Rows(h, head, bias, chunks),
+  def draw_tile(h, key_data):
+    return draws.draw(
+      jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(key)),
+      _scores(h, head, bias),
       temperature=temperature,
       top_p=top_p,
       strict=strict,
     )
 
-  found = streamed.each(piece, cut(h_BLM), cut(jax.random.key_data(key)))
-  return tuple(map(join, found))
+  key_data = tiles.split(jax.random.key_data(key))
+  tokens_BL, logp_BL = map(
+    tiles.join, _map(draw_tile, tiles.split(h_BLM), key_data)
+  )
+  return tokens_BL, logp_BL
 
 
 def entropy(
@@ -195,15 +442,28 @@ def entropy(
     h_BLM: hidden states.
     head_VM: output rows, cast to h's dtype.
     bias_V: output bias, zero if None.
-    chunks: slabs the V rows are cut into; None chooses.
+    chunks: of the vocabulary; None chooses.
 
   Returns:
     entropy_BL, f32, nats.
   """
-  cut, join, chunks = _plan(h_BLM.shape[:2], len(head_VM), chunks)
-  head, bias = head_VM.astype(h_BLM.dtype), _bias(bias_V, head_VM)
-  piece = lambda h: streamed.entropy(h, head, bias, chunks)
-  return join(streamed.each(piece, cut(h_BLM)))
+  tiles, chunks = _tile(h_BLM.shape, len(head_VM), chunks)
+  head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
+  cut = _Chunks(len(head), chunks)
+
+  def tile_entropy(h):
+    def step(carry, j):
+      top, total, mean = carry  # mean: sum of exp(s - top) (top - s)
+      s = _scores(h, cut.cut(head, j), cut.cut_bias(bias, j))
+      new, more, shrink, p = _accumulate(top, total, s)
+      gap = jnp.where(p > 0, new[:, None] - s, 0.0)  # 0 times inf is 0
+      mean = shrink * (mean + total * (new - top)) + jnp.sum(p * gap, axis=-1)
+      return new, more, mean
+
+    _, total, mean = cut.fold(step, (*_empty(len(h)), jnp.zeros(len(h))))
+    return jnp.log(total) + mean / total
+
+  return tiles.join(_map(tile_entropy, tiles.split(h_BLM)))
 
 
 def argmax(
@@ -214,42 +474,24 @@ def argmax(
   Args:
     q_BLK: queries.
     keys_VK: keys, cast to q's dtype.
-    chunks: slabs the V rows are cut into; None chooses.
+    chunks: of the vocabulary; None chooses.
 
   Returns:
     tokens_BL, int32.
   """
-  cut, join, chunks = _plan(q_BLK.shape[:2], len(keys_VK), chunks)
-  keys, bias = keys_VK.astype(q_BLK.dtype), _bias(None, keys_VK)
-  piece = lambda q: streamed.argmax(q, keys, bias, chunks)
-  return join(streamed.each(piece, cut(q_BLK)))
+  tiles, chunks = _tile(q_BLK.shape, len(keys_VK), chunks)
+  keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(None, keys_VK)
+  cut = _Chunks(len(keys), chunks)
 
+  def tile_argmax(q):
+    def step(carry, j):
+      top, best = carry
+      s = _scores(q, cut.cut(keys, j), cut.cut_bias(bias, j))
+      new = jnp.max(s, axis=-1)
+      row = cut.start(j) + jnp.argmax(s, axis=-1).astype(jnp.int32)
+      return jnp.maximum(top, new), jnp.where(new > top, row, best)
 
-def _plan(shape, rows, chunks, kept=lambda rows, chunks: -(-rows // chunks)):
-  """How the work is cut: [B, L, ...] to pieces [P, N, ...], back, and slabs.
+    start = jnp.full(len(q), NEG_INF), jnp.zeros(len(q), jnp.int32)
+    return cut.fold(step, start)[1]
 
-  Pieces are of L, for B may be spread over devices. `kept` says how many scores
-  there are at once for a token.
-  """
-  B, L = shape
-  chunks = min(chunks or slabs(B * L, rows), rows)
-  P = max(1, min(L, pieces(B * L, kept(rows, chunks))))
-  run = -(-L // P)
-
-  def cut(x):
-    padding = [(0, 0), (0, P * run - L)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, padding).reshape(B, P, run, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0).reshape(P, B * run, *x.shape[3:])
-
-  def join(x):
-    x = jnp.moveaxis(x.reshape(P, B, run, *x.shape[2:]), 0, 1)
-    return x.reshape(B, P * run, *x.shape[3:])[:, :L]
-
-  return cut, join, chunks
-
-
-def _bias(bias_V, rows_VM):
-  """The bias in f32, zeros if there is none."""
-  if bias_V is None:
-    return jnp.zeros(len(rows_VM))
-  return bias_V.astype(jnp.float32)
+  return tiles.join(_map(tile_argmax, tiles.split(q_BLK)))

@@ -3,55 +3,138 @@
 import jax
 import jax.numpy as jnp
 
-PIECE = 1 << 24  # scores kept at once, about,
-QUERIES = 128  # of so many queries at least
+TILE_SCORES = 1 << 24  # scores of a tile of queries, about
+MIN_QUERIES = 128  # of a tile
 _NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 
 
 def check(implementation: str, platform: str) -> None:
-  """Refuses an implementation that the devices do not run.
+  """Rejects an implementation that the devices do not run.
 
   Args:
     implementation: of `attend`.
     platform: "cpu", "gpu" or "tpu".
 
   Raises:
-    ValueError: names the key, its value and the mend.
+    ValueError: names the key, its value and the fix.
   """
-  kind, name = _NEEDS.get(implementation, (platform, ""))
-  if kind != platform:
+  needed, name = _NEEDS.get(implementation, (platform, ""))
+  if needed != platform:
     raise ValueError(
       f"net.attention is {implementation!r}, which needs {name}; the devices "
       f"here are {platform}s, so use --config.net.attention=xla."
     )
 
 
-def fused(implementation: str, queries: int) -> bool:
-  """Whether a kernel of that name takes so many queries; "xla" does not."""
+def is_fused(implementation: str, queries: int) -> bool:
+  """Returns whether a kernel handles so many queries without keeping scores."""
   return implementation == "cudnn" or (
-    implementation == "splash" and queries % QUERIES == 0
+    implementation == "splash" and queries % MIN_QUERIES == 0
   )
 
 
-def pieces(rows: int, queries: int, keys: int, heads: int) -> int:
-  """Number of runs of queries whose scores "xla" computes one by one.
+def num_tiles(rows: int, queries: int, keys: int, heads: int) -> int:
+  """Returns how many tiles of queries "xla" computes one after the other.
 
   Args:
     rows: B.
     queries: L of the queries.
     keys: L of the keys.
     heads: H.
+  """
+  if rows * heads * queries * keys <= TILE_SCORES:
+    return 1
+  step = MIN_QUERIES
+  size = max(1, TILE_SCORES // (rows * heads * keys) // step) * step
+  # Equal tiles where possible, of sizes that suit a matrix unit.
+  while queries % size and size > step:
+    size -= step
+  return -(-queries // size)
+
+
+def _transpose(x):
+  return jnp.swapaxes(x, 1, 2)
+
+
+def _scores(q, k):
+  return jnp.matmul(q, _transpose(k), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _attend_heads(q_NLK, k_NLK, v_NLK):
+  """softmax(q k^T) v for N heads, with all scores at once.
+
+  XLA's CPU backend is slow to transpose scores; the backward pass transposes q
+  and the cotangent instead.
+  """
+  return _attend_heads_fwd(q_NLK, k_NLK, v_NLK)[0]
+
+
+def _attend_heads_fwd(q, k, v):
+  p = jax.nn.softmax(_scores(q, k), axis=-1)
+  return p.astype(v.dtype) @ v, (q, k, v, p)
+
+
+def _attend_heads_bwd(saved, g):
+  q, k, v, p = saved
+  dp = _scores(g, v)
+  ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
+  p, ds = p.astype(v.dtype), ds.astype(q.dtype)
+  # The barriers keep XLA from transposing the scores after all.
+  q_t, g_t = jax.lax.optimization_barrier((_transpose(q), _transpose(g)))
+  dk_t, dv_t = jax.lax.optimization_barrier((q_t @ ds, g_t @ p))
+  return ds @ k, _transpose(dk_t), _transpose(dv_t)
+
+
+_attend_heads.defvjp(_attend_heads_fwd, _attend_heads_bwd)
+
+
+def _attend_tile(q_BLHK, k_BLHK, v_BLHK):
+  B, L, H, K = q_BLHK.shape
+
+  def merge(x):
+    return _transpose(x).reshape(B * H, -1, K)
+
+  o = _attend_heads(merge(q_BLHK), merge(k_BLHK), merge(v_BLHK))
+  return _transpose(o.reshape(B, H, L, K))
+
+
+def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:
+  """softmax(q k^T) v by JAX's TPU kernel, which keeps no scores.
+
+  Args:
+    q_BLHK: queries, scaled; L a multiple of 128.
+    k_BLHK: keys.
+    v_BLHK: values.
+    interpret: run the kernel on any platform, slowly, for tests.
 
   Returns:
-    1 where all scores are few.
+    o_BLHK, in q's dtype.
   """
-  if rows * heads * queries * keys <= PIECE:
-    return 1
-  run = max(1, PIECE // (rows * heads * keys) // QUERIES) * QUERIES
-  # Equal runs where there are some, of whole tiles of an accelerator.
-  while queries % run and run > QUERIES:
-    run -= QUERIES
-  return -(-queries // run)
+  # Imports the TPU compiler's dialect, which other platforms do not need.
+  from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+  H = q_BLHK.shape[2]
+  lengths = q_BLHK.shape[1], k_BLHK.shape[1]  # own positions, all positions
+  block = next(n for n in (512, 256, 128) if not any(L % n for L in lengths))
+  kernel = kernels.make_splash_mha(
+    kernels.MultiHeadMask([kernels.FullMask(lengths)] * H),
+    block_sizes=kernels.BlockSizes(
+      block_q=block,
+      block_kv=block,
+      block_kv_compute=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_kv_dkv_compute=block,
+      block_q_dq=block,
+      block_kv_dq=block,
+    ),
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+  q, k, v = (_transpose(x) for x in (q_BLHK, k_BLHK, v_BLHK))
+  return _transpose(jax.vmap(kernel)(q, k, v))
 
 
 def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
@@ -61,7 +144,7 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
     q_BLHK: queries.
     k_BLHK: keys.
     v_BLHK: values.
-    implementation: "xla" everywhere, in `pieces`; "cudnn" on NVIDIA GPUs in
+    implementation: "xla" everywhere, tile by tile; "cudnn" on NVIDIA GPUs in
       bf16; "splash" on TPUs for lengths that are a multiple of 128, "xla" for
       others.
 
@@ -73,91 +156,16 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
       q_BLHK, k_BLHK, v_BLHK, implementation="cudnn"
     )
   q = q_BLHK * q_BLHK.shape[-1] ** -0.5
-  if fused(implementation, q.shape[1]):
+  if is_fused(implementation, q.shape[1]):
     return splash(q, k_BLHK, v_BLHK)
   B, L, H, K = q.shape
-  count = pieces(B, L, k_BLHK.shape[1], H)
-  if count == 1:
-    return _softmax(q, k_BLHK, v_BLHK)
-  q = jnp.pad(q, ((0, 0), (0, -L % count), (0, 0), (0, 0)))
-  # The backward pass computes the scores of a piece again, and keeps none.
-  piece = jax.checkpoint(
-    lambda q: _softmax(q, k_BLHK, v_BLHK), prevent_cse=False
+  tiles = num_tiles(B, L, k_BLHK.shape[1], H)
+  if tiles == 1:
+    return _attend_tile(q, k_BLHK, v_BLHK)
+  q = jnp.pad(q, ((0, 0), (0, -L % tiles), (0, 0), (0, 0)))
+  # The backward pass computes the scores of a tile again, and keeps none.
+  tile = jax.checkpoint(
+    lambda q: _attend_tile(q, k_BLHK, v_BLHK), prevent_cse=False
   )
-  o = jax.lax.map(piece, jnp.moveaxis(q.reshape(B, count, -1, H, K), 1, 0))
+  o = jax.lax.map(tile, jnp.moveaxis(q.reshape(B, tiles, -1, H, K), 1, 0))
   return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
-
-
-def _softmax(q_BLHK, k_BLHK, v_BLHK):
-  """softmax(q k^T) v with all scores at once."""
-  B, L, H, K = q_BLHK.shape
-  flat = lambda x: jnp.swapaxes(x, 1, 2).reshape(B * H, -1, K)
-  o = _heads(*map(flat, (q_BLHK, k_BLHK, v_BLHK)))
-  return jnp.swapaxes(o.reshape(B, H, L, K), 1, 2)
-
-
-@jax.custom_vjp
-def _heads(q_NLK, k_NLK, v_NLK):
-  """softmax(q k^T) v for N heads.
-
-  XLA's CPU backend is slow to turn scores; the backward pass turns q and g.
-  """
-  return _heads_forward(q_NLK, k_NLK, v_NLK)[0]
-
-
-def _heads_forward(q, k, v):
-  p = jax.nn.softmax(_scores(q, k), axis=-1)
-  return p.astype(v.dtype) @ v, (q, k, v, p)
-
-
-def _heads_backward(saved, g):
-  q, k, v, p = saved
-  dp = _scores(g, v)
-  ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
-  p, ds = p.astype(v.dtype), ds.astype(q.dtype)
-  # The barriers keep XLA from turning the scores after all.
-  turned = jax.lax.optimization_barrier((_turn(q), _turn(g)))
-  turned = jax.lax.optimization_barrier((turned[0] @ ds, turned[1] @ p))
-  return ds @ k, *map(_turn, turned)
-
-
-_heads.defvjp(_heads_forward, _heads_backward)
-
-
-def _scores(q, k):
-  return jnp.matmul(q, _turn(k), preferred_element_type=jnp.float32)
-
-
-def _turn(x):
-  return jnp.swapaxes(x, 1, 2)
-
-
-def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:
-  """softmax(q k^T) v by JAX's kernel for TPUs, which keeps no scores.
-
-  Args:
-    q_BLHK: queries, scaled; L a multiple of 128.
-    k_BLHK: keys.
-    v_BLHK: values.
-    interpret: run the kernel anywhere, slowly, as a test does.
-
-  Returns:
-    o_BLHK, in q's dtype.
-  """
-  # Imports the TPU compiler's dialect, of no use elsewhere.
-  from jax.experimental.pallas.ops.tpu import splash_attention as kernels
-
-  H = q_BLHK.shape[2]
-  lengths = q_BLHK.shape[1], k_BLHK.shape[1]  # fewer queries on one device
-  block = next(n for n in (512, 256, 128) if not any(L % n for L in lengths))
-  names = "q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute"
-  sizes = {f"block_{name}": block for name in (*names, "q_dq", "kv_dq")}
-  kernel = kernels.make_splash_mha(
-    kernels.MultiHeadMask([kernels.FullMask(lengths)] * H),
-    block_sizes=kernels.BlockSizes(**sizes),
-    head_shards=1,
-    q_seq_shards=1,
-    interpret=interpret,
-  )
-  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BLHK, k_BLHK, v_BLHK))
-  return jnp.swapaxes(jax.vmap(kernel)(q, k, v), 1, 2)

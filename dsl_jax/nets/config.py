@@ -2,7 +2,24 @@
 
 import dataclasses
 
-from dsl_jax.core import alternatives
+_SIZES = (
+  "vocab_size",
+  "width",
+  "depth",
+  "heads",
+  "sphere_dim",
+  "cond_dim",
+  "mlp_ratio",
+)
+_WORDS = {
+  "dtype": ("float32", "bfloat16"),
+  "remat": ("none", "dots", "full"),
+  "attention": ("xla", "cudnn", "splash"),
+}
+
+
+def _reject(name, value, fix):
+  raise ValueError(f"{name} is {value!r}; {fix}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +41,6 @@ class NetConfig:
       products) or "full".
     unroll: blocks per step of the layer scan, 0 for all.
     attention: "xla", "cudnn" (NVIDIA GPUs, bf16) or "splash" (TPUs).
-    vocab: how head and converter go over the vocabulary: "auto", "streamed",
-      "reference" (keeps all scores) or "tokamax" (an optional package).
     beta_init: the converter's inverse temperature at the start.
     mask_prior: weight of the mask row at z = 0 at the start.
     evidence_skip: add <z, e(v)> to the logits.
@@ -45,51 +60,31 @@ class NetConfig:
   remat: str = "none"
   unroll: int = 0
   attention: str = "xla"
-  vocab: str = "auto"
   beta_init: float = 1.0
   mask_prior: float = 0.99
   evidence_skip: bool = False
   snr_condition: bool = False
 
   def __post_init__(self):
-    for name in (
-      "vocab_size",
-      "width",
-      "depth",
-      "heads",
-      "sphere_dim",
-      "cond_dim",
-      "mlp_ratio",
+    for name in _SIZES:
+      if getattr(self, name) < 1:
+        _reject(name, getattr(self, name), "it must be at least 1")
+    for name, known in _WORDS.items():
+      if getattr(self, name) not in known:
+        _reject(name, getattr(self, name), f"use {' or '.join(known)}")
+    heads = self.heads
+    for name, valid, fix in (
+      ("unroll", self.unroll >= 0, "use 0 (all blocks) or more"),
+      (
+        "width",
+        self.width % (2 * heads) == 0,
+        f"use a multiple of {2 * heads}",
+      ),
+      ("dropout", 0 <= self.dropout < 1, "a rate must lie in [0, 1)"),
+      ("mask_prior", 0 < self.mask_prior < 1, "it must lie in (0, 1)"),
+      ("beta_init", 0 < self.beta_init < 1e30, "use a positive f32 number"),
     ):
-      value = getattr(self, name)
-      if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1.")
-    if self.unroll < 0:
-      raise ValueError(f"unroll is {self.unroll}; use 0 (all blocks) or more.")
-    if self.width % (2 * self.heads):
-      raise ValueError(
-        f"width is {self.width}; use a multiple of 2 heads = {2 * self.heads}."
-      )
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"dropout is {self.dropout}; a rate lies in [0, 1).")
+      if not valid:
+        _reject(name, getattr(self, name), fix)
     if self.attention == "cudnn" and self.dtype != "bfloat16":
-      raise ValueError(
-        f"attention is 'cudnn' and dtype is {self.dtype!r}; cudnn takes "
-        "bfloat16."
-      )
-    if not 0 < self.mask_prior < 1:
-      raise ValueError(f"mask_prior is {self.mask_prior}; use one in (0, 1).")
-    if not 0 < self.beta_init < 1e30:
-      raise ValueError(
-        f"beta_init is {self.beta_init}; use a positive number that float32 "
-        "holds."
-      )
-    for name, known in (
-      ("dtype", ("float32", "bfloat16")),
-      ("remat", ("none", "dots", "full")),
-      ("attention", ("xla", "cudnn", "splash")),
-      ("vocab", alternatives.NAMES),
-    ):
-      value = getattr(self, name)
-      if value not in known:
-        raise ValueError(f"{name} is {value!r}; use {' or '.join(known)}.")
+      _reject("attention", "cudnn", "it needs dtype bfloat16")

@@ -2,17 +2,25 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import sphere
-from dsl_jax.nets import runs, transformer
+from dsl_jax.core import channel, sphere, vocab
+from dsl_jax.nets import transformer
 from dsl_jax.nets.config import NetConfig
+from dsl_jax.nets.shards import ONE_DEVICE, Shards
 
-# Leaves with a row for every token, which devices may share.
-RUNS = (("embed", "embedding"), ("head", "kernel"))
+
+class Hidden(Protocol):
+  """From the channel to hidden states."""
+
+  def __call__(
+    self, params, z_BLD: jax.Array, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns h_BLM; a key, or one for every sequence, turns dropout on."""
+    ...
 
 
 class Denoiser(NamedTuple):
@@ -20,8 +28,7 @@ class Denoiser(NamedTuple):
 
   Attributes:
     init: key -> params.
-    hidden: (params, z_BLD, *, key=None) -> h_BLM; a key, or one for every
-      sequence, turns dropout on.
+    hidden: see `Hidden`.
     head: params -> head_VM, bias_V or None; logits are <h, w_v> + b_v.
     table: params -> table_VD, unit rows.
     hidden_tokens: (params, tokens_BL) -> h_BLM: the masked model inside, rows
@@ -29,47 +36,29 @@ class Denoiser(NamedTuple):
     embed: (params, z_BLD) -> rows_BLM: the converter alone, or None; position
       by position, so that a sampler may keep rows that did not change.
     trunk: (params, rows_BLM, z_BLD) -> h_BLM: the rest of `hidden`.
-    vocab: how `readout` goes over the vocabulary, see `NetConfig`.
-    along: mesh axis over which devices share positions and rows of the
-      vocabulary, as in training, see `make_denoiser`; "" is none.
+    shards: devices that share the work on a sequence; `head` then returns the
+      device's own rows.
     sees_snr: control experiments only: `hidden` also takes snr_BL.
   """
 
   init: Callable
-  hidden: Callable
+  hidden: Hidden
   head: Callable
   table: Callable
   hidden_tokens: Callable | None = None
   embed: Callable | None = None
   trunk: Callable | None = None
-  vocab: str = "auto"
-  along: str = ""
+  shards: Shards = ONE_DEVICE
   sees_snr: bool = False
 
 
-def make_denoiser(cfg: NetConfig, *, along: str = "") -> Denoiser:
-  """Builds MDLM's diffusion transformer with DSL's converter in front.
-
-  Args:
-    cfg: the network; parameters are a nested dict of f32 arrays.
-    along: within a `jax.shard_map`, the mesh axis over which the positions of
-      a sequence are spread; `hidden` then takes and gives a device's own. Of
-      the leaves RUNS a device has its run of rows, see `runs`, the others
-      whole.
-
-  Returns:
-    The denoiser, the same one for the same config: programs that were compiled
-    for it are found again.
-  """
-  return _make(cfg, along)
+def _apply(net, method, params, *args):
+  return net.apply({"params": params}, *args, method=method)
 
 
 @functools.cache
-def _make(cfg, along):
-  net = transformer.Network(cfg, along)
-
-  def call(method, params, *args):
-    return net.apply({"params": params}, *args, method=method)
+def _make_denoiser(cfg, shards):
+  net = transformer.Network(cfg, shards)
 
   def init(key):
     z = jnp.zeros((1, 1, cfg.sphere_dim))
@@ -78,36 +67,80 @@ def _make(cfg, along):
   def hidden(params, z_BLD, *, key=None, snr_BL=None):
     if key is not None and key.ndim == 0:
       key = jax.random.split(key, len(z_BLD))
-    return call("__call__", params, z_BLD, snr_BL, key)
+    return _apply(net, "__call__", params, z_BLD, snr_BL, key)
 
   def head(params):
     head_VM, bias_V = params["head"]["kernel"], params["head"]["bias"]
     if cfg.evidence_skip:
-      rows_VD = runs.own(table(params), along)
+      rows_VD = shards.own_rows(table(params))
       head_VM = jnp.concatenate([head_VM, rows_VD], axis=-1)
     return head_VM, bias_V
 
   def table(params):
     return sphere.unit_rows(params["converter"]["table"])
 
-  def hidden_tokens(params, tokens_BL):
-    return call("tokens", params, tokens_BL)
-
-  def embed(params, z_BLD):
-    return call("convert", params, z_BLD)
-
-  def trunk(params, rows_BLM, z_BLD):
-    return call("trunk", params, rows_BLM, z_BLD)
-
-  split = {} if cfg.snr_condition else {"embed": embed, "trunk": trunk}
+  tokens, embed, trunk = (
+    functools.partial(_apply, net, method)
+    for method in ("tokens", "convert", "trunk")
+  )
   return Denoiser(
-    jax.jit(init),
-    hidden,
-    head,
-    table,
-    None if along else hidden_tokens,
-    vocab=cfg.vocab,
-    along=along,
+    init=jax.jit(init),
+    hidden=hidden,
+    head=head,
+    table=table,
+    hidden_tokens=None if shards.axis else tokens,
+    embed=None if cfg.snr_condition else embed,
+    trunk=None if cfg.snr_condition else trunk,
+    shards=shards,
     sees_snr=cfg.snr_condition,
-    **split,
+  )
+
+
+def make_denoiser(cfg: NetConfig, shards: Shards = ONE_DEVICE) -> Denoiser:
+  """Builds MDLM's diffusion transformer with DSL's converter in front.
+
+  Args:
+    cfg: the network; parameters are a nested dict of f32 arrays.
+    shards: within a `jax.shard_map`, the devices that share the work on a
+      sequence. Of the parameters `shards.ROW_SHARDED` a device then has its own
+      rows. z and hidden states are those of all positions.
+
+  Returns:
+    The denoiser, the same object for the same arguments, so that programs
+    compiled for it are reused.
+  """
+  return _make_denoiser(cfg, shards)
+
+
+def hidden_states(
+  denoiser: Denoiser, params, z_BLD, snr_BL, *, key=None
+) -> jax.Array:
+  """Calls `hidden`, with the SNR if the denoiser is a control that sees it."""
+  if getattr(denoiser, "sees_snr", False):
+    return denoiser.hidden(params, z_BLD, key=key, snr_BL=snr_BL)  # type: ignore[call-arg]
+  return denoiser.hidden(params, z_BLD, key=key)
+
+
+def endpoint_hidden_states(
+  denoiser: Denoiser, params, tokens_BL, visible_BL, *, clean_snr
+) -> jax.Array:
+  """Hidden states where tokens are committed or masked."""
+  x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
+  z_BLD = channel.hard(x_BLD, visible_BL, clean_snr=clean_snr)
+  snr_BL = jnp.where(visible_BL, jnp.inf, jnp.float32(0))
+  return hidden_states(denoiser, params, z_BLD, snr_BL)
+
+
+def nll(denoiser: Denoiser, params, h_BLM, tokens_BL) -> jax.Array:
+  """-log p(s_i | z), [B, L], nats."""
+  head_VM, bias_V = denoiser.head(params)
+  shards = getattr(denoiser, "shards", ONE_DEVICE)
+  return shards.nll(h_BLM, head_VM, tokens_BL, bias_V=bias_V)
+
+
+def posterior_mean(denoiser: Denoiser, params, h_BLM) -> jax.Array:
+  """xhat_i = sum_v p(v|z) e(v), [B, L, D], f32."""
+  head_VM, bias_V = denoiser.head(params)
+  return vocab.expectation(
+    h_BLM, head_VM, denoiser.table(params), bias_V=bias_V
   )

@@ -16,6 +16,33 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
   return init
 
 
+def gelu(x: jax.Array) -> jax.Array:
+  """GELU by tanh, as MDLM has it."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+@jax.custom_vjp
+def gelu_matmul(x_NF: jax.Array, kernel_FM: jax.Array) -> jax.Array:
+  """gelu(x) W, whose backward pass is done with gelu(x) before dx exists."""
+  return gelu(x_NF) @ kernel_FM
+
+
+def _gelu_matmul_forward(x, kernel):
+  y = gelu(x)
+  return y @ kernel, (x, y, kernel)
+
+
+def _gelu_matmul_backward(saved, g):
+  x, y, kernel = saved
+  # The barrier orders the products, so that two wide arrays exist at a time and
+  # not three. It also stops XLA from keeping the tanh of the forward pass.
+  x, g, dkernel = jax.lax.optimization_barrier((x, g, y.T @ g))
+  return jax.vjp(gelu, x)[1](g @ kernel.T)[0], dkernel
+
+
+gelu_matmul.defvjp(_gelu_matmul_forward, _gelu_matmul_backward)
+
+
 class Dense(nn.Module):
   """x W + b on flattened tokens, or gelu(x) W + b.
 
@@ -43,16 +70,6 @@ class Dense(nn.Module):
     return y.reshape(*x.shape[:-1], self.features)
 
 
-class LayerNorm(nn.Module):
-  """adaLN in f32: a LayerNorm with a gain and no bias, shifted and scaled."""
-
-  @nn.compact
-  def __call__(self, x, shift, scale):
-    gain = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    gain = gain.reshape(*[1] * (x.ndim - 1), -1) * (1 + scale)
-    return normalize(x.astype(jnp.float32)) * gain + shift
-
-
 @jax.custom_vjp
 def normalize(x: jax.Array) -> jax.Array:
   """Returns (x - mean) / sqrt(variance + 1e-5) over the last axis.
@@ -72,54 +89,37 @@ def _normalize_forward(x):
 
 def _normalize_backward(saved, g):
   y, scale = saved
-  along = jnp.mean(g * y, axis=-1, keepdims=True)
-  return (scale * (g - jnp.mean(g, axis=-1, keepdims=True) - y * along),)
+  inner = jnp.mean(g * y, axis=-1, keepdims=True)
+  return (scale * (g - jnp.mean(g, axis=-1, keepdims=True) - y * inner),)
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-  """GELU by tanh, as MDLM has it."""
-  return jax.nn.gelu(x, approximate=True)
+class LayerNorm(nn.Module):
+  """adaLN in f32: a LayerNorm with a gain and no bias, shifted and scaled."""
+
+  @nn.compact
+  def __call__(self, x, shift, scale):
+    gain = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    gain = gain.reshape(*[1] * (x.ndim - 1), -1) * (1 + scale)
+    return normalize(x.astype(jnp.float32)) * gain + shift
 
 
-@jax.custom_vjp
-def gelu_matmul(x_NF: jax.Array, kernel_FM: jax.Array) -> jax.Array:
-  """gelu(x) W, whose backward pass is done with gelu(x) before dx exists."""
-  return gelu(x_NF) @ kernel_FM
-
-
-def _gelu_matmul_forward(x, kernel):
-  y = gelu(x)
-  return y @ kernel, (x, y, kernel)
-
-
-def _gelu_matmul_backward(saved, g):
-  x, y, kernel = saved
-  # The barrier orders the products: there are two wide arrays at any time, not
-  # three. It also stops XLA from keeping the forward pass's tanh.
-  x, g, dkernel = jax.lax.optimization_barrier((x, g, y.T @ g))
-  return jax.vjp(gelu, x)[1](g @ kernel.T)[0], dkernel
-
-
-gelu_matmul.defvjp(_gelu_matmul_forward, _gelu_matmul_backward)
-
-
-def drop(
+def dropout(
   x_BLM: jax.Array,
   key_B: jax.Array | None,
   rate: float,
   *,
-  place_L: jax.Array,
+  position_L: jax.Array,
 ) -> jax.Array:
-  """Dropout whose mask depends on the sequence's key and the place in it.
+  """Dropout whose mask depends on the sequence's key and the position alone.
 
   Args:
     x_BLM: activations.
     key_B: typed keys, one for a sequence; None turns dropout off.
-    rate: share of elements that become zero.
-    place_L: int32, where in the sequence each position stands.
+    rate: fraction of elements that become zero.
+    position_L: int32, the number of each position in its sequence.
 
   Returns:
     x_BLM, the rest scaled by 1 / (1 - rate).
@@ -127,11 +127,11 @@ def drop(
   if key_B is None or not rate:
     return x_BLM
 
-  def keep(key, place):
-    key = jax.random.fold_in(key, place)
+  def keep(key, position):
+    key = jax.random.fold_in(key, position)
     return jax.random.bernoulli(key, 1 - rate, x_BLM.shape[2:])
 
-  keep_BLM = jax.vmap(jax.vmap(keep, (None, 0)), (0, None))(key_B, place_L)
+  keep_BLM = jax.vmap(jax.vmap(keep, (None, 0)), (0, None))(key_B, position_L)
   return jnp.where(keep_BLM, x_BLM / (1 - rate), 0)
 
 
@@ -152,8 +152,8 @@ class Condition(nn.Module):
     return jax.nn.silu(Dense(self.features, "float32", name="fc2")(x))
 
 
-class Rows(nn.Module):
-  """A table of rows, and a bias if it has a size: the embedding or the head."""
+class Table(nn.Module):
+  """Rows by token, and a bias if it has a size: the embedding or the head."""
 
   shape: tuple[int, int]
   row_name: str

@@ -1,99 +1,50 @@
 """MDLM's diffusion transformer with the converter in front."""
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.nets import attention, config, converter, layers, positions, runs
+from dsl_jax.nets import attention, config, converter, layers
+from dsl_jax.nets.shards import ONE_DEVICE, Shards
 
 
-class Network(nn.Module):
-  """Converter, blocks, final norm; the head's rows are used outside.
+class _Place(NamedTuple):
+  """Rotary angles and numbers of the device's positions."""
 
-  Attributes:
-    cfg: shape and arithmetic.
-    along: mesh axis over which positions are spread, see `positions`, and rows
-      of the vocabulary, see `runs`.
-  """
-
-  cfg: config.NetConfig
-  along: str = ""
-
-  def setup(self):
-    c = self.cfg
-    uniform, zeros = layers.torch_uniform(c.width), nn.initializers.zeros
-    shape = (runs.length(c.vocab_size + 1, self.along), c.width)
-    self.embed = layers.Rows(shape, "embedding", uniform)
-    self.converter = converter.Converter(
-      c.vocab_size, c.sphere_dim, c.beta_init, c.mask_prior, c.vocab, self.along
-    )
-    self.cond = layers.Condition(c.cond_dim)
-    self.blocks = _stack(c)(c, self.along)
-    self.final = _Final(c)
-    shape = (runs.length(c.vocab_size, self.along), c.width)
-    self.head = layers.Rows(shape, "kernel", zeros, bias_size=c.vocab_size)
-
-  def __call__(self, z_BLD, snr_BL=None, key_B=None):
-    if self.is_initializing():
-      self.head()
-    return self.trunk(self.convert(z_BLD), z_BLD, snr_BL, key_B)
-
-  def tokens(self, tokens_BL):
-    """The masked model inside: embedding rows straight into the blocks."""
-    rows = self.embed()[tokens_BL]
-    z = jnp.zeros((*tokens_BL.shape, self.cfg.sphere_dim))
-    return self.trunk(rows, z)
-
-  def convert(self, z_BLD):
-    """Input embeddings of the blocks, each position on its own."""
-    return self.converter(z_BLD, self.embed().astype(self.cfg.dtype))
-
-  def trunk(self, rows_BLM, z_BLD, snr_BL=None, key_B=None):
-    """Blocks and final norm; keys, one for a sequence, turn dropout on."""
-    c = self.cfg
-    s = jnp.zeros((1, 1))
-    if c.snr_condition and snr_BL is not None:
-      # 0 and inf become the ends of the range that training visits.
-      s = jnp.log(jnp.clip(snr_BL, 1e-3, 1e4))
-    cond = self.cond(s)
-    length = rows_BLM.shape[1] * positions.parts(self.along)
-    angles = layers.rotary_angles(length, c.width // c.heads)
-    place = *angles, jnp.arange(length, dtype=jnp.int32)
-    place = tuple(positions.own(a, self.along, axis=0) for a in place)
-    x = rows_BLM.astype(c.dtype)
-    x, _ = self.blocks(x, jnp.arange(c.depth), cond, place, key_B)
-    h = self.final(x, cond)
-    if c.evidence_skip:
-      h = jnp.concatenate([h, z_BLD.astype(h.dtype)], axis=-1)
-    return h
+  cos: jax.Array
+  sin: jax.Array
+  position_L: jax.Array
 
 
 class _Block(nn.Module):
   """Attention and MLP, each shifted, scaled and gated by the condition."""
 
   cfg: config.NetConfig
-  along: str = ""
+  shards: Shards
 
   @nn.compact
   def __call__(self, x, number, cond, place, key_B):
     c, dtype = self.cfg, self.cfg.dtype
-    *angles, place_L = place
-    drop = functools.partial(layers.drop, rate=c.dropout, place_L=place_L)
+    drop = functools.partial(
+      layers.dropout, rate=c.dropout, position_L=place.position_L
+    )
     first_B = second_B = None
     if key_B is not None:
       key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, number)
       first_B, second_B = jax.vmap(jax.random.split, out_axes=1)(key_B)
-    moves = layers.Dense(6 * c.width, "float32", zero=True, name="adaln")(cond)
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(moves, 6, -1)
+    adaln = layers.Dense(6 * c.width, "float32", zero=True, name="adaln")(cond)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(adaln, 6, -1)
 
     y = layers.LayerNorm(name="norm1")(x, shift_a, scale_a)
     qkv = layers.Dense(3 * c.width, dtype, use_bias=False, name="qkv")(y)
     qkv = qkv.reshape(*x.shape[:2], 3, c.heads, c.width // c.heads)
     q, k, v = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
-    q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
-    k, v = (positions.whole(a, self.along) for a in (k, v))
+    q = layers.rotate(q, place.cos, place.sin)
+    k = layers.rotate(k, place.cos, place.sin)
+    k, v = self.shards.gather(k), self.shards.gather(v)
     y = attention.attend(q, k, v, c.attention).reshape(x.shape)
     y = layers.Dense(c.width, dtype, use_bias=False, name="attn_out")(y)
     x = x + gate_a.astype(dtype) * drop(y, first_B)
@@ -113,8 +64,8 @@ class _Final(nn.Module):
   @nn.compact
   def __call__(self, x, cond):
     width, dtype = self.cfg.width, self.cfg.dtype
-    moves = layers.Dense(2 * width, "float32", zero=True, name="adaln")(cond)
-    shift, scale = jnp.split(moves, 2, -1)
+    adaln = layers.Dense(2 * width, "float32", zero=True, name="adaln")(cond)
+    shift, scale = jnp.split(adaln, 2, -1)
     return layers.LayerNorm(name="norm")(x, shift, scale).astype(dtype)
 
 
@@ -122,11 +73,11 @@ def _stack(cfg):
   """All blocks as one scanned module with stacked parameters."""
   block = _Block
   if cfg.remat != "none":
-    keep = {
+    policies = {
       "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
       "full": None,
-    }[cfg.remat]
-    block = nn.remat(block, policy=keep, prevent_cse=False)
+    }
+    block = nn.remat(block, policy=policies[cfg.remat], prevent_cse=False)
   return nn.scan(
     block,
     variable_axes={"params": 0},
@@ -135,3 +86,66 @@ def _stack(cfg):
     length=cfg.depth,
     unroll=cfg.unroll or cfg.depth,
   )
+
+
+class Network(nn.Module):
+  """Converter, blocks, final norm; the head's rows are used outside.
+
+  Attributes:
+    cfg: shape and arithmetic.
+    shards: devices that share the work on a sequence.
+  """
+
+  cfg: config.NetConfig
+  shards: Shards = ONE_DEVICE
+
+  def setup(self):
+    c = self.cfg
+    uniform, zeros = layers.torch_uniform(c.width), nn.initializers.zeros
+    rows = self.shards.num_rows(c.vocab_size + 1)
+    self.embed = layers.Table((rows, c.width), "embedding", uniform)
+    self.converter = converter.Converter(c, self.shards)
+    self.cond = layers.Condition(c.cond_dim)
+    self.blocks = _stack(c)(c, self.shards)
+    self.final = _Final(c)
+    rows = self.shards.num_rows(c.vocab_size)
+    self.head = layers.Table(
+      (rows, c.width), "kernel", zeros, bias_size=c.vocab_size
+    )
+
+  def __call__(self, z_BLD, snr_BL=None, key_B=None):
+    if self.is_initializing():
+      self.head()
+    own = self.shards.own
+    snr_BL = None if snr_BL is None else own(snr_BL)
+    h_BLM = self.trunk(self.convert(z_BLD), own(z_BLD), snr_BL, key_B)
+    return self.shards.gather(h_BLM)
+
+  def tokens(self, tokens_BL):
+    """The masked model inside: embedding rows straight into the blocks."""
+    rows = self.embed()[tokens_BL]
+    z = jnp.zeros((*tokens_BL.shape, self.cfg.sphere_dim))
+    return self.trunk(rows, z)
+
+  def convert(self, z_BLD):
+    """Input embeddings of the blocks, each position on its own."""
+    return self.converter(z_BLD, self.embed().astype(self.cfg.dtype))
+
+  def trunk(self, rows_BLM, z_BLD, snr_BL=None, key_B=None):
+    """Blocks and final norm; keys, one for a sequence, turn dropout on."""
+    c = self.cfg
+    s = jnp.zeros((1, 1))
+    if c.snr_condition and snr_BL is not None:
+      # 0 and inf become the ends of the range that training visits.
+      s = jnp.log(jnp.clip(snr_BL, 1e-3, 1e4))
+    cond = self.cond(s)
+    length = rows_BLM.shape[1] * self.shards.count
+    cos, sin = layers.rotary_angles(length, c.width // c.heads)
+    place = _Place(cos, sin, jnp.arange(length, dtype=jnp.int32))
+    place = _Place(*(self.shards.own(x, dim=0) for x in place))
+    x = rows_BLM.astype(c.dtype)
+    x, _ = self.blocks(x, jnp.arange(c.depth), cond, place, key_B)
+    h = self.final(x, cond)
+    if c.evidence_skip:
+      h = jnp.concatenate([h, z_BLD.astype(h.dtype)], axis=-1)
+    return h

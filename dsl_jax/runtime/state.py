@@ -1,5 +1,6 @@
-"""The train state and one pure training step."""
+"""The train state and the training step: loss, gradient, update."""
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
@@ -9,7 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dsl_jax import objective
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.nets import shards as shards_lib
+from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import optim
+from dsl_jax.runtime import sharding as sharding_lib
 
 
 class TrainState(NamedTuple):
@@ -26,6 +32,28 @@ class TrainState(NamedTuple):
   params: dict
   opt_state: optax.OptState
   ema: dict
+
+
+class Recipe(NamedTuple):
+  """What a training step depends on besides its state and batch.
+
+  Attributes:
+    loss_fn: (params, key_B, tokens_BL, mask_BL) -> (scalar, sums) with sums
+      {"nll": in nats, "tokens": their number}.
+    tx: the optimiser.
+    seed: of the run.
+    ema_decay: limit of the moving average's decay.
+    microbatches: parts in which a device computes its rows, one after the
+      other; a divisor of their number.
+    on_devices: `sharding.sum_over_devices`, for several of them.
+  """
+
+  loss_fn: Callable
+  tx: optax.GradientTransformation
+  seed: int
+  ema_decay: float
+  microbatches: int = 1
+  on_devices: Callable = lambda fn: fn
 
 
 def create(params: dict, tx: optax.GradientTransformation) -> TrainState:
@@ -49,102 +77,88 @@ def sum_gradients(
   loss_fn: Callable,
   microbatches: int = 1,
 ) -> tuple[dict, dict]:
-  """Returns the sums of loss_fn and the gradient of its nll, part by part.
+  """Adds up the loss and its gradient over microbatches.
 
   Args:
     params: of the denoiser.
     key_B: a key for every row.
     tokens_BL: int32.
     mask_BL: validity of every position.
-    loss_fn: see `train_step`.
-    microbatches: parts of the rows, computed one after the other; a divisor
-      of B.
+    loss_fn: see `Recipe`.
+    microbatches: see `Recipe`.
 
   Returns:
-    {"nll", "tokens"} and the gradient of "nll", like params.
+    The sums of loss_fn, and the gradient of "nll", like params.
   """
-  parts = jax.tree.map(
+  split = jax.tree.map(
     lambda x: x.reshape(microbatches, -1, *x.shape[1:]),
     (key_B, tokens_BL, mask_BL),
   )
 
-  def nll(params, part):
-    _, sums = loss_fn(params, *part)
+  def nll(params, microbatch):
+    _, sums = loss_fn(params, *microbatch)
     return sums["nll"], sums
 
-  def accumulate(total, part):
-    (_, sums), grads = jax.value_and_grad(nll, has_aux=True)(params, part)
+  def accumulate(total, microbatch):
+    (_, sums), grads = jax.value_and_grad(nll, has_aux=True)(params, microbatch)
     return jax.tree.map(jnp.add, total, (sums, grads)), None
 
   zero = {"nll": jnp.float32(0), "tokens": jnp.float32(0)}
   zeros = zero, jax.tree.map(jnp.zeros_like, params)
-  with jax.named_scope("passes"):
-    return jax.lax.scan(accumulate, zeros, parts)[0]
+  with jax.named_scope("microbatches"):
+    return jax.lax.scan(accumulate, zeros, split)[0]
 
 
 def train_step(
   state: TrainState,
   tokens_BL: jax.Array,
   mask_BL: jax.Array,
-  *,
-  loss_fn: Callable,
-  tx: optax.GradientTransformation,
-  seed: int,
-  ema_decay: float,
-  microbatches: int = 1,
-  spread: Callable = lambda fn: fn,
+  recipe: Recipe,
 ) -> tuple[TrainState, dict]:
   """Takes one optimiser step on the mean loss of all valid tokens.
 
   The noise of a sequence depends on the seed, the step and its row alone, so
   microbatches and devices change nothing but the order of sums. If the loss
-  or the gradient is not finite the state is returned as it was.
+  or the gradient is not finite the state is returned unchanged.
 
   Args:
     state: donate it when jitting.
     tokens_BL: int32, the whole batch.
     mask_BL: validity of every position.
-    loss_fn: (params, key_B, tokens_BL, mask_BL) -> (scalar, sums) with sums
-      {"nll": in nats, "tokens": how many}.
-    tx: the optimiser.
-    seed: of the run.
-    ema_decay: limit of the moving average's decay.
-    microbatches: parts in which a device computes its rows; a divisor of
-      their number.
-    spread: `partition.spread` for several devices.
+    recipe: loss, optimiser and how the work is divided.
 
   Returns:
     The new state, and sums {"nll", "tokens", "grad_norm", "bad"}, f32.
   """
-  B = tokens_BL.shape[0]
-  key_B = jax.random.split(
-    jax.random.fold_in(stream(seed, "train"), state.step), B
-  )
+  key = jax.random.fold_in(stream(recipe.seed, "train"), state.step)
+  key_B = jax.random.split(key, len(tokens_BL))
   gradients = functools.partial(
-    sum_gradients, loss_fn=loss_fn, microbatches=microbatches
+    sum_gradients, loss_fn=recipe.loss_fn, microbatches=recipe.microbatches
   )
-  sums, grads = spread(gradients)(state.params, key_B, tokens_BL, mask_BL)
-  share = 1 / jnp.maximum(sums["tokens"], 1.0)
-  grad_norm = share * optax.global_norm(grads)
-  good = jnp.isfinite(sums["nll"]) & jnp.isfinite(grad_norm)
+  sums, grads = recipe.on_devices(gradients)(
+    state.params, key_B, tokens_BL, mask_BL
+  )
+  scale = 1 / jnp.maximum(sums["tokens"], 1.0)
+  grad_norm = scale * optax.global_norm(grads)
+  is_good = jnp.isfinite(sums["nll"]) & jnp.isfinite(grad_norm)
 
   def update(state):
-    # A product, for XLA's CPU backend would write quotients down.
-    mean = jax.tree.map(lambda g: share * g, grads)
-    updates, opt_state = optax.with_extra_args_support(tx).update(
+    # A product: XLA's CPU backend would write the array of quotients.
+    mean = jax.tree.map(lambda g: scale * g, grads)
+    updates, opt_state = optax.with_extra_args_support(recipe.tx).update(
       mean, state.opt_state, state.params, grad_norm=grad_norm
     )
     params = optax.apply_updates(state.params, updates)
-    decay = optim.ema_decay(state.step + 1, ema_decay)
+    decay = optim.ema_decay(state.step + 1, recipe.ema_decay)
     ema = jax.tree.map(
       lambda e, p: decay * e + (1 - decay) * p, state.ema, params
     )
     return TrainState(state.step + 1, params, opt_state, ema)
 
   # A choice leaf by leaf would keep the update from being done in place.
-  new = jax.lax.cond(good, update, lambda state: state, state)
-  bad = 1.0 - good.astype(jnp.float32)
-  return new, sums | {"grad_norm": grad_norm, "bad": bad}
+  new_state = jax.lax.cond(is_good, update, lambda state: state, state)
+  bad = 1.0 - is_good.astype(jnp.float32)
+  return new_state, sums | {"grad_norm": grad_norm, "bad": bad}
 
 
 def train_steps(
@@ -152,8 +166,7 @@ def train_steps(
   tokens_KBL: tuple[jax.Array, ...],
   mask_BL: jax.Array,
   count: jax.Array,
-  *,
-  step: Callable,
+  recipe: Recipe,
 ) -> tuple[TrainState, dict]:
   """Takes several steps in one program.
 
@@ -165,19 +178,82 @@ def train_steps(
     tokens_KBL: K batches.
     mask_BL: validity of every position, for all of them.
     count: int32, steps to take, at most K; the other batches are ignored.
-    step: `train_step` with its settings.
+    recipe: see `train_step`.
 
   Returns:
     The new state, and the sums of every step, each [K].
   """
   tokens = jnp.stack(tokens_KBL)
+  step = functools.partial(train_step, recipe=recipe)
   shapes = jax.eval_shape(step, state, tokens[0], mask_BL)[1]
   zeros = jax.tree.map(lambda x: jnp.zeros(len(tokens), x.dtype), shapes)
 
   def body(k, carry):
     state, sums_K = carry
     state, sums = step(state, tokens[k], mask_BL)
-    put = lambda all_K, x: all_K.at[k].set(x)
-    return state, jax.tree.map(put, sums_K, sums)
+    return state, jax.tree.map(
+      lambda all_K, x: all_K.at[k].set(x), sums_K, sums
+    )
 
   return jax.lax.fori_loop(0, count, body, (state, zeros))
+
+
+def make_loss(
+  cfg: config_lib.Config,
+  *,
+  dropout: bool,
+  shards: shards_lib.Shards = shards_lib.ONE_DEVICE,
+) -> Callable:
+  """Returns the loss of a run, see `Recipe.loss_fn`.
+
+  Args:
+    cfg: the run.
+    dropout: as in training; held-out text is scored without.
+    shards: devices that share the work on a sequence.
+  """
+  net = cfg.net if dropout else dataclasses.replace(cfg.net, dropout=0.0)
+  return functools.partial(
+    objective.loss,
+    denoiser=denoiser_lib.make_denoiser(net, shards),
+    law=config_lib.training_law(cfg),
+    clean_snr=cfg.clean_snr,
+  )
+
+
+def make_recipe(
+  cfg: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  tx: optax.GradientTransformation,
+  abstract: TrainState,
+) -> Recipe:
+  """Returns the recipe of a run.
+
+  Args:
+    cfg: the run.
+    mesh: its devices, or those of a topology that is not here.
+    tx: the optimiser.
+    abstract: shapes and shardings of the state.
+  """
+  shards = sharding_lib.shards(mesh)
+  return Recipe(
+    loss_fn=make_loss(cfg, dropout=True, shards=shards),
+    tx=tx,
+    seed=cfg.seed,
+    ema_decay=cfg.optim.ema_decay,
+    microbatches=sharding_lib.num_microbatches(mesh, cfg),
+    on_devices=sharding_lib.sum_over_devices(
+      mesh, abstract.params, rows=sharding_lib.ROWS
+    ),
+  )
+
+
+def jit_step(
+  step: Callable, mesh: jax.sharding.Mesh, abstract: TrainState, recipe: Recipe
+) -> Callable:
+  """Jits `train_step` or `train_steps`; the state is donated."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  return jax.jit(
+    functools.partial(step, recipe=recipe),
+    donate_argnums=0,
+    out_shardings=(shardings, sharding_lib.replicated(mesh)),
+  )

@@ -1,6 +1,6 @@
-"""Sampling: one driver that runs any path array, and policies that bend it."""
+"""Sampling: one sampler for any array of SNRs, and policies."""
 
 from dsl_jax.samplers import policies
-from dsl_jax.samplers.front import Samples, generate, hard_rows, sample
+from dsl_jax.samplers.sampler import Samples, generate, sample
 
-__all__ = ["Samples", "generate", "hard_rows", "policies", "sample"]
+__all__ = ["Samples", "generate", "policies", "sample"]

@@ -1,14 +1,12 @@
 """Policies: the next row where it depends on the state, not on a schedule.
 
-A policy is a pure function (confidence_BL, snr_BL, step) -> next_BL. Confidence
-lies in (0, 1]; see `generate`. Arrays a policy needs are bound with
-`jax.tree_util.Partial`, so that they are arguments of the compiled program.
-
-A plain function sees a candidate at every open position in every step. The
-policies here say when they look, so that other steps cost what a path costs.
+Arrays that a policy needs are bound with `jax.tree_util.Partial`, so that they
+are arguments of the compiled program. A plain function gets a candidate at every
+open position in every step. A `Policy` says when it needs them, so that other
+steps cost what a path costs.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +14,40 @@ import jax.numpy as jnp
 from dsl_jax.core import checks, paths
 
 Partial = jax.tree_util.Partial
-_SHARE = (lambda x: 0 <= x <= 1, "it lies in [0, 1]")
+
+
+class Rule(Protocol):
+  """Chooses the next row of SNRs. A pure function."""
+
+  def __call__(
+    self, confidence_BL: jax.Array, snr_BL: jax.Array, step: jax.Array
+  ) -> jax.Array:
+    """Returns next_BL for confidences in (0, 1]; see `generate`."""
+    ...
 
 
 class Policy(NamedTuple):
-  """A policy that says when it looks at candidates.
+  """A rule, and when it needs candidates.
 
   Attributes:
-    rule: (confidence_BL, snr_BL, step) -> next_BL.
-    looks: step -> bool, or None for never; where it does not look, confidence
-      is that of committed tokens when they were drawn, and 1 elsewhere or what
-      an earlier candidate had.
+    rule: see `Rule`.
+    needs_confidence: step -> bool, or None for never. In other steps the
+      confidence is that of committed tokens when they were drawn, and elsewhere
+      1 or that of an earlier candidate.
   """
 
   rule: Partial
-  looks: Partial | None = None
+  needs_confidence: Partial | None = None
 
   def __call__(self, confidence_BL, snr_BL, step):
     return self.rule(confidence_BL, snr_BL, step)
+
+
+def _most_confident(k, confidence_BL, snr_BL, step):
+  open_confidence = jnp.where(jnp.isinf(snr_BL), -1.0, confidence_BL)
+  order = jnp.argsort(-open_confidence, axis=-1, stable=True)
+  rank = jnp.argsort(order, axis=-1)
+  return jnp.where(rank < k, jnp.inf, snr_BL)
 
 
 def most_confident(tokens_per_step: int) -> Partial:
@@ -49,6 +63,12 @@ def most_confident(tokens_per_step: int) -> Partial:
   return Partial(_most_confident, jnp.int32(tokens_per_step))
 
 
+def _above(least, confidence_BL, snr_BL, step):
+  open_confidence = jnp.where(jnp.isinf(snr_BL), -1.0, confidence_BL)
+  best = open_confidence == jnp.max(open_confidence, axis=-1, keepdims=True)
+  return jnp.where((open_confidence >= least) | best, jnp.inf, snr_BL)
+
+
 def above(least: float) -> Partial:
   """Commits every masked token of at least some confidence, one at the least.
 
@@ -58,18 +78,30 @@ def above(least: float) -> Partial:
   Returns:
     The policy.
   """
-  checks.number("least", least, *_SHARE)
+  checks.probability("least", least)
   return Partial(_above, jnp.float32(least))
 
 
-def remask_unsure(
+def _remask_low_confidence(
+  key, hide_T, reveal_T, soft, confidence_BL, snr_BL, step
+):
+  committed = jnp.isinf(snr_BL)
+  weight = jnp.where(committed, -confidence_BL, -jnp.inf)
+  weight = jax.nn.softmax(weight, axis=-1)
+  u = jax.random.uniform(jax.random.fold_in(key, step), snr_BL.shape)
+  fallen = jnp.where(u < hide_T[step] * weight, soft, snr_BL)
+  risen = jnp.where(u < reveal_T[step], jnp.inf, snr_BL)
+  return jnp.where(committed, fallen, risen)
+
+
+def remask_low_confidence(
   key: jax.Array,
   num_steps: int,
   *,
   strength: float = 1.0,
   soft_snr: float = 0.0,
 ) -> Policy:
-  """ReMDM-conf: remasks committed tokens the sooner the less sure they were.
+  """ReMDM-conf: remasks committed tokens of low confidence more often.
 
   A committed token falls with probability
   sigma_i = strength sigma_max softmax_i(-p_i), the softmax over the committed
@@ -86,17 +118,29 @@ def remask_unsure(
     The policy.
   """
   checks.key(key)
-  checks.number("strength", strength, *_SHARE)
-  soft = "use a finite SNR, 0 or more"
-  checks.number("soft_snr", soft_snr, lambda x: 0 <= x < float("inf"), soft)
+  checks.probability("strength", strength)
+  checks.finite_snr("soft_snr", soft_snr)
   hide, _ = paths.rates(num_steps, kind="rescale", eta=strength)
   _, reveal = paths.rates(num_steps, kind="cap", eta=0.0)
   soft = jnp.float32(soft_snr)
-  return Policy(Partial(_remask_unsure, key, hide, reveal, soft))
+  return Policy(Partial(_remask_low_confidence, key, hide, reveal, soft))
+
+
+def _leads_to(row, step):
+  return step + 1 == row
+
+
+def _commit(path_TBL, row, least, confidence_BL, snr_BL, step):
+  planned = jax.lax.dynamic_index_in_dim(path_TBL, step + 1, 0, False)
+  planned = jnp.broadcast_to(planned, snr_BL.shape)
+  commit = jnp.where(confidence_BL >= least, jnp.inf, jnp.float32(0))
+  later = jnp.maximum(planned, jnp.where(jnp.isinf(snr_BL), snr_BL, 0.0))
+  following = jnp.where(step + 1 < row, planned, later)
+  return jnp.where(_leads_to(row, step), commit, following)
 
 
 def commit(path_TBL: jax.Array, row: int, least: float) -> Policy:
-  """Follows a path, and at one step commits what the model is sure of.
+  """Follows a path, and at one step commits the confident tokens.
 
   The hybrid sampler: a continuous path up to `row`, where tokens of at least
   some confidence are committed and all others return to the mask, then any
@@ -114,42 +158,7 @@ def commit(path_TBL: jax.Array, row: int, least: float) -> Policy:
     raise ValueError(
       f"row is {row}; use 1 to {len(path_TBL) - 1}, a later row of the path."
     )
-  checks.number("least", least, *_SHARE)
+  checks.probability("least", least)
   path, row = jnp.asarray(path_TBL, jnp.float32), jnp.int32(row)
   rule = Partial(_commit, path, row, jnp.float32(least))
   return Policy(rule, Partial(_leads_to, row))
-
-
-def _most_confident(k, confidence_BL, snr_BL, step):
-  free = jnp.where(jnp.isinf(snr_BL), -1.0, confidence_BL)
-  order = jnp.argsort(-free, axis=-1, stable=True)
-  turn = jnp.argsort(order, axis=-1)
-  return jnp.where(turn < k, jnp.inf, snr_BL)
-
-
-def _above(least, confidence_BL, snr_BL, step):
-  free = jnp.where(jnp.isinf(snr_BL), -1.0, confidence_BL)
-  best = free == jnp.max(free, axis=-1, keepdims=True)
-  return jnp.where((free >= least) | best, jnp.inf, snr_BL)
-
-
-def _remask_unsure(key, hide_T, reveal_T, soft, confidence_BL, snr_BL, step):
-  seen = jnp.isinf(snr_BL)
-  share = jax.nn.softmax(jnp.where(seen, -confidence_BL, -jnp.inf), axis=-1)
-  u = jax.random.uniform(jax.random.fold_in(key, step), snr_BL.shape)
-  fallen = jnp.where(u < hide_T[step] * share, soft, snr_BL)
-  risen = jnp.where(u < reveal_T[step], jnp.inf, snr_BL)
-  return jnp.where(seen, fallen, risen)
-
-
-def _leads_to(row, step):
-  return step + 1 == row
-
-
-def _commit(path_TBL, row, least, confidence_BL, snr_BL, step):
-  planned = jax.lax.dynamic_index_in_dim(path_TBL, step + 1, 0, False)
-  planned = jnp.broadcast_to(planned, snr_BL.shape)
-  sure = jnp.where(confidence_BL >= least, jnp.inf, jnp.float32(0))
-  later = jnp.maximum(planned, jnp.where(jnp.isinf(snr_BL), snr_BL, 0.0))
-  following = jnp.where(step + 1 < row, planned, later)
-  return jnp.where(_leads_to(row, step), sure, following)

@@ -8,6 +8,20 @@ from dsl_jax.core import checks
 _POSITIVE = "use a finite number above 0"
 
 
+def _share(rows, length):
+  rows = np.concatenate([[0.0], rows, [np.inf]]).astype(np.float32)
+  return np.repeat(rows[:, None], checks.count("length", length), axis=1)
+
+
+def _check_range(snr_min, snr_max):
+  for name, value in (("snr_min", snr_min), ("snr_max", snr_max)):
+    checks.number(name, value, lambda x: 0 < x < np.inf, _POSITIVE)
+  if snr_min > snr_max:
+    raise ValueError(
+      f"snr_min is {snr_min}; use at most snr_max, which is {snr_max}."
+    )
+
+
 def geometric(
   num_steps: int, length: int, *, snr_min: float, snr_max: float
 ) -> np.ndarray:
@@ -22,9 +36,9 @@ def geometric(
   Returns:
     path, f32 [T+1, L].
   """
-  _range(snr_min, snr_max)
+  _check_range(snr_min, snr_max)
   rows = checks.count("num_steps", num_steps) - 1
-  return _shared(np.geomspace(snr_max, snr_min, rows)[::-1], length)
+  return _share(np.geomspace(snr_max, snr_min, rows)[::-1], length)
 
 
 def linear(
@@ -44,8 +58,8 @@ def linear(
   n = checks.count("num_steps", num_steps) - 1
   checks.number("snr_max", snr_max, lambda x: 0 < x < np.inf, _POSITIVE)
   snr_min = snr_max / max(n, 1) if snr_min is None else snr_min
-  _range(snr_min, snr_max)
-  return _shared(np.linspace(snr_max, snr_min, n)[::-1], length)
+  _check_range(snr_min, snr_max)
+  return _share(np.linspace(snr_max, snr_min, n)[::-1], length)
 
 
 def lognormal_quantiles(
@@ -62,10 +76,10 @@ def lognormal_quantiles(
   Returns:
     path, f32 [T+1, L].
   """
-  checks.number("mu", mu, np.isfinite, "give a finite number")
+  checks.number("mu", mu, np.isfinite, "it must be finite")
   checks.number("sigma", sigma, lambda x: 0 < x < np.inf, "it must be positive")
   k = np.arange(1, checks.count("num_steps", num_steps)) / num_steps
-  return _shared(
+  return _share(
     np.exp(mu + sigma * np.asarray(jax.scipy.special.ndtri(k))), length
   )
 
@@ -103,20 +117,6 @@ def information_uniform(
   if snr[0] > 0:
     snr, mmse = np.append(0.0, snr), np.append(mmse[0], mmse)
   information = np.append(0, np.cumsum(np.diff(snr) * (mmse[1:] + mmse[:-1])))
-  share = np.linspace(1, 0, checks.count("num_steps", num_steps))[:-1][::-1]
-  rows = np.interp(share * information[-1], information, snr)
-  return _shared(rows, length)
-
-
-def _shared(rows, length):
-  rows = np.concatenate([[0.0], rows, [np.inf]]).astype(np.float32)
-  return np.repeat(rows[:, None], checks.count("length", length), axis=1)
-
-
-def _range(snr_min, snr_max):
-  for name, value in (("snr_min", snr_min), ("snr_max", snr_max)):
-    checks.number(name, value, lambda x: 0 < x < np.inf, _POSITIVE)
-  if snr_min > snr_max:
-    raise ValueError(
-      f"snr_min is {snr_min}; use at most snr_max, which is {snr_max}."
-    )
+  fraction = np.linspace(1, 0, checks.count("num_steps", num_steps))[:-1][::-1]
+  rows = np.interp(fraction * information[-1], information, snr)
+  return _share(rows, length)

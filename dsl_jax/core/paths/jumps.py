@@ -7,6 +7,17 @@ import numpy as np
 from dsl_jax.core import checks, laws
 
 
+def _jumps(step, num_steps):
+  """0 up to row step[i], inf from row step[i] + 1.
+
+  Built on the host unless traced: a long path may not fit on a device.
+  """
+  xp = jnp if isinstance(step, jax.core.Tracer) else np
+  row = xp.arange(num_steps + 1).reshape(-1, *[1] * step.ndim)
+  visible = row > xp.asarray(step)[None]
+  return xp.where(visible, xp.float32(xp.inf), xp.float32(0))
+
+
 def masked(
   key: jax.Array, num_steps: int, batch: int, length: int
 ) -> jax.Array:
@@ -24,8 +35,8 @@ def masked(
   checks.key(key)
   shape = (checks.count("batch", batch), checks.count("length", length))
   num_steps = checks.count("num_steps", num_steps)
-  when = jax.random.randint(key, shape, 0, num_steps)
-  return _jumps(when, num_steps)
+  step_BL = jax.random.randint(key, shape, 0, num_steps)
+  return _jumps(step_BL, num_steps)
 
 
 def random_order(
@@ -45,8 +56,8 @@ def random_order(
   checks.key(key)
   shape = (checks.count("batch", batch), checks.count("length", length))
   per_step = checks.count("tokens_per_step", tokens_per_step)
-  turn = laws.ranks(key, shape) // per_step
-  return _jumps(turn, -(-length // per_step))
+  step_BL = laws.ranks(key, shape) // per_step
+  return _jumps(step_BL, -(-length // per_step))
 
 
 def left_to_right(length: int, *, tokens_per_step: int = 1) -> np.ndarray:
@@ -60,17 +71,5 @@ def left_to_right(length: int, *, tokens_per_step: int = 1) -> np.ndarray:
     path, f32 [T+1, L], T = ceil(L / tokens_per_step).
   """
   per_step = checks.count("tokens_per_step", tokens_per_step)
-  turn = np.arange(checks.count("length", length)) // per_step
-  return _jumps(turn, -(-length // per_step))
-
-
-def _jumps(when, num_steps):
-  """0 up to row when[i], inf from row when[i] + 1.
-
-  Built on the host unless traced: all rows of a long path are for a device
-  too much at a time.
-  """
-  xp = jnp if isinstance(when, jax.core.Tracer) else np
-  row = xp.arange(num_steps + 1).reshape(-1, *[1] * when.ndim)
-  visible = row > xp.asarray(when)[None]
-  return xp.where(visible, xp.float32(xp.inf), xp.float32(0))
+  step_L = np.arange(checks.count("length", length)) // per_step
+  return _jumps(step_L, -(-length // per_step))

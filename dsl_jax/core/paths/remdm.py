@@ -1,6 +1,6 @@
 """ReMDM's remasking schedules (Wang et al., arXiv 2503.00307) as paths.
 
-Whether a token is visible is a two-state Markov chain that never looks at
+Whether a token is visible is a two-state Markov chain that does not depend on
 token values, so the whole chain can be drawn before the first network call.
 """
 
@@ -13,7 +13,54 @@ from dsl_jax.core import checks
 KINDS = ("cap", "rescale", "loop", "forward_backward")
 
 
-def remask(
+def rates(
+  num_steps: int,
+  *,
+  kind: str,
+  eta: float = 0.0,
+  t_on: float = 0.55,
+  t_off: float = 0.05,
+  alpha_on: float = 0.9,
+) -> tuple[jax.Array, jax.Array]:
+  """Transition probabilities of `remask`, whose arguments these are.
+
+  Returns:
+    hide_T and reveal_T, f32: of a visible and of a masked token, per step.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
+  checks.probability("eta", eta)
+  for name, x in (("t_on", t_on), ("t_off", t_off), ("alpha_on", alpha_on)):
+    checks.number(name, x, lambda x: 0 < x < 1, "use a number in (0, 1)")
+  if not t_off < t_on:
+    raise ValueError(f"t_off is {t_off}; use one below t_on, which is {t_on}.")
+  time = np.linspace(1, 1e-5, checks.count("num_steps", num_steps) + 1)
+  t, s = time[:-1], time[1:]
+  if kind == "loop":
+    phase = [t > t_on, t <= t_off]
+
+    def alpha(time):
+      rise = (1 - time) * alpha_on / (1 - t_on)
+      finish = 1 - time * (1 - alpha_on) / t_off
+      return np.select(phase, [rise, finish], alpha_on)
+
+    alpha_t, alpha_s = alpha(t), alpha(s)
+    sigma = np.select(phase, [0.0, 0.0], eta)
+  else:
+    alpha_t, alpha_s = 1 - t, 1 - s
+    below = np.maximum(alpha_t, 1e-12)
+    sigma_max = np.minimum(1, (1 - alpha_s) / below)
+    sigma = {
+      "cap": np.minimum(eta, sigma_max),
+      "rescale": eta * sigma_max,
+      "forward_backward": np.minimum((alpha_s - alpha_t) / below, sigma_max),
+    }[kind]
+  reveal = (alpha_s - (1 - sigma) * alpha_t) / np.maximum(1 - alpha_t, 1e-12)
+  clipped = (np.clip(p, 0, 1).astype(np.float32) for p in (sigma, reveal))
+  return tuple(jnp.asarray(p) for p in clipped)
+
+
+def remask(  # noqa: PLR0913
   key: jax.Array,
   num_steps: int,
   batch: int,
@@ -37,8 +84,8 @@ def remask(
     loop: 0 while unmasking to alpha_on by time t_on, eta at constant alpha_on
       until t_off, 0 again for the rest.
   Tokens still masked at the end are revealed by the last row. With soft_snr
-  above 0 a remasked token falls to that SNR instead and keeps part of what is
-  known of it: soft remasking, which keeps the law as the hard one does.
+  above 0 a remasked token falls to that SNR instead and keeps part of its
+  evidence: soft remasking, which keeps the law as hard remasking does.
 
   Args:
     key: typed random key.
@@ -56,11 +103,11 @@ def remask(
     path, f32 [T+1, B, L].
   """
   checks.key(key)
-  soft = "use a finite SNR, 0 or more"
-  checks.number("soft_snr", soft_snr, lambda x: 0 <= x < np.inf, soft)
+  checks.finite_snr("soft_snr", soft_snr)
   shape = (checks.count("batch", batch), checks.count("length", length))
-  loop = {"t_on": t_on, "t_off": t_off, "alpha_on": alpha_on}
-  hide, reveal = rates(num_steps, kind=kind, eta=eta, **loop)
+  hide, reveal = rates(
+    num_steps, kind=kind, eta=eta, t_on=t_on, t_off=t_off, alpha_on=alpha_on
+  )
 
   masked, visible, fallen = (jnp.uint8(i) for i in range(3))
 
@@ -75,56 +122,11 @@ def remask(
   start = jnp.full(shape, masked)
   keys = jax.random.split(key, num_steps)
   _, rows = jax.lax.scan(step, start, (keys, hide, reveal))
-  # On the host unless traced: a long path has no room on a device.
+  # On the host unless traced: a long path may not fit on a device.
   xp = jnp if isinstance(rows, jax.core.Tracer) else np
   ends = xp.zeros((1, *shape), xp.uint8)
   levels = xp.concatenate([ends, xp.asarray(rows)[:-1], ends + visible])
   return xp.asarray([0, xp.inf, soft_snr], xp.float32)[levels]
-
-
-def rates(
-  num_steps: int,
-  *,
-  kind: str,
-  eta: float = 0.0,
-  t_on: float = 0.55,
-  t_off: float = 0.05,
-  alpha_on: float = 0.9,
-) -> tuple[jax.Array, jax.Array]:
-  """Transition probabilities of `remask`, whose arguments these are.
-
-  Returns:
-    hide_T and reveal_T, f32: of a visible and of a masked token, per step.
-  """
-  if kind not in KINDS:
-    raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
-  share = "a probability lies in [0, 1]"
-  checks.number("eta", eta, lambda x: 0 <= x <= 1, share)
-  for name, x in (("t_on", t_on), ("t_off", t_off), ("alpha_on", alpha_on)):
-    checks.number(name, x, lambda x: 0 < x < 1, "use a number in (0, 1)")
-  if not t_off < t_on:
-    raise ValueError(f"t_off is {t_off}; use one below t_on, which is {t_on}.")
-  time = np.linspace(1, 1e-5, checks.count("num_steps", num_steps) + 1)
-  t, s = time[:-1], time[1:]
-  if kind == "loop":
-    rise = lambda t: (1 - t) * alpha_on / (1 - t_on)
-    finish = lambda t: 1 - t * (1 - alpha_on) / t_off
-    phase = [t > t_on, t <= t_off]
-    alpha_t = np.select(phase, [rise(t), finish(t)], alpha_on)
-    alpha_s = np.select(phase, [rise(s), finish(s)], alpha_on)
-    sigma = np.select(phase, [0.0, 0.0], eta)
-  else:
-    alpha_t, alpha_s = 1 - t, 1 - s
-    below = np.maximum(alpha_t, 1e-12)
-    most = np.minimum(1, (1 - alpha_s) / below)
-    sigma = {
-      "cap": np.minimum(eta, most),
-      "rescale": eta * most,
-      "forward_backward": np.minimum((alpha_s - alpha_t) / below, most),
-    }[kind]
-  reveal = (alpha_s - (1 - sigma) * alpha_t) / np.maximum(1 - alpha_t, 1e-12)
-  clipped = (np.clip(p, 0, 1).astype(np.float32) for p in (sigma, reveal))
-  return tuple(jnp.asarray(p) for p in clipped)
 
 
 def budget_eta(
@@ -152,8 +154,9 @@ def budget_eta(
   visible = {"cap": 0.5, "loop": (t_on - t_off) * alpha_on}
   if kind not in visible:
     raise ValueError(f"kind is {kind!r}; a budget is defined for cap, loop.")
-  enough = "use a finite number, at least 0"
-  checks.number("remasks", remasks, lambda x: 0 <= x < np.inf, enough)
+  checks.number(
+    "remasks", remasks, lambda x: 0 <= x < np.inf, "use a finite number >= 0"
+  )
   return min(
     1.0, remasks / (visible[kind] * checks.count("num_steps", num_steps))
   )

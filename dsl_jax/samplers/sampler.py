@@ -1,0 +1,441 @@
+"""The one sampler: it runs any array of per-token SNRs.
+
+`generate` and `sample` check a request, then loop over the rows of its path;
+`step.step` leads from one row to the next.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsl_jax.core import channel, checks, paths, sphere
+from dsl_jax.core.paths import algebra
+from dsl_jax.nets.denoiser import Denoiser
+from dsl_jax.samplers import policies
+from dsl_jax.samplers import step as step_lib
+from dsl_jax.samplers.step import State
+
+SEGMENT_ROWS = 64  # rows that `sample` gives to a program at a time
+_INTEGRATORS = ("mean", "sample", "heun")
+_CONFIDENCES = ("probability", "entropy")
+
+
+class Segment(NamedTuple):
+  """Consecutive rows of a path, given to one program.
+
+  Attributes:
+    snr_RBL: the rows, without the one on which the state is.
+    step_RB: the step of the whole path that leads to each of them: the noise
+      of a step does not depend on the segment it is in.
+    first: steps before the segment.
+    stop: steps up to its end; rows beyond are padding.
+    last: steps of the whole path, up to the last that moves a token.
+  """
+
+  snr_RBL: jax.Array
+  step_RB: jax.Array
+  first: jax.Array
+  stop: jax.Array
+  last: jax.Array
+
+
+class Options(NamedTuple):
+  """How tokens are drawn and moved; see `generate`."""
+
+  integrator: str = "mean"
+  temperature: float = 1.0
+  top_p: float = 1.0
+  strict_top_p: bool = False
+  noise: float = 1.0
+  confidence: str = "probability"
+
+
+class Request(NamedTuple):
+  """A checked request.
+
+  Attributes:
+    path_TBL: on the host unless it is traced.
+    prompt_BL: ids, zero outside the prompt.
+    inputs: arguments of the program.
+    policy: a pytree, or None.
+    settings: compiled into the program.
+  """
+
+  path_TBL: np.ndarray | jax.Array
+  prompt_BL: np.ndarray | jax.Array
+  inputs: step_lib.Inputs
+  policy: policies.Policy | Callable | None
+  settings: step_lib.Settings
+
+
+class Samples(NamedTuple):
+  """What `sample` returns.
+
+  Attributes:
+    tokens_BL: int32.
+    calls: network calls, each over the whole batch.
+  """
+
+  tokens_BL: jax.Array
+  calls: int
+
+
+def _check_options(options: Options) -> None:
+  for name, value, known in (
+    ("integrator", options.integrator, _INTEGRATORS),
+    ("confidence", options.confidence, _CONFIDENCES),
+  ):
+    if value not in known:
+      raise ValueError(f"{name} is {value!r}; use {', '.join(known)}.")
+  checks.number(
+    "temperature",
+    options.temperature,
+    lambda x: 0 <= x < np.inf,
+    "use a finite number, at least 0",
+  )
+  checks.number(
+    "top_p", options.top_p, lambda x: 0 < x <= 1, "it must lie in (0, 1]"
+  )
+  checks.probability("noise", options.noise)
+
+
+def _check_path(path, prompt_BL):
+  """The path with a batch axis; [T+1, L] serves the batch of the prompt."""
+  if not isinstance(path, jax.core.Tracer):
+    paths.check(path)
+    path = np.asarray(path, np.float32)
+  if path.ndim == 2:
+    shape = np.shape(prompt_BL)  # a wrong one is rejected later
+    batch = shape[0] if len(shape) == 2 and shape[0] else 1
+    xp = jnp if isinstance(path, jax.core.Tracer) else np
+    path = xp.broadcast_to(path[:, None], (len(path), batch, path.shape[-1]))
+  return path
+
+
+def _check_prompt(prompt_BL, path_TBL, vocab_size):
+  """The prompt; zeros where there is none."""
+  shape, traced = path_TBL.shape[1:], jax.core.Tracer
+  if prompt_BL is None:
+    if not isinstance(path_TBL, traced) and np.isinf(path_TBL[0]).any():
+      raise ValueError(
+        "prompt_BL is None, but the path's first row is inf somewhere; give "
+        "the tokens at these positions."
+      )
+    return jnp.zeros(shape, jnp.int32)
+  if np.shape(prompt_BL) != shape:
+    raise ValueError(
+      f"prompt_BL has shape {np.shape(prompt_BL)}; the path needs {shape}."
+    )
+  if isinstance(prompt_BL, traced) or isinstance(path_TBL, traced):
+    return jnp.asarray(prompt_BL, jnp.int32)
+  prompt_mask_BL = np.isinf(path_TBL[0])
+  checks.ids("prompt_BL", prompt_BL, vocab_size, prompt_mask_BL)
+  return np.where(prompt_mask_BL, np.asarray(prompt_BL), 0).astype(np.int32)
+
+
+def _check_request(
+  params, key, path, denoiser, clean_snr, policy, prompt_BL, options: Options
+) -> Request:
+  """Checks arguments of `generate`, before anything is compiled."""
+  _check_options(options)
+  checks.clean_snr(clean_snr)
+  checks.key(key)
+  if not callable(getattr(denoiser, "table", None)):
+    raise ValueError(f"denoiser is {denoiser!r}; make one with make_denoiser.")
+  if not (policy is None or callable(policy)):
+    raise ValueError(f"policy is {policy!r}; give one of samplers.policies.")
+  if not (prompt_BL is None or isinstance(prompt_BL, jax.Array)):
+    try:
+      prompt_BL = np.asarray(prompt_BL)
+    except ValueError as error:
+      raise ValueError("prompt_BL is ragged; give ids [B, L].") from error
+  path_TBL = _check_path(path, prompt_BL)
+  table_VD = jax.eval_shape(denoiser.table, params)
+  known = (jax.tree_util.Partial, policies.Policy)
+  if policy is not None and not isinstance(policy, known):
+    policy = jax.tree_util.Partial(policy)
+  top_p = options.top_p
+  return Request(
+    path_TBL,
+    _check_prompt(prompt_BL, path_TBL, table_VD.shape[0]),
+    step_lib.Inputs(
+      clean_snr=jnp.asarray(clean_snr, jnp.float32),
+      temperature=jnp.asarray(options.temperature, jnp.float32),
+      top_p=jnp.asarray(top_p, jnp.float32),
+    ),
+    policy,
+    step_lib.Settings(
+      denoiser=Denoiser(
+        *(getattr(denoiser, name, None) for name in Denoiser._fields)
+      ),
+      integrator=options.integrator,
+      strict=bool(options.strict_top_p),
+      noise=float(options.noise),
+      truncates=isinstance(top_p, jax.core.Tracer) or float(top_p) < 1,
+      confidence=options.confidence,
+    ),
+  )
+
+
+def _next_row(policy, row_BL, k, is_free, state: State, logp_BL=None):
+  """Returns the next row, and whether the policy needs candidates first.
+
+  Called before the network, without logp_BL, a policy that needs candidates is
+  not asked yet and nothing moves. The last row is the path's in any case.
+  """
+  if policy is None:
+    return row_BL, None
+  needs = True
+  if isinstance(policy, policies.Policy):
+    needs = policy.needs_confidence
+  if needs is True and logp_BL is None:
+    return jnp.where(is_free, state.snr_BL, row_BL), is_free
+  confidence_BL = jnp.exp(state.logp_BL if logp_BL is None else logp_BL)
+  next_BL = policy(confidence_BL, state.snr_BL, k)
+  if np.shape(next_BL) != row_BL.shape:
+    raise ValueError(
+      f"policy returned shape {np.shape(next_BL)}; return {row_BL.shape}."
+    )
+  # NaN and negative SNRs do not move a token; prompts stay.
+  next_BL = jnp.where(next_BL >= 0, next_BL, state.snr_BL)
+  next_BL = jnp.where(state.prompt_mask_BL, jnp.inf, next_BL)
+  needs = is_free & needs(k) if callable(needs) else None
+  return jnp.where(is_free, next_BL, row_BL), needs
+
+
+def _start(params, row_BL, prompt_BL, inputs, settings) -> State:
+  """The state on a path's first row: masks and prompt tokens."""
+  model = step_lib.bind(params, inputs, settings)
+  prompt_mask_BL, rows_BLM = jnp.isinf(row_BL), None
+  x_BLD = sphere.embed(model.table_VD, prompt_BL)
+  z_BLD = channel.hard(x_BLD, prompt_mask_BL, clean_snr=inputs.clean_snr)
+  if model.mask_M is not None:
+    rows_BLM = jnp.broadcast_to(
+      model.mask_M, (*row_BL.shape, len(model.mask_M))
+    )
+    rows_BLM = step_lib.embed(model, prompt_mask_BL, row_BL, z_BLD, rows_BLM)
+  logp_BL = jnp.zeros(row_BL.shape)
+  return State(
+    prompt_mask_BL, row_BL, z_BLD, rows_BLM, prompt_BL, logp_BL, jnp.int32(0)
+  )
+
+
+def _run_segment(
+  params, key, state: State, segment: Segment, inputs, policy, settings
+) -> State:
+  """Runs consecutive rows of a path; `key` is that of the whole path."""
+  model = step_lib.bind(params, inputs, settings)
+  sequence_B = jnp.arange(segment.snr_RBL.shape[1], dtype=jnp.int32)
+  key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_B)
+
+  def step_keys(key, step):
+    return jax.random.split(jax.random.fold_in(key, step), 3)
+
+  def body(carry):
+    k, state = carry
+    i = k - segment.first
+    row_BL = jax.lax.dynamic_index_in_dim(segment.snr_RBL, i, 0, False)
+    step_B = jax.lax.dynamic_index_in_dim(segment.step_RB, i, 0, False)
+    keys = step_lib.Keys(
+      *jnp.moveaxis(jax.vmap(step_keys)(key_B, step_B), 1, 0)
+    )
+    next_row = functools.partial(
+      _next_row, policy, row_BL, k, k + 1 < segment.last
+    )
+    return k + 1, step_lib.step(model, keys, state, next_row)
+
+  def unfinished(carry):
+    return carry[0] < segment.stop
+
+  return jax.lax.while_loop(unfinished, body, (segment.first, state))[1]
+
+
+_jit_start = jax.jit(_start, static_argnames="settings")
+_jit_run_segment = jax.jit(_run_segment, static_argnames="settings")
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _run_path(params, key, path_TBL, prompt_BL, inputs, policy, settings):
+  """All rows of a path in one program."""
+  state = _start(params, path_TBL[0], prompt_BL, inputs, settings)
+  if len(path_TBL) == 1:
+    return state.tokens_BL
+  moves_T = jnp.any(path_TBL[1:] != path_TBL[:-1], axis=(1, 2))
+  step_T = jnp.arange(len(path_TBL) - 1, dtype=jnp.int32)
+  last = jnp.max(jnp.where(moves_T, step_T + 1, 0), initial=0)
+  step_TB = jnp.broadcast_to(step_T[:, None], (len(step_T), path_TBL.shape[1]))
+  segment = Segment(path_TBL[1:], step_TB, jnp.int32(0), last, last)
+  state = _run_segment(params, key, state, segment, inputs, policy, settings)
+  return state.tokens_BL
+
+
+def segments(
+  path_TBL: np.ndarray, rows: int, *, together: bool
+) -> Iterator[Segment]:
+  """Cuts a path into segments that share programs. Host code.
+
+  Args:
+    path_TBL: [T+1, B, L].
+    rows: of a segment, at most.
+    together: drop only steps after the last that moves any sequence; otherwise
+      every sequence drops its own steps that move nothing.
+
+  Yields:
+    Arrays on the host, padded to the power of two that holds `rows`.
+  """
+  step_TB = algebra.moving_steps(path_TBL, together=together)
+  last = len(step_TB)
+  rows = min(rows, max(last, SEGMENT_ROWS))
+  bound = 1 << (rows - 1).bit_length()
+  sequence_B = np.arange(path_TBL.shape[1])
+  for first in range(0, last, rows):
+    step_RB = step_TB[first : first + rows]
+    snr_RBL = path_TBL[step_RB + 1, sequence_B]
+    missing = (0, bound - len(step_RB))
+    yield Segment(
+      np.pad(snr_RBL, (missing, (0, 0), (0, 0)), "edge"),
+      np.pad(step_RB, (missing, (0, 0)), "edge").astype(np.int32),
+      *map(np.int32, (first, first + len(step_RB), last)),
+    )
+
+
+def generate(  # noqa: PLR0913
+  params,
+  key: jax.Array,
+  path_TBL: jax.Array,
+  *,
+  denoiser: Denoiser,
+  clean_snr: float,
+  integrator: str = "mean",
+  temperature: float = 1.0,
+  top_p: float = 1.0,
+  policy: policies.Rule | None = None,
+  prompt_BL: jax.Array | None = None,
+  strict_top_p: bool = False,
+  noise: float = 1.0,
+  confidence: str = "probability",
+) -> jax.Array:
+  """Samples tokens along a path; one network call for a row that moves.
+
+  From SNR t to t', with p(.|z) from one call: up to a finite t',
+  z + d m + sqrt(d) eps with m the posterior mean or e(s), s ~ p(.|z); up to
+  inf, s ~ p(.|z) is committed; down, the Brownian bridge. The loop ends at the
+  last row that moves, so paths padded with their last row share one program.
+
+  A sequence depends on the key, its place in the batch and its own path alone.
+
+  Args:
+    params: of the denoiser.
+    key: typed random key.
+    path_TBL: [T+1, B, L], or [T+1, L] for the prompt's batch or one sequence.
+    denoiser: functions of the network.
+    clean_snr: scale of a committed token.
+    integrator: of finite moves up: "mean", "sample", or "heun" (two calls).
+    temperature: of drawn tokens; 0 takes the arg-max.
+    top_p: nucleus of drawn tokens, in (0, 1].
+    policy: replaces the path's rows except the first and the last one; prompts
+      stay.
+    prompt_BL: ids where the path's first row is inf; others are ignored.
+    strict_top_p: ReMDM's rule, which drops the token that crosses top_p.
+    noise: fraction of the Brownian motion in finite moves up, 1 is the SDE of
+      the channel, 0 its probability flow.
+    confidence: what policies see of a candidate, and of a committed token when
+      it was drawn: its "probability", or exp(-"entropy") of the prediction.
+
+  Returns:
+    tokens_BL, int32.
+
+  Raises:
+    ValueError: for a bad path, an unknown integrator, numbers out of range, or
+      a prompt that is missing, of another shape, or outside the vocabulary.
+  """
+  options = Options(
+    integrator, temperature, top_p, strict_top_p, noise, confidence
+  )
+  request = _check_request(
+    params, key, path_TBL, denoiser, clean_snr, policy, prompt_BL, options
+  )
+  return _run_path(params, key, *request)
+
+
+def sample(  # noqa: PLR0913
+  params,
+  key: jax.Array,
+  path_TBL: jax.Array,
+  *,
+  denoiser: Denoiser,
+  clean_snr: float,
+  policy: policies.Rule | None = None,
+  prompt_BL: jax.Array | None = None,
+  rows: int = SEGMENT_ROWS,
+  callback: Callable[[int, State], None] | None = None,
+  sharding: jax.NamedSharding | None = None,
+  **options,
+) -> Samples:
+  """Runs a path of any length, segment by segment, from the host.
+
+  Returns the tokens of `generate`, but steps that move nothing are dropped for
+  every sequence on its own (unless a policy or callback counts rows), and the
+  path goes to the device in segments padded to a power of two: paths of any
+  length share one program, and a long path never lies on the device.
+
+  Args:
+    params: of the denoiser.
+    key: typed random key.
+    path_TBL: as for `generate`.
+    denoiser: functions of the network.
+    clean_snr: scale of a committed token.
+    policy: as for `generate`.
+    prompt_BL: as for `generate`.
+    rows: rows in a segment, at most.
+    callback: called with (row, state) after every segment.
+    sharding: of arrays whose first axis is the batch; None leaves them as they
+      are.
+    **options: as for `generate`, see `Options`.
+
+  Returns:
+    Tokens and network calls.
+
+  Raises:
+    ValueError: as `generate`, or rows below 1.
+  """
+  rows = checks.count("rows", rows)
+  if not (callback is None or callable(callback)):
+    raise ValueError(f"callback is {callback!r}; give a function or None.")
+  if not (sharding is None or isinstance(sharding, jax.NamedSharding)):
+    raise ValueError(f"sharding is {sharding!r}; give a jax.NamedSharding.")
+  request = _check_request(
+    params,
+    key,
+    path_TBL,
+    denoiser,
+    clean_snr,
+    policy,
+    prompt_BL,
+    Options(**options),
+  )
+  path, prompt, inputs, policy, settings = request
+
+  def put(array, batch_axis):
+    if sharding is None:
+      return jnp.asarray(array)
+    spec = jax.sharding.PartitionSpec(*[None] * batch_axis, *sharding.spec)
+    return jax.device_put(array, jax.NamedSharding(sharding.mesh, spec))
+
+  state = _jit_start(params, put(path[0], 0), put(prompt, 0), inputs, settings)
+  counted = policy is not None or callback is not None
+  for segment in segments(path, rows, together=counted):
+    stop = int(segment.stop)
+    segment = segment._replace(
+      snr_RBL=put(segment.snr_RBL, 1), step_RB=put(segment.step_RB, 1)
+    )
+    state = _jit_run_segment(
+      params, key, state, segment, inputs, policy, settings
+    )
+    if callback is not None:
+      callback(stop, state)
+  return Samples(state.tokens_BL, int(state.calls))

@@ -1,0 +1,263 @@
+"""One step of the sampler: from a row of SNRs to the next. Traced code."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsl_jax.core import channel, sphere, vocab
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.nets.denoiser import Denoiser
+from dsl_jax.samplers import moving
+
+
+class State(NamedTuple):
+  """The state of a batch on a row of the path.
+
+  Attributes:
+    prompt_mask_BL: true at prompt tokens.
+    snr_BL: current SNR per token.
+    z_BLD: the channel.
+    rows_BLM: input embeddings of z, or None for a denoiser without `embed`.
+    tokens_BL: the last token drawn at each position.
+    logp_BL: the logarithm of its confidence when it was drawn.
+    calls: network calls so far.
+  """
+
+  prompt_mask_BL: jax.Array
+  snr_BL: jax.Array
+  z_BLD: jax.Array
+  rows_BLM: jax.Array | None
+  tokens_BL: jax.Array
+  logp_BL: jax.Array
+  calls: jax.Array
+
+
+class Settings(NamedTuple):
+  """What is compiled into the program; see `generate`."""
+
+  denoiser: Denoiser
+  integrator: str
+  strict: bool
+  noise: float
+  truncates: bool
+  confidence: str
+
+
+class Inputs(NamedTuple):
+  """Numbers that the program takes as arguments; see `generate`."""
+
+  clean_snr: jax.Array
+  temperature: jax.Array
+  top_p: jax.Array
+
+
+class Keys(NamedTuple):
+  """Random keys of a step, one per sequence."""
+
+  draw: jax.Array
+  up: jax.Array
+  down: jax.Array
+
+
+class Model(NamedTuple):
+  """Arguments of a run, and what the denoiser makes of params alone."""
+
+  params: dict
+  inputs: Inputs
+  settings: Settings
+  table_VD: jax.Array
+  head_VM: jax.Array
+  bias_V: jax.Array | None
+  mask_M: jax.Array | None  # input embedding of the mask
+
+
+def bind(params, inputs: Inputs, settings: Settings) -> Model:
+  denoiser = settings.denoiser
+  table_VD, mask = denoiser.table(params), None
+  if denoiser.embed is not None:
+    mask = denoiser.embed(params, jnp.zeros((1, 1, table_VD.shape[1])))[0, 0]
+  head_VM, bias_V = denoiser.head(params)
+  return Model(params, inputs, settings, table_VD, head_VM, bias_V, mask)
+
+
+def embed(model: Model, where_BL, snr_BL, z_BLD, rows_BLM) -> jax.Array | None:
+  """Input embeddings of z where asked; masks need no converter."""
+  if rows_BLM is None:
+    return None
+  denoiser = model.settings.denoiser
+  is_mask = (where_BL & (snr_BL == 0))[..., None]
+  rows_BLM = jnp.where(is_mask, model.mask_M[None, None], rows_BLM)
+
+  def convert(z):
+    return denoiser.embed(model.params, z).astype(rows_BLM.dtype)
+
+  where_BL = where_BL & (snr_BL > 0)
+  return moving.apply(where_BL, convert, z_BLD, rows_BLM, len(model.table_VD))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced once for all programs
+def _hidden(denoiser, params, z_BLD, rows_BLM, snr_BL):
+  if rows_BLM is None:
+    return denoiser_lib.hidden_states(denoiser, params, z_BLD, snr_BL)
+  return denoiser.trunk(params, rows_BLM, z_BLD)
+
+
+def _draws_token(settings, snr_BL, next_BL):
+  """Where a move draws a token: commitments, and all moves up by samples."""
+  rises = next_BL > snr_BL
+  if settings.integrator == "sample":
+    return rises
+  return rises & jnp.isinf(next_BL)
+
+
+def _call_network(model: Model, key_B, needed, draw_BL, state: State):
+  """Hidden states, and tokens drawn with their log-confidence where asked.
+
+  Without need, nothing is computed: hidden states are zero and tokens stay.
+  """
+  settings, inputs = model.settings, model.inputs
+  args = model.params, state.z_BLD, state.rows_BLM, state.snr_BL
+  old = state.tokens_BL, state.logp_BL
+
+  def draw(position_BK, h_BKM):
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+    tokens, logp = vocab.draw(
+      fold(key_B, position_BK),
+      h_BKM,
+      model.head_VM,
+      bias_V=model.bias_V,
+      temperature=inputs.temperature,
+      top_p=inputs.top_p if settings.truncates else 1.0,
+      strict=settings.strict,
+    )
+    if settings.confidence == "entropy":
+      logp = -vocab.entropy(h_BKM, model.head_VM, bias_V=model.bias_V)
+    return tokens, logp
+
+  def call():
+    h = _hidden(settings.denoiser, *args)
+    V = len(model.head_VM)
+    return h, *moving.apply_in_tiles(draw_BL, draw, h, old, V)
+
+  def skip():
+    h = _hidden.eval_shape(settings.denoiser, *args)
+    return jnp.zeros(h.shape, h.dtype), *old
+
+  return jax.lax.cond(needed, call, skip)
+
+
+def _move_up(
+  model: Model, key_B, state: State, next_BL, h_BLM, tokens_BL, z_BLD
+):
+  """Finite moves up from state.z_BLD; z and the network calls they took.
+
+  z_BLD holds the tokens that were committed or masked in the same step.
+  """
+  settings, snr_BL = model.settings, state.snr_BL
+  climbs_BL = (next_BL > snr_BL) & jnp.isfinite(next_BL)
+  target_BL = jnp.where(climbs_BL, next_BL, snr_BL)
+  advance = jax.vmap(
+    functools.partial(
+      channel.advance, clean_snr=model.inputs.clean_snr, noise=settings.noise
+    )
+  )
+
+  def up(x_BLD):
+    risen_BLD = advance(key_B, state.z_BLD, x_BLD, snr_BL, target_BL)
+    return jnp.where(climbs_BL[..., None], risen_BLD, z_BLD)
+
+  def mean(h_BLM):
+    def expectation(h):
+      return vocab.expectation(
+        h, model.head_VM, model.table_VD, bias_V=model.bias_V
+      )
+
+    zeros = jnp.zeros_like(z_BLD)
+    return moving.apply(
+      climbs_BL, expectation, h_BLM, zeros, len(model.head_VM)
+    )
+
+  if settings.integrator == "sample":
+    return up(sphere.embed(model.table_VD, tokens_BL)), jnp.int32(0)
+  mean_BLD = mean(h_BLM)
+  attempt_BLD = up(mean_BLD)
+  if settings.integrator == "mean":
+    return attempt_BLD, jnp.int32(0)
+  # Heun: a second call where the attempt ended. The corrected step uses the
+  # same key, and so keeps its noise.
+  rows_BLM = embed(
+    model, next_BL != snr_BL, next_BL, attempt_BLD, state.rows_BLM
+  )
+  h_BLM = _hidden(
+    settings.denoiser, model.params, attempt_BLD, rows_BLM, next_BL
+  )
+  return up(0.5 * (mean_BLD + mean(h_BLM))), jnp.int32(1)
+
+
+def _move(model: Model, keys: Keys, state: State, next_BL, h_BLM, tokens_BL):
+  """Moves every token; z on the next row and the network calls it took."""
+  snr_BL, clean_snr = state.snr_BL, model.inputs.clean_snr
+  # Commitments and masks are free of noise.
+  committed_BL = jnp.isinf(next_BL)
+  ends_BL = (next_BL != snr_BL) & (committed_BL | (next_BL == 0))
+  x_BLD = sphere.embed(model.table_VD, tokens_BL)
+  hard_BLD = channel.hard(x_BLD, committed_BL, clean_snr=clean_snr)
+  z_BLD = jnp.where(ends_BL[..., None], hard_BLD, state.z_BLD)
+
+  climbs_BL = (next_BL > snr_BL) & ~committed_BL
+  z_BLD, calls = jax.lax.cond(
+    jnp.any(climbs_BL),
+    lambda z: _move_up(model, keys.up, state, next_BL, h_BLM, tokens_BL, z),
+    lambda z: (z, jnp.int32(0)),
+    z_BLD,
+  )
+  falls_BL = (next_BL < snr_BL) & (next_BL > 0)
+  target_BL = jnp.where(falls_BL, next_BL, snr_BL)
+  backtrack = jax.vmap(
+    functools.partial(channel.backtrack, clean_snr=clean_snr)
+  )
+  z_BLD = jax.lax.cond(
+    jnp.any(falls_BL),
+    lambda z: backtrack(keys.down, z, snr_BL, target_BL),
+    lambda z: z,
+    z_BLD,
+  )
+  return z_BLD, calls
+
+
+def step(model: Model, keys: Keys, state: State, next_row) -> State:
+  """Calls the network if a token rises, then moves every token.
+
+  Args:
+    model: the bound denoiser.
+    keys: of this step.
+    state: before.
+    next_row: (state, logp_BL or None) -> the next row, and whether candidates
+      are needed before it is known (None for never); see `sampler`.
+  """
+  settings, snr_BL = model.settings, state.snr_BL
+  next_BL, needs = next_row(state)
+  rises_BL = next_BL > snr_BL
+  draw_BL = _draws_token(settings, snr_BL, next_BL)
+  if needs is not None:  # a candidate at every position that is not committed
+    is_open_BL = jnp.isfinite(snr_BL)
+    rises_BL = jnp.where(needs, is_open_BL, rises_BL)
+    draw_BL = jnp.where(needs, is_open_BL, draw_BL)
+  needed = jnp.any(rises_BL)
+  h_BLM, tokens_BL, logp_BL = _call_network(
+    model, keys.draw, needed, draw_BL, state
+  )
+  if needs is not None:
+    next_BL = jnp.where(needs, next_row(state, logp_BL)[0], next_BL)
+
+  draw_BL = _draws_token(settings, snr_BL, next_BL)
+  tokens_BL = jnp.where(draw_BL, tokens_BL, state.tokens_BL)
+  logp_BL = jnp.where(draw_BL, logp_BL, state.logp_BL)
+  z_BLD, calls = _move(model, keys, state, next_BL, h_BLM, tokens_BL)
+  rows_BLM = embed(model, next_BL != snr_BL, next_BL, z_BLD, state.rows_BLM)
+  calls += state.calls + needed.astype(jnp.int32)
+  return State(
+    state.prompt_mask_BL, next_BL, z_BLD, rows_BLM, tokens_BL, logp_BL, calls
+  )
