@@ -1,10 +1,12 @@
-"""Trains, evaluates, samples, plans a run, and what builds on these.
+"""Discrete Stochastic Localization: trains, evaluates, samples, plans a run.
 
 python -m dsl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
-  --mode=train|eval|sample|analyze|reproduce|correct
-  [--text=FILE] [--table=owt_mauve] [--config.train.steps=2000 ...]
-  [--trace=FILE.html]  # sample: also a page of the first sample's way
+  --mode=MODE [--config.train.steps=2000 ...]
+  [--text=FILE]          # eval, correct, reproduce: a text of your own
+  [--table=owt_mauve]    # reproduce: which table
+  [--trace=FILE.html]    # sample: also a page that shows a sample appear
 python -m dsl_jax.main --config=configs/owt.py --mode=plan --topology=v5e:16x16
+python -m dsl_jax.main --workdir=runs/quickstart --mode=report
 """
 
 import importlib
@@ -13,17 +15,18 @@ import sys
 
 import jax
 
-from dsl_jax.runtime import build, command, errors
+from dsl_jax.nets import attention
+from dsl_jax.runtime import command, errors
 
-# Mode -> (module, function); a module is imported when its mode is asked for.
 MODES = {
-  "train": ("train", "train"),
-  "eval": ("evaluate", "evaluate"),
-  "sample": ("sample", "sample"),
-  "analyze": ("analyze", "analyze"),
-  "reproduce": ("reproduce", "reproduce"),
-  "correct": ("correct", "correct"),
-  "plan": ("plan", "plan"),
+  "train": command.Mode("train", "trains, or continues a stopped run"),
+  "eval": command.Mode("evaluate", "bounds on the likelihood: eval.json"),
+  "sample": command.Mode("sample", "texts: samples.jsonl"),
+  "analyze": command.Mode("analyze", "calibration, repair, information"),
+  "reproduce": command.Mode("reproduce", "the tables of the papers"),
+  "correct": command.Mode("correct", "marks and repairs tokens of a text"),
+  "report": command.Mode("report", "all of it on one page", ("workdir",)),
+  "plan": command.Mode("plan", "memory and time on a topology", ("config",)),
 }
 
 
@@ -34,21 +37,22 @@ def main(argv: list[str]) -> int:
     argv: program name and arguments.
 
   Returns:
-    The exit code: 0, 1 for a run that diverged, 2 for a user's mistake.
+    The exit code: 0, 1 for a run that diverged, 2 for a mistake of the user.
   """
   if "--help" in argv:
-    print(__doc__)
+    print(usage())
     return 0
   try:
     with errors.user_errors():
-      cfg, workdir, mode = command.parse(argv, list(MODES), ["plan"])
+      cfg, workdir, name = command.parse(argv, MODES)
+      mode = MODES[name]
       join_hosts()
-      if mode != "plan":  # which compiles for devices that are not here
-        build.check_devices(cfg)
-    module, function = MODES[mode]
-    # Only what the mode needs is imported.
-    run = getattr(importlib.import_module(f"dsl_jax.modes.{module}"), function)
-    run(*([cfg] if mode == "plan" else [cfg, workdir]))
+      if name != "plan" and cfg:  # a plan is for devices that are not here
+        attention.check(cfg.net.attention, jax.default_backend())
+    # Only the modules that the mode needs are imported.
+    module = importlib.import_module(f"dsl_jax.modes.{mode.module}")
+    given = {"config": cfg, "workdir": workdir}
+    getattr(module, mode.module)(*(given[flag] for flag in mode.needs))
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
@@ -58,13 +62,21 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def usage() -> str:
+  """Returns the text of --help."""
+  lines = [f"  {name:<10} {mode.description}" for name, mode in MODES.items()]
+  return "\n".join([__doc__, "modes:", *lines])
+
+
 def join_hosts() -> None:
   """Starts jax.distributed where the environment asks for it."""
-  env, numbers = os.environ, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  if "JAX_COORDINATOR_ADDRESS" in env:
-    numbers = [int(env[name]) if name in env else None for name in numbers]
-    jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], *numbers)
-  elif env.get("DSL_DISTRIBUTED") == "1":  # a pod: JAX asks its metadata
+  if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+    count, index = (
+      int(os.environ[name]) if name in os.environ else None
+      for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    )
+    jax.distributed.initialize(address, count, index)
+  elif os.environ.get("DSL_DISTRIBUTED") == "1":  # a pod: JAX asks its metadata
     jax.distributed.initialize()
 
 

@@ -1,7 +1,6 @@
 """Checkpoints: exact, on any mesh, and never a damaged one."""
 
 import functools
-import pathlib
 import resource
 import shutil
 
@@ -43,16 +42,28 @@ def shapes():
 def make_state(step):
   """A state with other numbers at every step, in every leaf."""
   rng = np.random.default_rng(step)
-  fill = lambda x: rng.normal(10, 1, x.shape).astype(x.dtype)
+
+  def fill(x):
+    return rng.normal(10, 1, x.shape).astype(x.dtype)
+
   return jax.tree.map(fill, shapes())._replace(step=np.int32(step))
 
 
-def put(state, mesh):
-  return jax.device_put(state, sharding_lib.of_tree(mesh, state))
+def put(state, mesh=None):
+  mesh = mesh or sharding_lib.make_mesh(config_lib.Mesh())
+  return jax.device_put(state, sharding_lib.tree_shardings(mesh, state))
 
 
-def abstract(mesh):
-  return sharding_lib.abstract(mesh, make_state(0))
+def save(workdir, *steps, keep=3, mesh=None, losses=None):
+  """Saves one state per step; {step: loss} are held-out losses."""
+  checkpoints = checkpoint.Checkpoints(workdir, keep=keep)
+  try:
+    for step in steps:
+      loss = (losses or {}).get(step)
+      scores = loss and {"loss": loss, "bits": 2 * loss}
+      checkpoints.save(step, put(make_state(step), mesh), scores)
+  finally:
+    checkpoints.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +72,27 @@ def saved(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("saved")
   workdir_lib.claim(workdir, CFG, "hash")
   mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 4, 1))
-  saves = checkpoint.Checkpoints(workdir, keep=3)
-  for step in (1, 2, 3):
-    saves.save(step, put(make_state(step), mesh))
-  saves.close()
+  save(workdir, 1, 2, 3, mesh=mesh)
   return workdir
 
 
 @pytest.fixture
 def run(saved, tmp_path):
-  """A copy to spoil."""
+  """A copy that may be damaged."""
   return shutil.copytree(saved, tmp_path / "run")
 
 
 def restore(workdir, mesh=None):
   mesh = mesh or sharding_lib.make_mesh(config_lib.Mesh())
-  saves = checkpoint.Checkpoints(workdir, keep=3)
+  checkpoints = checkpoint.Checkpoints(workdir, keep=3)
   try:
-    return saves.restore(abstract(mesh))
+    return checkpoints.restore(sharding_lib.abstract(mesh, make_state(0)))
   finally:
-    saves.close()
+    checkpoints.close()
+
+
+def saved_steps(workdir):
+  return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
 
 
 def test_restores_every_bit_on_another_mesh(run):
@@ -90,52 +102,38 @@ def test_restores_every_bit_on_another_mesh(run):
   assert state.params["embed"]["embedding"].sharding.mesh == mesh
 
 
-def test_a_donated_state_may_go_while_it_is_saved(tmp_path):
-  mesh = sharding_lib.make_mesh(config_lib.Mesh())
-  state = put(make_state(1), mesh)
-  want = jax.device_get(state)
-  saves = checkpoint.Checkpoints(tmp_path, keep=1)
-  saves.save(1, state)
-  spoil = jax.jit(
+def test_a_state_may_be_donated_while_it_is_saved(tmp_path):
+  state = put(make_state(1))
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+  checkpoints.save(1, state)
+  clear = jax.jit(
     lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0
   )
-  jax.block_until_ready(spoil(state))
-  saves.close()
-  chex.assert_trees_all_equal(jax.device_get(restore(tmp_path)), want)
+  jax.block_until_ready(clear(state))
+  checkpoints.close()
+  state = jax.device_get(restore(tmp_path))
+  chex.assert_trees_all_equal(state, make_state(1))
 
 
-def test_keeps_the_newest(tmp_path):
-  mesh = sharding_lib.make_mesh(config_lib.Mesh())
-  saves = checkpoint.Checkpoints(tmp_path, keep=2)
-  for step in (5, 10, 100):
-    saves.save(step, put(make_state(step), mesh))
-  saves.close()
-  folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-  assert folders == {"10", "100"}
+@pytest.mark.parametrize(
+  "keep, losses, kept",
+  [
+    (2, {}, {15, 100}),
+    (1, {5: 3.0, 10: 1.0, 15: 2.0}, {10, 100}),
+  ],
+)
+def test_keeps_the_newest_and_the_best(tmp_path, keep, losses, kept):
+  save(tmp_path, 5, 10, 15, 100, keep=keep, losses=losses)
+  assert saved_steps(tmp_path) == kept
   assert restore(tmp_path).step == 100
 
 
-def test_keeps_the_best_besides(tmp_path):
-  mesh = sharding_lib.make_mesh(config_lib.Mesh())
-  saves = checkpoint.Checkpoints(tmp_path, keep=1)
-  for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0), (20, None)):
-    scores = loss and {"loss": loss, "bits": 2 * loss}
-    saves.save(step, put(make_state(step), mesh), scores)
-  saves.close()
-  folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-  assert folders == {"10", "20"}
-  assert restore(tmp_path).step == 20
-
-
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run):
-  mesh = sharding_lib.make_mesh(config_lib.Mesh())
-  saves = checkpoint.Checkpoints(run, keep=3)
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # bytes of a file
   try:
     with pytest.raises(errors.UserError) as error:
-      saves.save(4, put(make_state(4), mesh))
-      saves.close()
+      save(run, 4)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert "make room there and start again, from step 3." in str(error.value)
@@ -143,14 +141,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run):
   assert restore(run).step == 3
 
 
-def test_params_for_evaluation(run):
-  for ema in (True, False):
-    params, step = checkpoint.restore_params(run, ema=ema)
-    want = make_state(3)
-    assert step == 3
-    chex.assert_trees_all_equal(
-      jax.device_get(params), want.ema if ema else want.params
-    )
+@pytest.mark.parametrize("ema", [True, False])
+def test_params_for_evaluation(run, ema):
+  params, step = checkpoint.restore_params(run, ema=ema)
+  state = make_state(3)
+  assert step == 3
+  expected = state.ema if ema else state.params
+  chex.assert_trees_all_equal(jax.device_get(params), expected)
 
 
 def truncate(item):
@@ -168,25 +165,19 @@ def flip(item):
 
 
 @pytest.mark.parametrize(
-  "damage",
-  [
-    lambda folder: truncate(folder / "params"),
-    lambda folder: flip(folder / "ema"),
-    lambda folder: shutil.rmtree(folder / "rest"),
-  ],
+  "damage, item", [(truncate, "params"), (flip, "ema"), (shutil.rmtree, "rest")]
 )
-def test_falls_back_to_the_newest_good_one(run, damage):
-  damage(run / "checkpoints/3")
+def test_falls_back_to_the_newest_readable_one(run, damage, item):
+  damage(run / "checkpoints/3" / item)
   state = restore(run)
   chex.assert_trees_all_equal(jax.device_get(state), make_state(2))
-  assert (run / "unreadable/3").is_dir()  # nothing is thrown away
-  saves = checkpoint.Checkpoints(run, keep=3)
-  saves.save(3, state)  # the run goes on over the same step
-  saves.close()
-  assert (run / "checkpoints/3").is_dir()
+  assert (run / "unreadable/3").is_dir()  # nothing is deleted
+  save(run, 3)  # the run continues over the same step
+  assert saved_steps(run) == {1, 2, 3}
+  assert restore(run).step == 3
 
 
-def test_says_so_when_none_is_good(run):
+def test_no_readable_checkpoint_is_an_error(run):
   for step in "123":
     truncate(run / "checkpoints" / step / "ema")
   with pytest.raises(errors.UserError, match="none of the checkpoints 3, 2, 1"):
@@ -201,7 +192,7 @@ def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
     checkpoint.restore_params(tmp_path)
 
 
-def test_an_unfinished_save_is_no_checkpoint(run):
-  left = pathlib.Path(run / "checkpoints/4.orbax-checkpoint-tmp-0")
-  shutil.copytree(run / "checkpoints/3/params", left / "params")
+def test_an_unfinished_save_is_not_a_checkpoint(run):
+  unfinished = run / "checkpoints/4.orbax-checkpoint-tmp-0"
+  shutil.copytree(run / "checkpoints/3/params", unfinished / "params")
   assert restore(run).step == 3

@@ -1,54 +1,103 @@
-"""Helpers of the loop: a loop that stands still, and a profile."""
+"""Helpers of the loop, and metrics: one line per report, after restarts too."""
 
+import json
 import time
 
 import jax.numpy as jnp
+import pytest
 
-from dsl_jax.runtime import loop
-
-
-def wait(condition):
-  until = time.monotonic() + 30
-  while not condition():
-    assert time.monotonic() < until
-    time.sleep(0.01)
+from dsl_jax.runtime import loop, metrics
 
 
-def test_a_loop_that_stands_still_says_what_it_waits_for(capsys):
-  said = []
-
-  def heard():
-    said.append(capsys.readouterr().err)
-    return "".join(said).count("host 0 of 1 stands still") >= 2
-
+def test_a_stalled_loop_reports_what_it_waits_for(capsys):
+  until, reports = time.monotonic() + 30, ""
   with loop.watch(0.05) as note:
     note("waiting for the rows of step 3")
-    wait(heard)
-  text = "".join(said)
-  assert "stands still for 0.05 s: waiting for the rows of step 3\n" in text
-  assert "stands still for 0.1 s" in text
+    while reports.count("\n") < 2:
+      assert time.monotonic() < until
+      time.sleep(0.01)
+      reports += capsys.readouterr().err
+  for line in reports.splitlines():
+    assert line.startswith("host 0 of 1 stalled for 0.")
+    assert line.endswith(" s: waiting for the rows of step 3")
 
 
-def test_a_loop_that_goes_on_is_not_reported(capsys):
-  with loop.watch(60.0) as note:
-    for step in range(3):
+def test_a_loop_with_progress_is_not_reported(capsys):
+  with loop.watch(0.5) as note:
+    for step in range(10):
+      time.sleep(0.06)
       note(f"step {step}")
   assert capsys.readouterr().err == ""
 
 
-def test_a_profile_covers_its_steps(tmp_path):
-  profiled = []
-  with loop.profile(tmp_path, 3, 2) as after:
+@pytest.mark.parametrize("first, written_after", [(3, 4), (0, None)])
+def test_a_profile_covers_its_steps(tmp_path, first, written_after):
+  with loop.profile(tmp_path, first, 2) as after:
     for step in range(6):
-      profiled.append((tmp_path / "profile").exists())
       after(step)
       jnp.zeros(step).block_until_ready()
-  assert profiled == [False] * 5 + [True]  # written when the window ends
-  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+      written = bool(list(tmp_path.rglob("*.xplane.pb")))
+      assert written == (written_after is not None and step >= written_after)
 
 
-def test_no_profile_unless_asked(tmp_path):
-  with loop.profile(tmp_path, 0, 5) as after:
-    for step in range(3):
-      after(step)
-  assert list(tmp_path.iterdir()) == []
+def sums(nll, tokens, bad=0.0):
+  values = {"nll": nll, "tokens": tokens, "grad_norm": nll / 2, "bad": bad}
+  return {name: jnp.float32(x) for name, x in values.items()}
+
+
+def make_recorder(tmp_path, start=0):
+  return metrics.Recorder(tmp_path, start=start, steps=9, log_every=2)
+
+
+def lines(tmp_path):
+  text = (tmp_path / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_means_are_over_tokens_not_steps(tmp_path, capsys):
+  recorder = make_recorder(tmp_path)
+  recorder.add(1, sums(30.0, 10.0))
+  recorder.restart_clock()  # a checkpoint in between loses nothing
+  recorder.add(2, sums(10.0, 30.0))
+  recorder.add(3, sums(99.0, 1.0))
+  recorder.close()
+  (row,) = lines(tmp_path)
+  assert row.pop("tokens_per_second") > 0
+  assert row == {
+    "step": 2,
+    "split": "train",
+    "loss": 1.0,
+    "bits": pytest.approx(1.442695),
+    "grad_norm": 10.0,
+  }
+  assert "step 2  train  loss 1" in capsys.readouterr().out
+
+
+def test_a_restart_writes_no_step_twice(tmp_path):
+  recorder = make_recorder(tmp_path)
+  for step in range(1, 7):
+    recorder.add(step, sums(1.0, 1.0))
+  recorder.write(4, "validation", {"loss": 2.0})
+  recorder.close()
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 6, "sp')  # killed while writing
+  recorder = make_recorder(tmp_path, start=4)
+  for step in (5, 6):
+    recorder.add(step, sums(3.0, 1.0))
+  recorder.close()
+  rows = [(row["step"], row["split"], row["loss"]) for row in lines(tmp_path)]
+  assert rows == [
+    (2, "train", 1.0),
+    (4, "train", 1.0),
+    (4, "validation", 2.0),
+    (6, "train", 3.0),
+  ]
+
+
+def test_a_bad_step_is_an_error_that_names_it(tmp_path):
+  recorder = make_recorder(tmp_path)
+  recorder.add(1, sums(1.0, 1.0))
+  with pytest.raises(FloatingPointError, match="step 2, batch index 1"):
+    recorder.add(2, sums(float("nan"), 1.0, bad=1.0))
+  recorder.close()
+  assert not lines(tmp_path)

@@ -7,6 +7,7 @@ WORKDIR/unreadable/STEP   checkpoints that could not be restored
 import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -25,28 +26,29 @@ ITEMS = ("params", "ema", "rest")
 
 
 class Checkpoints:
-  """Saves and restores train states; writes go on in the background.
+  """Saves and restores train states; files are written in the background.
 
-  The newest `keep` stay, and the one of the lowest held-out loss.
+  Keeps the newest `keep` and the one with the lowest held-out loss. A save
+  first waits until the save before it is written, so a process that is killed
+  loses at most the steps between two saves and those taken while the last
+  checkpoint was being written.
   """
 
   def __init__(self, workdir: str, *, keep: int):
     self._root = pathlib.Path(workdir).absolute()
-    kept = checkpoint_managers.AnyPreservationPolicy(
-      [
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.BestN(
-          get_metric_fn=lambda scores: scores["loss"],
-          reverse=True,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        ),
-      ]
+    best = checkpoint_managers.BestN(
+      get_metric_fn=lambda scores: scores["loss"],
+      reverse=True,
+      n=1,
+      keep_checkpoints_without_metrics=False,
+    )
+    policy = checkpoint_managers.AnyPreservationPolicy(
+      [checkpoint_managers.LatestN(keep), best]
     )
     self._manager = ocp.CheckpointManager(
       self._root / "checkpoints",
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=kept, cleanup_tmp_directories=True
+        preservation_policy=policy, cleanup_tmp_directories=True
       ),
     )
 
@@ -55,12 +57,10 @@ class Checkpoints:
   ) -> None:
     """Starts to save; the state may be donated as soon as this returns.
 
-    The save before is complete by then, however long it took.
-
     Args:
       step: updates done.
       state: what to save.
-      scores: {"loss"} on held-out rows, where it was measured.
+      scores: {"loss"} on held-out rows, if it was measured.
 
     Raises:
       errors.UserError: this save or the one before cannot be written.
@@ -70,65 +70,58 @@ class Checkpoints:
     items = _items(state)
     items["digest"] = {name: _digest(item) for name, item in items.items()}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    with self._told():
+    with self._write_errors():
       self._manager.save(step, args=ocp.args.Composite(**args), metrics=scores)
 
   def restore(
     self, abstract: state_lib.TrainState
   ) -> state_lib.TrainState | None:
-    """Restores the newest readable checkpoint.
+    """Restores the newest readable checkpoint, None if there is none.
 
     Newer ones that cannot be read are moved to WORKDIR/unreadable.
 
     Args:
       abstract: shapes, dtypes and shardings of the state.
 
-    Returns:
-      The state, or None if there is no checkpoint.
-
     Raises:
       errors.UserError: there are checkpoints and none can be read.
     """
-    found, bad = _newest(
-      self._root,
-      lambda path: {k: _read(path, k, x) for k, x in _items(abstract).items()},
-    )
-    if found is None:
+    if not _folders(self._root):
       return None
-    for path in bad if jax.process_index() == 0 else ():
-      aside = self._root / "unreadable"
-      aside.mkdir(exist_ok=True)
-      os.replace(path, aside / path.name)
-    if bad:
+    items, _, unreadable = _restore_newest(self._root, _items(abstract))
+    if unreadable:
+      if jax.process_index() == 0:
+        aside = self._root / "unreadable"
+        aside.mkdir(exist_ok=True)
+        for folder in unreadable:
+          os.replace(folder, aside / folder.name)
       multihost_utils.sync_global_devices("moved unreadable checkpoints aside")
     self._manager.reload()
-    rest = found.pop("rest")
-    return state_lib.TrainState(**found, **rest)
+    return state_lib.TrainState(**items.pop("rest"), **items)
 
   def close(self) -> None:
-    """Waits for saves under way.
+    """Waits until all saves are written.
 
     Raises:
       errors.UserError: one of them cannot be written.
     """
-    with self._told():
+    with self._write_errors():
       try:
         self._manager.wait_until_finished()
       finally:
         self._manager.close()
 
   @contextlib.contextmanager
-  def _told(self):
-    """Tells in one sentence what a failed write means."""
+  def _write_errors(self) -> Iterator[None]:
+    """Turns a failed write into one sentence."""
     try:
       yield
     except Exception as error:  # Orbax passes on whatever the storage raises
-      good = [path.name for path in _steps(self._root)]
-      reason = str(error).split("\n")[0][:200]
+      complete = _folders(self._root)
+      start = f"step {complete[0].name}" if complete else "the beginning"
       raise errors.UserError(
         f"a checkpoint cannot be written to {self._root / 'checkpoints'} "
-        f"({type(error).__name__}: {reason}); make room there and start again, "
-        + (f"from step {good[0]}." if good else "from the beginning.")
+        f"({_one_line(error)}); make room there and start again, from {start}."
       ) from error
 
 
@@ -141,17 +134,16 @@ def restore_params(
   """Restores the newest readable parameters, without the optimiser.
 
   Args:
-    workdir: of a run, whose config.json says the network.
-    ema: the moving average, or else the raw parameters.
+    workdir: of a run, whose config.json describes the network.
+    ema: the moving average instead of the raw parameters.
     sharding: of every array; None is the first device.
 
   Returns:
-    params and the step they are from.
+    params and their step.
 
   Raises:
     errors.UserError: no checkpoint, or none that can be read.
   """
-  root, item = pathlib.Path(workdir).absolute(), "ema" if ema else "params"
   if not exists(workdir):
     raise errors.UserError(
       f"{workdir} holds no checkpoint; train there first with --mode=train."
@@ -159,30 +151,36 @@ def restore_params(
   cfg, _ = workdir_lib.stored(workdir)
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   init = denoiser_lib.make_denoiser(cfg.net).init
-  like = jax.tree.map(
+  abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     jax.eval_shape(init, jax.random.key(0)),
   )
-  found, _ = _newest(
-    root, lambda path: (_read(path, item, like), int(path.name))
-  )
-  return found
+  item, root = "ema" if ema else "params", pathlib.Path(workdir).absolute()
+  items, step, _ = _restore_newest(root, {item: abstract})
+  return items[item], step
 
 
 def exists(workdir: str) -> bool:
   """Returns whether the workdir has a checkpoint, readable or not."""
-  return bool(_steps(pathlib.Path(workdir)))
+  return bool(_folders(pathlib.Path(workdir)))
 
 
 def _items(state):
-  """Splits a state into what is restored together."""
+  """Splits a state into the items of a checkpoint."""
   rest = {"step": state.step, "opt_state": state.opt_state}
   return dict(zip(ITEMS, (state.params, state.ema, rest)))
 
 
+def _folders(root):
+  """Returns the folders of complete checkpoints, newest first."""
+  folders = (root / "checkpoints").glob("*")
+  folders = [folder for folder in folders if folder.name.isdigit()]
+  return sorted(folders, key=lambda folder: int(folder.name), reverse=True)
+
+
 @jax.jit
 def _digest(tree):
-  """Sums all bits as integers, in any order: the same on every mesh."""
+  """Sums all bits as integers: the same in any order, so on every mesh."""
   bits = [
     jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
     for x in jax.tree.leaves(tree)
@@ -190,58 +188,59 @@ def _digest(tree):
   return sum(jnp.sum(x, dtype="uint32") for x in bits)
 
 
-def _read(path, item, like):
-  """Restores one item; its digest must be the one that was saved."""
-  reader = ocp.StandardCheckpointer()
-  tree = _together(lambda: reader.restore(path / item, like))
-  # As NumPy: the devices that saved them may not be here.
-  digests = {name: np.zeros((), np.uint32) for name in ITEMS}
-  digests = _together(lambda: reader.restore(path / "digest", digests))
-  if int(_digest(tree)) != int(digests[item]):
-    raise ValueError(f"{item} is not what was saved")
+def _restore_newest(root, abstract):
+  """Restores items of the newest readable checkpoint.
+
+  Returns:
+    The items, their step and the newer folders, which cannot be read.
+  """
+  unreadable = []
+  for folder in _folders(root):
+    try:
+      items = {k: _restore_item(folder, k, x) for k, x in abstract.items()}
+      return items, int(folder.name), unreadable
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+      logging.warning(
+        "checkpoint %s cannot be read (%s); trying the one before it",
+        folder,
+        _one_line(error),
+      )
+      unreadable.append(folder)
+  steps = ", ".join(folder.name for folder in unreadable)
+  raise errors.UserError(
+    f"none of the checkpoints {steps} in {root / 'checkpoints'} can be read; "
+    "bring back a copy or choose a new --workdir."
+  )
+
+
+def _restore_item(folder, name, abstract):
+  """Restores one item; its digest must be the saved one."""
+  # Digests as NumPy arrays: the devices that saved them may not be here.
+  digests = {item: np.zeros((), np.uint32) for item in ITEMS}
+  tree = _restore_on_all(folder / name, abstract)
+  digests = _restore_on_all(folder / "digest", digests)
+  if int(_digest(tree)) != int(digests[name]):
+    raise ValueError(f"{name} is not what was saved")
   return tree
 
 
-def _together(read):
-  """Reads on every process, or fails on every process."""
+def _restore_on_all(path, abstract):
+  """Restores a tree on every process, or fails on every process."""
+  tree, error = None, None
   try:
-    found, error = read(), None
-  except Exception as mine:  # whatever a damaged file makes Orbax raise
-    found, error = None, mine
+    tree = ocp.StandardCheckpointer().restore(path, abstract)
+  except Exception as raised:  # told to the other processes first
+    error = raised
   if jax.process_count() > 1:
-    fine = multihost_utils.process_allgather(np.bool_(error is None))
-    if error is None and not fine.all():
-      error = ValueError(f"process {int(np.argmin(fine))} cannot read it")
+    succeeded = multihost_utils.process_allgather(np.bool_(error is None))
+    if error is None and not succeeded.all():
+      first = int(np.argmin(succeeded))
+      error = ValueError(f"process {first} cannot read {path}")
   if error is not None:
     raise error
-  return found
+  return tree
 
 
-def _steps(root):
-  """Returns the folders of complete checkpoints, newest first."""
-  paths = (root / "checkpoints").glob("*")
-  paths = [path for path in paths if path.name.isdigit()]
-  return sorted(paths, key=lambda path: int(path.name), reverse=True)
-
-
-def _newest(root, load):
-  """Returns what the newest loadable step gives, and the unreadable ones."""
-  bad = []
-  for path in _steps(root):
-    try:
-      return load(path), bad
-    except Exception as error:
-      logging.warning(
-        "checkpoint %s cannot be read (%s: %s); trying the one before it",
-        path,
-        type(error).__name__,
-        str(error).split("\n")[0][:200],
-      )
-      bad.append(path)
-  if bad:
-    raise errors.UserError(
-      f"none of the checkpoints {', '.join(path.name for path in bad)} in "
-      f"{root / 'checkpoints'} can be read; bring back a copy or choose a new "
-      "--workdir."
-    )
-  return None, bad
+def _one_line(error):
+  reason = str(error).split("\n")[0][:200]
+  return f"{type(error).__name__}: {reason}"

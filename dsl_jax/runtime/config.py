@@ -1,90 +1,154 @@
-"""The config: frozen dataclasses, their checks, and one-sentence errors.
+"""The config: frozen dataclasses with the range of every key.
 
 Config files build a `Config` and return `to_config_dict(config)`, so every key
-exists with its default and command-line overrides are typed.
+exists with its default and command-line overrides are typed. A new key is one
+line: its type, its range with the default, a comment.
 """
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 from ml_collections import config_dict
 
+from dsl_jax.core import laws
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import errors, rules
+from dsl_jax.runtime import errors
 
-NetConfig = denoiser_lib.NetConfig
+NetConfig = denoiser_lib.NetConfig  # checks itself
+
+# (section, key) of earlier versions, ignored in the config of a stored run.
+REMOVED = (("net", "vocab"),)
+
+_T = TypeVar("_T")
+
+
+def _within(contains: Callable, fix: str) -> Callable[[_T], _T]:
+  """Returns default -> a field whose values `contains` must accept.
+
+  Args:
+    contains: value -> whether it is allowed; must be False for NaN.
+    fix: what to use instead, for the error.
+  """
+  metadata = {"contains": contains, "fix": fix}
+  return lambda default: dataclasses.field(default=default, metadata=metadata)
+
+
+def _one_of(*words: str) -> str:
+  """Returns a field that holds one of the words, by default the first."""
+  return _within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
+
+
+_count = _within(lambda v: v >= 1, "use at least 1")
+_two_or_more = _within(lambda v: v >= 2, "use at least 2")
+_thousand = _within(lambda v: 1 <= v <= 1000, "use 1 to 1,000")
+_millions = _within(lambda v: 1 <= v <= 10**7, "use 1 to 10,000,000")
+_grid_points = _within(lambda v: 2 <= v <= 10**7, "use 2 to 10,000,000")
+_devices = _within(
+  lambda v: v == -1 or v >= 1, "use a number of devices, or -1 for the rest"
+)
+_not_negative = _within(lambda v: 0 <= v < 2**32, "use 0 or more, below 2**32")
+_positive = _within(
+  lambda v: 1e-30 <= v <= 1e30, "use a positive number that float32 holds"
+)
+_fraction = _within(lambda v: 0 <= v <= 1, "use a number in [0, 1]")
+_decay = _within(lambda v: 0 <= v < 1, "use a number in [0, 1)")
+_probability = _within(lambda v: 0 < v <= 1, "use a probability in (0, 1]")
+_log_snr = _within(
+  lambda v: abs(v) <= 20, "use the logarithm of an SNR, -20 to 20"
+)
+_deviation = _within(
+  lambda v: 0 <= v <= 10, "use a standard deviation of log SNR, 0 to 10"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Which text, cut how: the settings of `python -m dsl_jax.data.prepare`."""
+  """Text and rows: the settings of `python -m dsl_jax.data.prepare`."""
 
   corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
   tokenizer: str = "text8"  # or gpt2[:DIR], sentencepiece:FILE
-  length: int = 128  # tokens per row
+  length: int = _two_or_more(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
   dir: str = ""  # of the packed rows; "" is a folder of its own in data_cache
-  seed: int = 0  # of the order of the rows
+  seed: int = _not_negative(0)  # of the order of the rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """The SNR law of training, a mixture chosen per sequence."""
+  """The SNR law of training."""
 
-  mu: float = 1.4  # mean of log SNR, continuous part
-  sigma: float = 0.55  # its standard deviation
+  name: str = "mixture"  # a name of TRAINING_LAWS
+  mu: float = _log_snr(1.4)  # mean of log SNR, continuous part
+  sigma: float = _deviation(0.55)  # its standard deviation
   per_token: bool = False  # one SNR per token instead of per sequence
-  endpoint_share: float = 0.25  # share of random-order sequences
+  endpoint_share: float = _fraction(0.25)  # share of random-order sequences
   smooth: bool = True  # endpoint SNRs spread instead of exactly 0 or clean
+
+
+def _mixture(law: Law, clean_snr: float) -> laws.Law:
+  """Log-normal or random-order, chosen for every sequence."""
+  continuous = laws.lognormal(law.mu, law.sigma, per_token=law.per_token)
+  endpoint = laws.endpoint(clean_snr, smooth=law.smooth)
+  return laws.mixture(
+    (continuous, 1 - law.endpoint_share), (endpoint, law.endpoint_share)
+  )
+
+
+# law.name -> function of the law section and clean_snr. A new training law is
+# a function of core/laws.py, an entry here, and its keys in `Law`.
+TRAINING_LAWS = {"mixture": _mixture}
 
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
   """AdamW, clipping, warm-up and the moving average."""
 
-  learning_rate: float = 3e-4
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
-  mu_dtype: str = "float32"  # of the stored first moment, or bfloat16
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0
-  warmup_steps: int = 0
-  schedule: str = "constant"  # constant | cosine (to 0 over train.steps)
-  converter_lr_scale: float = 10.0
-  beta_lr_scale: float = 1.0  # of the converter's beta, on top of that
-  ema_decay: float = 0.9999
+  learning_rate: float = _positive(3e-4)
+  b1: float = _decay(0.9)
+  b2: float = _decay(0.999)
+  eps: float = _positive(1e-8)
+  mu_dtype: str = _one_of("float32", "bfloat16")  # of the stored first moment
+  weight_decay: float = _not_negative(0.0)
+  clip_norm: float = _positive(1.0)
+  warmup_steps: int = _not_negative(0)
+  schedule: str = _one_of("constant", "cosine")  # to 0 over train.steps
+  converter_lr_scale: float = _positive(10.0)
+  beta_lr_scale: float = _positive(1.0)  # of the converter's beta, on top
+  ema_decay: float = _decay(0.9999)
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-  """Length and cadence of training, in steps unless said."""
+  """Length and cadence of training, in steps unless stated otherwise."""
 
-  steps: int = 1000
-  batch_size: int = 32  # sequences per step, all devices together
-  microbatches: int = 1  # parts a step's batch is computed in
-  steps_per_call: int = 1  # steps in one program; more help a small model
-  log_every: int = 50
-  eval_every: int = 500  # 0 = never
-  eval_batches: int = 8  # of eval.batch_size held-out rows
-  checkpoint_every: int = 500  # most a kill costs; saves are half of it apart
-  keep: int = 2  # checkpoints kept
-  max_minutes: float = 0.0  # stop and save after this long, 0 = no limit
-  profile_at: int = 0  # first step of a profile in WORKDIR/profile, 0 = none
-  profile_steps: int = 5
+  steps: int = _count(1000)
+  batch_size: int = _count(32)  # sequences per step, over all devices
+  microbatches: int = _count(1)  # of a step's batch, computed in turn
+  steps_per_call: int = _thousand(1)  # in one program; more for a small model
+  log_every: int = _count(50)
+  eval_every: int = _not_negative(500)  # 0 = never
+  eval_batches: int = _count(8)  # of eval.batch_size held-out rows
+  # A kill costs at most the steps between two checkpoints and those taken while
+  # a checkpoint was being written in the background.
+  checkpoint_every: int = _count(500)
+  keep: int = _count(2)  # newest checkpoints kept, besides the best
+  max_minutes: float = _not_negative(0.0)  # then save and stop, 0 = no limit
+  profile_at: int = _not_negative(0)  # first step in WORKDIR/profile, 0 = none
+  profile_steps: int = _count(5)
   compilation_cache: str = ""  # folder of compiled programs, "" = none
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis; -1 takes what is left."""
+  """Devices along each axis; -1 takes those that are left."""
 
-  data: int = -1
-  fsdp: int = 1
-  model: int = 1  # cuts positions of a row, and rows of the vocabulary
-  rows: int = 0  # sequences a device computes at once, 0 = its whole share
+  data: int = _devices(-1)
+  fsdp: int = _devices(1)
+  model: int = _devices(1)  # shards positions of a row, and the vocabulary
+  rows: int = _not_negative(0)  # sequences a device computes at once, 0 = all
   topology: str = ""  # of --mode=plan, CHIP:SHAPE: v5e:16x16, h100:8
 
 
@@ -94,17 +158,17 @@ class Eval:
 
   bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
   text: str = ""  # a text file to score or correct instead of held-out rows
-  batch_size: int = 32
-  sequences: int = 256  # held-out rows, drawn without replacement
-  draws: int = 1  # noise draws per sequence and SNR
-  snr_min: float = 0.01
-  snr_max: float = 100.0
-  snr_points: int = 48
+  batch_size: int = _millions(32)
+  sequences: int = _millions(256)  # held-out rows, without replacement
+  draws: int = _millions(1)  # noise draws per sequence and SNR
+  snr_min: float = _positive(0.01)
+  snr_max: float = _positive(100.0)
+  snr_points: int = _grid_points(48)
   judge: str = "gpt2-large"  # or a folder, a .gguf file, "smollm2"
   table: str = "owt_mauve"  # of --mode=reproduce: NAME or NAME:T,T,...
-  samples: int = 5000  # of every cell of a table
+  samples: int = _millions(5000)  # of every cell of a table
   control: str = ""  # a workdir whose network sees log SNR, for --mode=analyze
-  suspicion: float = 0.01  # --mode=correct marks tokens less probable than this
+  suspicion: float = _fraction(0.01)  # --mode=correct marks less probable ones
 
   def snr_grid(self) -> np.ndarray:
     """Returns the SNRs of the integral and the mmse curve, geometric."""
@@ -113,26 +177,26 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """Text to write, and the path that writes it."""
+  """The text to sample and the path along which it is sampled."""
 
-  path: str = "masked"  # a name of runtime/schedules.py
-  steps: int = 64  # rows of the path, about one network call each
-  num: int = 16
-  batch_size: int = 16
-  seed: int = 0
-  temperature: float = 1.0
-  top_p: float = 1.0
+  path: str = "masked"  # a name of modes/named_samplers.py
+  steps: int = _count(64)  # rows of the path, about one network call each
+  num: int = _millions(16)
+  batch_size: int = _millions(16)
+  seed: int = _not_negative(0)
+  temperature: float = _not_negative(1.0)
+  top_p: float = _probability(1.0)
   strict_top_p: bool = False  # ReMDM's rule drops the token that crosses top_p
-  integrator: str = "mean"  # of finite moves: mean | sample | heun
-  noise: float = 1.0  # share of Brownian motion: 1 the SDE, 0 the ODE
-  snr_min: float = 1.0  # first positive row of continuous paths
-  snr_max: float = 40.0  # last finite row of continuous paths
-  eta: float = 0.04  # remasking strength (ReMDM)
-  remasks: float = 0.0  # expected remasks per token; above 0 it sets eta
-  remask_snr: float = 0.0  # what remasked tokens fall to, 0 is the mask
-  block: int = 32  # of the path "blocks"
-  continuous_share: float = 0.5  # hybrid: share of the steps before commitment
-  commit: float = 0.9  # hybrid, threshold: confidence that commits a token
+  integrator: str = _one_of("mean", "sample", "heun")  # of finite moves
+  noise: float = _fraction(1.0)  # share of Brownian motion: 1 SDE, 0 ODE
+  snr_min: float = _positive(1.0)  # first positive row of continuous paths
+  snr_max: float = _positive(40.0)  # last finite row of continuous paths
+  eta: float = _fraction(0.04)  # remasking strength (ReMDM)
+  remasks: float = _not_negative(0.0)  # expected per token; above 0 sets eta
+  remask_snr: float = _not_negative(0.0)  # of remasked tokens, 0 is the mask
+  block: int = _count(32)  # of the path "blocks"
+  continuous_share: float = _fraction(0.5)  # hybrid: steps before commitment
+  commit: float = _fraction(0.9)  # hybrid, threshold: confidence to commit
   prompt: str = ""  # text of every sample; [MASK:9] is a gap of 9 tokens
   prompts: str = ""  # file of prompts, one a line, each sampled num times
   trace: str = ""  # page to write: a sample appearing row by row, "" = none
@@ -144,9 +208,9 @@ class Config:
 
   name: str
   net: NetConfig
-  seed: int = 0
+  seed: int = _not_negative(0)
   init_from: str = ""  # an MDLM checkpoint to start from
-  clean_snr: float = 100.0  # SNR at which committed tokens are stored
+  clean_snr: float = _positive(100.0)  # SNR of committed tokens
   data: Data = dataclasses.field(default_factory=Data)
   law: Law = dataclasses.field(default_factory=Law)
   optim: Optim = dataclasses.field(default_factory=Optim)
@@ -154,6 +218,11 @@ class Config:
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
   eval: Eval = dataclasses.field(default_factory=Eval)
   sample: Sample = dataclasses.field(default_factory=Sample)
+
+
+def training_law(cfg: Config) -> laws.Law:
+  """Returns the training law (key, (B, L)) -> snr_BL that law.name names."""
+  return TRAINING_LAWS[cfg.law.name](cfg.law, cfg.clean_snr)
 
 
 def to_config_dict(cfg: Config) -> config_dict.ConfigDict:
@@ -165,11 +234,7 @@ def from_config_dict(values: Mapping) -> Config:
   """Builds and validates a `Config` from nested mappings.
 
   Args:
-    values: a `ConfigDict`, or what JSON gives back; absent keys take their
-      defaults.
-
-  Returns:
-    The config.
+    values: a `ConfigDict` or parsed JSON; absent keys take their defaults.
 
   Raises:
     errors.UserError: unknown key, wrong type or a value out of range.
@@ -181,7 +246,7 @@ def from_config_dict(values: Mapping) -> Config:
 
 def flatten(values: Mapping, prefix: str = "") -> dict[str, object]:
   """Returns {"train.steps": 10, ...} of nested mappings."""
-  flat = {}
+  flat: dict[str, object] = {}
   for key, value in values.items():
     if isinstance(value, (Mapping, config_dict.ConfigDict)):
       flat |= flatten(value, f"{prefix}{key}.")
@@ -190,63 +255,82 @@ def flatten(values: Mapping, prefix: str = "") -> dict[str, object]:
   return flat
 
 
-def variant(arg: str, variants: Mapping, config: str):
-  """Looks up what follows the colon of `--config=FILE:arg`."""
-  if arg not in variants:
-    named = [name for name in variants if name]
-    raise errors.UserError(
-      f"{config} has no variant {arg!r}"
-      + (
-        errors.nearest(arg, named) if named else " or any other; leave it out."
-      )
-    )
-  return variants[arg]
+def variant(arg: str, variants: Mapping[str, _T], config: str) -> _T:
+  """Returns the variant that `--config=FILE:arg` names."""
+  if arg in variants:
+    return variants[arg]
+  named = [name for name in variants if name]
+  hint = errors.nearest(arg, named) if named else " or any other; leave it out."
+  raise errors.UserError(f"{config} has no variant {arg!r}{hint}")
 
 
 def validate(cfg: Config) -> None:
   """Checks every value that can be judged without data or devices.
 
   Raises:
-    errors.UserError: names the key, its value and the mend.
+    errors.UserError: names the key, its value and the fix.
   """
-  rules.check(flatten(dataclasses.asdict(cfg)))
+  _check_ranges(cfg, "")
+  if cfg.law.name not in TRAINING_LAWS:
+    raise errors.UserError(
+      f"law.name is {cfg.law.name!r}"
+      + errors.nearest(cfg.law.name, TRAINING_LAWS)
+    )
+  if cfg.train.batch_size % cfg.train.microbatches:
+    raise errors.UserError(
+      f"train.microbatches is {cfg.train.microbatches}; it must divide "
+      f"train.batch_size, which is {cfg.train.batch_size}."
+    )
+  if cfg.eval.snr_min >= cfg.eval.snr_max:
+    raise errors.UserError(
+      f"eval.snr_min is {cfg.eval.snr_min}; it must be below eval.snr_max, "
+      f"which is {cfg.eval.snr_max}."
+    )
+
+
+def _check_ranges(section, prefix):
+  for field in dataclasses.fields(section):
+    name, value = prefix + field.name, getattr(section, field.name)
+    if dataclasses.is_dataclass(value):
+      _check_ranges(value, name + ".")
+    elif type(value) is int and value >= 2**32:
+      raise errors.UserError(f"{name} is {value}; use one below 2**32.")
+    elif field.metadata and not field.metadata["contains"](value):
+      raise errors.UserError(f"{name} is {value!r}; {field.metadata['fix']}.")
 
 
 def _build(cls, values, prefix):
+  """Builds a section from a mapping."""
   if not isinstance(values, (Mapping, config_dict.ConfigDict)):
     raise errors.UserError(
       f"{prefix[:-1]} is {values!r}; it is a section of keys."
     )
-  hints = typing.get_type_hints(cls)
-  hints = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+  fields = {field.name: field for field in dataclasses.fields(cls)}
   for key in values:
-    if key not in hints:
-      known = [prefix + name for name in hints]
-      raise errors.UserError(
-        f"unknown config key {prefix + key!r}"
-        + errors.nearest(prefix + key, known)
-      )
-  for field in dataclasses.fields(cls):
-    required = (
-      field.default is dataclasses.MISSING
-      and field.default_factory is dataclasses.MISSING
-    )
-    if required and field.name not in values:
-      raise errors.UserError(f"{prefix}{field.name} is missing; set it.")
-  given = {k: _cast(hints[k], v, prefix + k) for k, v in values.items()}
+    if key not in fields:
+      hint = errors.nearest(prefix + key, [prefix + name for name in fields])
+      raise errors.UserError(f"unknown config key {prefix + key!r}{hint}")
+  for key, field in fields.items():
+    optional = field.default_factory is not dataclasses.MISSING
+    optional |= field.default is not dataclasses.MISSING
+    if key not in values and not optional:
+      raise errors.UserError(f"{prefix}{key} is missing; set it.")
+  types = typing.get_type_hints(cls)
+  cast = {k: _cast(types[k], v, prefix + k) for k, v in values.items()}
   try:
-    return cls(**given)
+    return cls(**cast)
   except ValueError as error:  # a section that checks itself
     raise errors.UserError(f"{prefix}{error}") from error
 
 
-def _cast(kind, value, name):
-  """Returns value as kind; only exact conversions."""
-  if dataclasses.is_dataclass(kind):
-    return _build(kind, value, name + ".")
-  if kind is float and type(value) is int:
+def _cast(cls, value, name):
+  """Returns value as cls; only exact conversions."""
+  if dataclasses.is_dataclass(cls):
+    return _build(cls, value, name + ".")
+  if cls is float and type(value) is int:
     return float(value)
-  if type(value) is not kind:
-    want = getattr(kind, "__name__", kind)
-    raise errors.UserError(f"{name} is {value!r}; give a value of type {want}.")
+  if type(value) is not cls:
+    raise errors.UserError(
+      f"{name} is {value!r}; give a value of type {cls.__name__}."
+    )
   return value

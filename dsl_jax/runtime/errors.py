@@ -1,16 +1,16 @@
-"""User errors: one sentence that names the key, the value and the mend."""
+"""User errors: one sentence that names the key, the value and the fix."""
 
 import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
-  """A mistake in what the user asked for, told in one sentence."""
+  """A mistake of the user; its message is one sentence."""
 
 
 @contextlib.contextmanager
-def user_errors():
+def user_errors() -> Iterator[None]:
   """Turns what the checks before a run raise into one-line `UserError`s."""
   try:
     yield
@@ -21,21 +21,18 @@ def user_errors():
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-  """Returns "; did you mean 'x'?", or the known words when none is near.
+  """Returns "; did you mean 'x'?", or all known words when none is close.
 
   Args:
     word: what the user wrote.
-    known: words, possibly dotted; a near last part counts too.
-
-  Returns:
-    The end of a sentence.
+    known: words, possibly dotted; what follows the last dot is compared too.
   """
   known = sorted(known)
-  last = {name.split(".")[-1]: name for name in known}
-  close = difflib.get_close_matches(word, known, 1) or [
-    last[name]
-    for name in difflib.get_close_matches(word.split(".")[-1], last, 1)
-  ]
+  close = difflib.get_close_matches(word, known, 1)
+  if not close:
+    last = {name.split(".")[-1]: name for name in known}
+    matches = difflib.get_close_matches(word.split(".")[-1], last, 1)
+    close = [last[name] for name in matches]
   if close:
     return f"; did you mean {close[0]!r}?"
   return f"; use one of {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""The claim of a run on its workdir: WORKDIR/config.json."""
+"""The files of a workdir; WORKDIR/config.json says whose workdir it is."""
 
 import contextlib
 import dataclasses
@@ -12,42 +12,23 @@ import jax
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 
-# What may differ between a workdir and a config that continues it.
-_FREE_SECTIONS = ("eval.", "sample.", "mesh.")
-_FREE_KEYS = {
-  "name",
-  "data.corpus",  # the hash of the packed rows stands for these
-  "data.tokenizer",
-  "data.dir",
-  "net.remat",
-  "net.unroll",
-  "net.attention",
-  "net.vocab",
-  "train.microbatches",
-  "train.steps_per_call",
-  "train.steps",
-  "train.log_every",
-  "train.eval_every",
-  "train.eval_batches",
-  "train.checkpoint_every",
-  "train.keep",
-  "train.max_minutes",
-  "train.profile_at",
-  "train.profile_steps",
-  "train.compilation_cache",
-}
+# What may differ between the stored config and one that continues the run.
+_FREE_SECTIONS = ("eval.", "sample.", "mesh.", "train.")
+_FREE_KEYS = ("net.remat", "net.unroll", "net.attention", "name")
+# The hash of the packed rows is compared instead of these.
+_ROWS = ("data.corpus", "data.tokenizer", "data.dir")
 
 
 def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
-  """Makes the workdir this run's, or refuses one that is another's.
+  """Writes config.json, unless the workdir belongs to another run.
 
   Args:
     workdir: created if absent.
-    cfg: the config; what does not change the run may differ from the stored.
+    cfg: the config; may differ from the stored one in the free keys.
     data_hash: of the packed training rows.
 
   Raises:
-    errors.UserError: unwritable, or the workdir of another run; then nothing
+    errors.UserError: not writable, or the workdir of another run; then nothing
       is written.
   """
   root = pathlib.Path(workdir)
@@ -59,8 +40,8 @@ def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
   try:
     root.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-      run = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
-      write(workdir, "config.json", json.dumps(run, indent=2))
+      stored = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
+      write(workdir, "config.json", json.dumps(stored, indent=2))
   except OSError as error:
     raise errors.UserError(
       f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
@@ -68,63 +49,35 @@ def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
     ) from error
 
 
-def make_folder(key: str, path: str) -> None:
-  """Makes a folder of the user's own choice.
-
-  Raises:
-    errors.UserError: it cannot be written; names the config's key.
-  """
-  with contextlib.suppress(OSError):  # told below
-    os.makedirs(path, exist_ok=True)
-  if not (os.path.isdir(path) and os.access(path, os.W_OK)):
-    raise errors.UserError(
-      f"{key} is {path!r}, which cannot be written; choose another folder."
-    )
-
-
-def write_json(workdir: str, name: str, tree: dict) -> None:
-  """Writes a tree of dicts, lists and numbers; null for a missing number."""
-  write(workdir, name, json.dumps(_finite(tree), indent=2, allow_nan=False))
-
-
-def write(workdir: str, name: str, text: str) -> None:
-  """Writes a file of a workdir, whole or not at all."""
-  target = pathlib.Path(workdir) / name
-  fresh = target.with_name(target.name + ".tmp")
-  fresh.write_text(text, encoding="utf-8")
-  os.replace(fresh, target)
-
-
 def compare(
   workdir: str, cfg: config_lib.Config, data_hash: str | None = None
 ) -> None:
-  """Refuses a workdir whose stored config is of another run.
+  """Rejects a workdir whose stored config is that of another run.
 
   Args:
     workdir: may be new or empty.
     cfg: the config.
-    data_hash: of the packed training rows; None leaves it out.
+    data_hash: of the packed training rows; None is not compared.
 
   Raises:
     errors.UserError: names the first key that differs and both values.
   """
   if not (pathlib.Path(workdir) / "config.json").exists():
     return
-  old, old_hash = stored(workdir)
-  free = _FREE_KEYS
-  if cfg.optim.schedule == "cosine":  # its shape depends on the length
-    free = free - {"train.steps"}
-  old_flat = config_lib.flatten(dataclasses.asdict(old))
-  new_flat = config_lib.flatten(dataclasses.asdict(cfg))
+  old_cfg, old_hash = stored(workdir)
+  old = config_lib.flatten(dataclasses.asdict(old_cfg))
+  new = config_lib.flatten(dataclasses.asdict(cfg))
   if data_hash:
-    old_flat["data hash"], new_flat["data hash"] = old_hash, data_hash
-  for key, value in new_flat.items():
-    if key in free or key.startswith(_FREE_SECTIONS):
-      continue
-    if old_flat[key] != value:
+    old["data hash"], new["data hash"] = old_hash, data_hash
+  fixed = ["train.batch_size"]
+  if cfg.optim.schedule == "cosine":  # its shape depends on the length
+    fixed.append("train.steps")
+  for key, value in new.items():
+    free = key.startswith(_FREE_SECTIONS) or key in _FREE_KEYS + _ROWS
+    if old[key] != value and (key in fixed or not free):
       raise errors.UserError(
-        f"--workdir {workdir} belongs to another run: {key} is "
-        f"{old_flat[key]!r} there and {value!r} here; choose a new one."
+        f"--workdir {workdir} belongs to another run: {key} is {old[key]!r} "
+        f"there and {value!r} here; choose a new one."
       )
 
 
@@ -132,23 +85,55 @@ def stored(workdir: str) -> tuple[config_lib.Config, str]:
   """Returns the config and the data hash of the run in a workdir.
 
   Raises:
-    errors.UserError: there is none, or it is damaged.
+    errors.UserError: config.json is absent or damaged.
   """
   path = pathlib.Path(workdir) / "config.json"
   try:
-    run = json.loads(path.read_text())
-    return config_lib.from_config_dict(run["config"]), run["data_hash"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    config, data_hash = content["config"], content["data_hash"]
+    for section, key in config_lib.REMOVED:
+      config[section].pop(key, None)
+    return config_lib.from_config_dict(config), data_hash
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise errors.UserError(
       f"{path} is not the config of a run ({error}); choose another --workdir."
     ) from error
 
 
+def make_folder(key: str, path: str) -> None:
+  """Makes a folder that a config key names.
+
+  Raises:
+    errors.UserError: it cannot be written; names the key.
+  """
+  with contextlib.suppress(OSError):  # reported below
+    os.makedirs(path, exist_ok=True)
+  if not (os.path.isdir(path) and os.access(path, os.W_OK)):
+    raise errors.UserError(
+      f"{key} is {path!r}, which cannot be written; choose another folder."
+    )
+
+
+def write(workdir: str, name: str, text: str) -> None:
+  """Writes a file of a workdir, completely or not at all."""
+  target = pathlib.Path(workdir) / name
+  temporary = target.with_name(target.name + ".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  os.replace(temporary, target)
+
+
+def write_json(workdir: str, name: str, tree: dict) -> None:
+  """Writes a tree of dicts, lists and numbers; null for NaN and infinity."""
+  text = json.dumps(_finite(tree), indent=2, allow_nan=False)
+  write(workdir, name, text)
+
+
 def _finite(tree):
-  """The tree with None where a number is NaN or infinite: JSON has neither."""
+  """Returns the tree with None for NaN and infinities, which JSON lacks."""
   if isinstance(tree, dict):
     return {key: _finite(value) for key, value in tree.items()}
   if isinstance(tree, (list, tuple)):
     return [_finite(value) for value in tree]
-  missing = isinstance(tree, float) and not math.isfinite(tree)
-  return None if missing else tree
+  if isinstance(tree, float) and not math.isfinite(tree):
+    return None
+  return tree
