@@ -41,9 +41,7 @@ def make_rows(folder: pathlib.Path) -> None:
       [text],
       tokenizer,
       length=L,
-      corpus="text",
-      source="random",
-      spec="text8",
+      origin=packing.Origin("text", "random", "text8"),
     )
 
 

@@ -31,7 +31,7 @@ def test_epochs_and_seeds_have_different_orders():
       assert (one == other).sum() < 10  # 1 expected of two random orders
 
 
-def test_the_order_is_spread_like_a_random_one():
+def test_the_order_is_uniform_over_pairs():
   N, trials = 8, 4000
   first = np.array([batches.row_at(np.arange(2), N, s) for s in range(trials)])
   pairs = np.zeros((N, N))
@@ -42,7 +42,7 @@ def test_the_order_is_spread_like_a_random_one():
   assert ((off - expected) ** 2 / expected).sum() < 95  # chi2, 55 freedoms
 
 
-def test_large_data_need_no_table_and_stay_in_range():
+def test_rows_of_large_data_are_in_range_and_distinct():
   N = 10**12 + 39
   got = batches.row_at(np.arange(5000) + 3 * N, N, seed=0)
   assert len(np.unique(got)) == 5000
@@ -50,7 +50,7 @@ def test_large_data_need_no_table_and_stay_in_range():
   assert 0.45 * N < np.median(got) < 0.55 * N < got.max() < N
 
 
-def test_batches_run_over_the_edge_of_an_epoch_and_drop_nothing():
+def test_batches_span_epochs_and_drop_nothing():
   packed = rows(10)
   stream = np.concatenate(
     [batches.batch_at(packed, s, batch_size=4, seed=3)[:, 0] for s in range(5)]
@@ -64,7 +64,7 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(count):
   packed = rows(13)
   for step in (0, 2, 7, 10**9):
     whole = batches.batch_at(packed, step, batch_size=12, seed=1)
-    parts = [
+    shards = [
       batches.batch_at(
         packed, step, batch_size=12, seed=1, process_index=i,
         process_count=count,
@@ -72,7 +72,7 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(count):
       for i in range(count)
     ]  # fmt: skip
     assert whole.dtype == np.int32
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    np.testing.assert_array_equal(np.concatenate(shards), whole)
 
 
 def test_the_order_never_changes_between_releases():
@@ -88,7 +88,7 @@ def test_the_order_never_changes_between_releases():
   ("size", "count", "match"),
   [(11, 1, "data have 10 rows"), (0, 1, "1..10"), (9, 2, "process_count 2")],
 )
-def test_impossible_batches_are_refused(size, count, match):
+def test_invalid_batch_sizes_are_rejected(size, count, match):
   with pytest.raises(ValueError, match=match):
     batches.batch_at(rows(10), 0, batch_size=size, seed=0, process_count=count)
 

@@ -1,31 +1,67 @@
-"""Corpora: the embedded one, text8, local text, LM1B, OpenWebText shards."""
+"""Corpora: KJV, text8, local files of every kind, the hub, TFDS."""
 
 import gzip
 import hashlib
 import json
 import lzma
+import os
 import subprocess
 import sys
-import types
 import zipfile
 
+import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from dsl_jax.data import characters, corpora, shards
+from dsl_jax.data import characters, corpora
 
-TEXTS = [f"document {i} é\nline two" for i in range(10)]
+TEXTS = [f"document {i} é\r\nline two\u2028\n end" for i in range(40)]
+PACKERS = {
+  "": bytes,
+  ".gz": gzip.compress,
+  ".xz": lzma.compress,
+  ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+def write(path, texts, column="text"):
+  """Writes documents in the format that the name says."""
+  path.parent.mkdir(exist_ok=True)
+  rows = [{"id": i, column: text} for i, text in enumerate(texts)]
+  if path.suffix in (".parquet", ".arrow"):
+    table = pyarrow.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+      pyarrow.parquet.write_table(table, path, row_group_size=2)
+    else:
+      with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    return
+  content = "\n<|endoftext|>\n".join(texts)
+  if ".jsonl" in path.name:
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+  pack = PACKERS[path.suffix if path.suffix in PACKERS else ""]
+  path.write_bytes(pack(content.encode()))
+
+
+def load(spec, tmp_path, **settings):
+  return corpora.load(spec, cache=str(tmp_path / "cache"), **settings)
 
 
 def as_lists(corpus):
-  return {name: list(documents) for name, documents in corpus.splits.items()}
+  """The documents by split; checks that the lengths are right."""
+  splits = {name: list(documents) for name, documents in corpus.splits.items()}
+  assert {k: len(v) for k, v in corpus.splits.items()} == {
+    k: len(v) for k, v in splits.items()
+  }
+  return splits
 
 
-def test_kjv_is_english_prose_split_without_overlap():
-  corpus = corpora.load("kjv", cache="unused")
+def test_kjv_is_english_prose_split_without_overlap(tmp_path):
+  corpus = load("kjv", tmp_path)
   splits = as_lists(corpus)
   assert [len(x) for x in splits.values()] == [1071, 59, 59]
   everything = [x for chapters in splits.values() for x in chapters]
@@ -52,8 +88,8 @@ def test_text8_splits_restore_the_text(tmp_path, monkeypatch):
   facts = write_text8(tmp_path / "text8", text)
   with zipfile.ZipFile(tmp_path / "text8.zip", "w") as archive:
     archive.write(tmp_path / "text8", "text8")
-  plain = corpora._pieces
-  monkeypatch.setattr(corpora, "_pieces", lambda text: plain(text, 50))
+  cut = corpora._cut_at_spaces
+  monkeypatch.setattr(corpora, "_cut_at_spaces", lambda text: cut(text, 50))
   for name in ("text8", "text8.zip"):
     splits = as_lists(corpora.text8(str(tmp_path / name), facts))
     assert len(splits["train"]) > 10
@@ -61,229 +97,252 @@ def test_text8_splits_restore_the_text(tmp_path, monkeypatch):
     assert "".join(" ".join(x) for x in splits.values()) == text
 
 
-def test_text8_refuses_what_is_not_text8(tmp_path):
+def test_text8_rejects_what_is_not_text8(tmp_path):
   facts = write_text8(tmp_path / "text8", " a b c d e f g h i j")
   with pytest.raises(ValueError, match=r"20 characters .* text8 has 100000000"):
-    corpora.load(f"text8:{tmp_path / 'text8'}", cache="unused")
+    load(f"text8:{tmp_path / 'text8'}", tmp_path)
   (tmp_path / "text8").write_text(" a b c d e f g h i k")
-  with pytest.raises(ValueError, match=r"fetch text8.zip anew"):
+  with pytest.raises(ValueError, match=r"download text8.zip again"):
     corpora.text8(str(tmp_path / "text8"), facts)
-  with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
-    archive.writestr("enwik8", "x")
-  with pytest.raises(ValueError, match="no archive of text8"):
-    corpora.text8(str(tmp_path / "other.zip"), facts)
-  with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
-    archive.writestr("text8", "x")
-  content = bytearray((tmp_path / "locked.zip").read_bytes())
-  content[content.index(b"PK\1\2") + 8] |= 1  # says that it is encrypted
-  (tmp_path / "locked.zip").write_bytes(content)
-  with pytest.raises(ValueError, match="is encrypted"):
-    corpora.text8(str(tmp_path / "locked.zip"), facts)
+  for name in ("enwik8", "text8"):
+    path = tmp_path / f"{name}.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+      archive.writestr(name, "x")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1  # the flag "encrypted"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not an archive of text8"):
+      corpora.text8(str(path), facts)
   with pytest.raises(ValueError, match="no such file"):
-    corpora.load("text8:/nowhere", cache="unused")
+    load("text8:/nowhere", tmp_path)
 
 
-def test_local_text_goes_through_array_record(tmp_path):
-  (tmp_path / "a.txt").write_text("\ufeff" + "one two thrée " * 100)
-  with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
-    file.write("four five " * 100)
-  (tmp_path / "tiny.txt").write_text("x")
-  spec, cache = f"text:{tmp_path}/*.txt*", str(tmp_path / "cache")
-  corpus = corpora.load(spec, cache=cache)
+@pytest.mark.parametrize("ending", PACKERS)
+def test_texts_are_cut_90_5_5_and_kept_exactly(tmp_path, ending):
+  text = "one two\r\nthrée\u2028 four\rfive  " * 100
+  content = ("\ufeff" + text).encode()
+  (tmp_path / f"a.txt{ending}").write_bytes(PACKERS[ending](content))
+  corpus = load(f"text:{tmp_path}/a.*", tmp_path)
   splits = as_lists(corpus)
-  assert [len(x) for x in splits.values()] == [3, 3, 3]
-  first = " ".join(x[0] for x in splits.values())
-  assert first == ("one two thrée " * 100)[:-1]
-  assert len(splits["train"][1]) == pytest.approx(900, abs=10)
-  assert [x[2] for x in splits.values()] == ["", "", "x"]
-  files = [x.name for x in (tmp_path / "cache").rglob("*train*")]
-  assert files == ["local_text-train.array_record-00000-of-00001"]
-  assert corpora.load(spec, cache=cache).source == corpus.source
-  (tmp_path / "tiny.txt").write_text("y")
-  assert corpora.load(spec, cache=cache).source != corpus.source
+  assert list(splits) == ["train", "validation", "test"]
+  sizes = [len(documents[0]) for documents in splits.values()]
+  np.testing.assert_allclose(
+    sizes, np.array([0.9, 0.05, 0.05]) * len(text), 0.2
+  )
+  parts = [documents[0] for documents in splits.values()]
+  assert "".join("".join(parts).split()) == "".join(text.split())
+  assert all(part in text for part in parts)
+  assert load(f"text:{tmp_path}/a.*", tmp_path).source == corpus.source
+  (tmp_path / f"a.txt{ending}").write_bytes(PACKERS[ending](content + b"x"))
+  assert load(f"text:{tmp_path}/a.*", tmp_path).source != corpus.source
 
 
-def test_local_text_refuses_what_is_no_text(tmp_path):
-  (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00\x01")
-  with pytest.raises(ValueError, match="cannot be read as UTF-8"):
-    corpora.load(f"text:{tmp_path}/a.txt", cache=str(tmp_path))
-  with pytest.raises(ValueError, match="no file matches"):
-    corpora.load(f"text:{tmp_path}/*.md", cache=str(tmp_path))
+def test_texts_have_documents_between_separators_or_files(tmp_path):
+  write(tmp_path / "a.txt", TEXTS)
+  (tmp_path / "b.md").write_text("one file " * 100)
+  splits = as_lists(load(f"text:{tmp_path}/*.*", tmp_path))
+  assert [x.strip() for x in splits["train"][:30]] == TEXTS[:30]
+  assert splits["train"][-1].startswith("one file")
+  assert splits["test"][-2].strip() == TEXTS[-1]
+  assert not any("endoftext" in x for part in splits.values() for x in part)
+  assert not (tmp_path / "cache").exists()
 
 
-def test_nothing_of_this_imports_tensorflow(tmp_path):
-  (tmp_path / "a.txt").write_text("one two three " * 50)
-  code = f"""
-import sys
-from dsl_jax.data import batches, ngrams, prepare
-prepare.prepare(corpus="text:{tmp_path}/a.txt", tokenizer="text8", length=8,
-                out="{tmp_path}/out", progress=False)
-assert "tensorflow_datasets" in sys.modules
-assert "tensorflow" not in sys.modules
-assert "torch" not in sys.modules
-"""
-  subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize(
+  "ending", [".parquet", ".arrow", ".jsonl", ".jsonl.gz"]
+)
+def test_tables_are_cut_90_5_5_by_rows_of_the_column(tmp_path, ending):
+  write(tmp_path / "d" / f"a{ending}", TEXTS, "body")
+  spec = f"text:{tmp_path}/d/*"
+  corpus = load(f"{spec}#body", tmp_path)
+  assert as_lists(corpus) == {
+    "train": TEXTS[:36], "validation": TEXTS[36:38], "test": TEXTS[38:]
+  }  # fmt: skip
+  with pytest.raises(ValueError, match=r"no column 'text' .* id, body; name"):
+    load(spec, tmp_path)
+  assert load(f"{spec}#body", tmp_path).source == corpus.source
+  write(tmp_path / "d" / f"a{ending}", TEXTS[1:] + TEXTS[:1], "body")
+  other = load(f"{spec}#body", tmp_path)
+  assert other.source != corpus.source
+  assert next(iter(other.splits["train"])) == TEXTS[1]
 
 
-class Lm1b(tfds.core.GeneratorBasedBuilder):
-  """A stand-in with LM1B's name, fields and splits."""
-
-  VERSION = tfds.core.Version("1.1.0")
-
-  def _info(self):
-    text = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-    return tfds.core.DatasetInfo(builder=self, features=text)
-
-  def _split_generators(self, dl_manager):
-    sizes = {"train": 20, "test": 3}
-    return {name: self._generate_examples(n) for name, n in sizes.items()}
-
-  def _generate_examples(self, count):
-    for i in range(count):
-      yield i, {"text": f"{count} {i}"}
-
-
-def test_lm1b_is_read_as_tfds_prepared_it(tmp_path):
-  spec = f"lm1b:{tmp_path}"
-  with pytest.raises(ValueError, match="tfds build lm1b --file_format="):
-    corpora.load(spec, cache="unused")
-  builder = Lm1b(data_dir=str(tmp_path), file_format="array_record")
-  builder.download_and_prepare()
-  splits = as_lists(corpora.load(spec, cache="unused"))
-  assert sorted(splits["train"]) == sorted(f"20 {i}" for i in range(20))
-  assert sorted(splits["validation"]) == ["3 0", "3 1", "3 2"]
-  info = tmp_path / "lm1b" / "1.1.0" / "dataset_info.json"
-  info.write_text(info.read_text().replace("array_record", "tfrecord"))
-  with pytest.raises(ValueError, match="has it as tfrecord"):
-    corpora.load(spec, cache="unused")
-  info.write_text("{")
-  with pytest.raises(ValueError, match=r"dataset_info.json cannot be read"):
-    corpora.load(spec, cache="unused")
-
-
-def write_shard(path, texts):
-  name = str(path)
-  if name.endswith(".parquet"):
-    table = pyarrow.table({"id": range(len(texts)), "text": texts})
-    pyarrow.parquet.write_table(table, name, row_group_size=2)
-    return
-  if ".jsonl" in name:
-    content = "".join(json.dumps({"text": x}) + "\n" for x in texts)
-  else:
-    content = "\n<|endoftext|>\n".join(texts)
-  pack = {
-    ".gz": gzip.compress,
-    ".xz": lzma.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-  }.get(path.suffix, bytes)
-  path.write_bytes(pack(content.encode()))
-
-
-ENDINGS = [".parquet"] + [
-  kind + ending
-  for kind in (".jsonl", ".txt")
-  for ending in ("", ".gz", ".xz", ".zst")
+ENDINGS = [".parquet", ".arrow"] + [
+  kind + ending for kind in (".jsonl", ".txt") for ending in PACKERS
 ]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("held_out", [1, 4, 5, 9])
-def test_shards_of_every_kind_hold_out_the_last_documents(
-  tmp_path, ending, held_out
-):
-  for i, texts in enumerate((TEXTS[:5], TEXTS[5:6], TEXTS[6:])):
-    write_shard(tmp_path / f"{i}{ending}", texts)
-  corpus = corpora.load(
-    f"openwebtext:{tmp_path}/*", cache="unused", held_out=held_out
-  )
-  splits = {k: [x.strip() for x in v] for k, v in as_lists(corpus).items()}
-  assert list(splits) == ["train", "validation"]
-  assert splits["train"] + splits["validation"] == TEXTS
-  sizes = [len(documents) for documents in corpus.splits.values()]
-  assert sizes == [10 - held_out, held_out]
-  assert len(splits["validation"]) == held_out
+def test_openwebtext_holds_out_the_last_documents(tmp_path, ending):
+  for i, texts in enumerate((TEXTS[:5], TEXTS[5:6], TEXTS[6:10])):
+    write(tmp_path / "d" / f"{i}{ending}", texts)
+  for held_out in (0, 4, 5, 9):
+    corpus = load(f"openwebtext:{tmp_path}/d/*", tmp_path, held_out=held_out)
+    splits = {k: [x.strip() for x in v] for k, v in as_lists(corpus).items()}
+    assert splits["train"] == TEXTS[: 10 - held_out]
+    assert splits["validation"] == TEXTS[10 - held_out : 10]
+  for held_out in (-1, 10):
+    with pytest.raises(ValueError, match=rf"held_out is {held_out} .* has 10"):
+      load(f"openwebtext:{tmp_path}/d/*", tmp_path, held_out=held_out)
+
+
+def test_openwebtext_is_identified_by_names_sizes_and_held_out(tmp_path):
+  write(tmp_path / "a.jsonl", TEXTS)
+  size = (tmp_path / "a.jsonl").stat().st_size
+  facts = json.dumps([[["a.jsonl", size]], 3])
+  source = hashlib.sha256(facts.encode()).hexdigest()
+  spec = f"openwebtext:{tmp_path}/a.jsonl"
+  assert load(spec, tmp_path, held_out=3).source == source
+
+
+def test_file_names_may_have_the_characters_of_globs(tmp_path):
+  for name in ("a[1].jsonl", "a?*.parquet", "a*.txt"):
+    write(tmp_path / name, TEXTS)
+  corpus = load(f"openwebtext:{tmp_path}/a*", tmp_path, held_out=0)
+  assert len(corpus.splits["train"]) == 3 * len(TEXTS)
 
 
 def test_zst_of_several_frames_is_read_to_its_end(tmp_path):
-  pack = zstandard.ZstdCompressor().compress
+  pack = PACKERS[".zst"]
   frames = [pack(json.dumps({"text": x}).encode() + b"\n") for x in TEXTS]
   (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
-  assert list(shards.documents(str(tmp_path / "a.jsonl.zst"))) == TEXTS
+  frames = [pack(f"{x}\n<|endoftext|>\n".encode()) for x in TEXTS]
+  (tmp_path / "b.txt.zst").write_bytes(b"".join(frames))
+  corpus = load(f"openwebtext:{tmp_path}/*.zst", tmp_path, held_out=0)
+  assert [x.strip() for x in corpus.splits["train"]] == TEXTS * 2
 
 
-@pytest.mark.parametrize(
-  "ending", [".parquet", ".jsonl.gz", ".txt.xz", ".jsonl.zst", ".txt.zst"]
-)
-def test_damaged_shards_are_refused(tmp_path, ending):
+@pytest.mark.parametrize("kind", ["text", "openwebtext"])
+@pytest.mark.parametrize("ending", [x for x in ENDINGS if x != ".txt"])
+def test_truncated_files_are_rejected(tmp_path, kind, ending):
   path = tmp_path / f"a{ending}"
-  write_shard(path, TEXTS)
-  path.write_bytes(path.read_bytes()[:-9])
-  with pytest.raises(ValueError, match=r"shard .* cannot be read"):
-    corpora.load(f"openwebtext:{path}", cache="unused", held_out=1)
-
-
-def test_shards_without_text_or_too_few_are_refused(tmp_path):
-  (tmp_path / "a.jsonl").write_text('{"content": "x"}\n')
-  with pytest.raises(ValueError, match="a field 'text'"):
-    corpora.load(f"openwebtext:{tmp_path}/a.jsonl", cache="unused", held_out=1)
-  for text in ("null", "5", '["x"]', '"\\ud800"'):
-    (tmp_path / "n.jsonl").write_text(f'{{"text": {text}}}\n' * 2)
-    with pytest.raises(ValueError, match=r"n.jsonl cannot be read"):
-      corpora.load(f"openwebtext:{tmp_path}/n.jsonl", cache="x", held_out=1)
-  write_shard(tmp_path / "n.parquet", [*TEXTS, None])
-  with pytest.raises(ValueError, match="text 10 is 'None', no string"):
-    list(shards.documents(str(tmp_path / "n.parquet")))
-  write_shard(tmp_path / "b.jsonl", TEXTS)
-  with pytest.raises(ValueError, match="held_out is -1"):
-    corpora.load(f"openwebtext:{tmp_path}/b.jsonl", cache="x", held_out=-1)
-  with pytest.raises(ValueError, match="held_out is 100000"):
-    corpora.load(f"openwebtext:{tmp_path}/b.jsonl", cache="unused")
-  (tmp_path / "c.csv").write_text("x")
-  with pytest.raises(ValueError, match="ending is none of"):
-    corpora.load(f"openwebtext:{tmp_path}/c.csv", cache="unused")
-
-
-class FakeRows:
-  """The part of a Hugging Face data set that is used."""
-
-  def __init__(self, texts):
-    self.texts = texts
-
-  def __len__(self):
-    return len(self.texts)
-
-  def select(self, numbers):
-    return FakeRows([self.texts[i] for i in numbers])
-
-  def iter(self, batch_size):
-    for i in range(0, len(self.texts), batch_size):
-      yield {"text": self.texts[i : i + batch_size]}
-
-
-def test_openwebtext_comes_from_the_hub_without_a_glob(monkeypatch):
-  fake = types.ModuleType("datasets")
-  fake.load_dataset = lambda name, split: FakeRows(TEXTS)
-  monkeypatch.setitem(sys.modules, "datasets", fake)
-  splits = as_lists(corpora.load("openwebtext", cache="unused", held_out=3))
-  assert splits == {"train": TEXTS[:7], "validation": TEXTS[7:]}
-  monkeypatch.setitem(sys.modules, "datasets", None)
-  with pytest.raises(ImportError, match=r"dsl_jax\[data\]"):
-    corpora.load("openwebtext", cache="unused")
+  write(path, TEXTS)
+  path.write_bytes(path.read_bytes()[:-40])
+  with pytest.raises(ValueError, match=rf"a{ending} cannot be read"):
+    load(f"{kind}:{path}", tmp_path, held_out=1)
 
 
 @pytest.mark.parametrize(
-  ("spec", "near"),
+  ("name", "content", "match"),
   [
-    ("kjb", "kjv"),
-    ("openwebtxt:/data/text/*.txt", "openwebtext"),
-    ("text8", "text8:FILE"),
+    ("a.txt", b"\xff\xfe\0\1", "a.txt cannot be read .*text in UTF-8"),
+    ("a.jsonl", b'{"text": "\xe9"}', "a.jsonl cannot be read .*UTF-8"),
+    ("a.jsonl", b"", "a.jsonl cannot be read"),
+    ("a.jsonl", b'{"content": "x"}\n', "no column 'text'"),
+    ("a.jsonl", b'{"text": null}\n', "no column 'text' of strings"),
+    ("a.jsonl", b'{"text": 5}\n', "no column 'text' of strings"),
+    ("a.jsonl", b'{"text": ["x"]}\n', "no column 'text' of strings"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "1 rows without a string"),
+    ("a.jsonl", b'{"text": "x"}\n{"id": 1}\n', "1 rows without a string"),
+    ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl cannot be read"),
+    ("b.txt", b"x", "no file matches"),
   ],
 )
-def test_an_unknown_corpus_is_told_the_nearest(spec, near):
-  with pytest.raises(ValueError, match=f"nearest is '{near}'"):
-    corpora.load(spec, cache="unused")
+def test_files_without_text_are_rejected(tmp_path, name, content, match):
+  (tmp_path / name).write_bytes(content)
+  for kind in ("text", "openwebtext"):
+    with pytest.raises(ValueError, match=match):
+      load(f"{kind}:{tmp_path}/a.*", tmp_path, held_out=0)
 
 
-def test_an_empty_corpus_is_refused():
-  with pytest.raises(ValueError, match="corpus is '', nearest is"):
-    corpora.load("", cache="unused")
+def test_openwebtext_comes_from_the_hub_without_a_glob(tmp_path, monkeypatch):
+  hub = {"Skylion007/openwebtext": datasets.Dataset.from_dict({"text": TEXTS})}
+  monkeypatch.setattr(datasets, "load_dataset", lambda name, split: hub[name])
+  corpus = load("openwebtext", tmp_path, held_out=3)
+  assert as_lists(corpus) == {"train": TEXTS[:-3], "validation": TEXTS[-3:]}
+  assert corpus.source == "Skylion007/openwebtext 40 3"
+  hub.clear()
+  with pytest.raises(ValueError, match="cannot be loaded from the Hugging"):
+    load("openwebtext", tmp_path)
+  monkeypatch.setitem(sys.modules, "datasets", None)
+  with pytest.raises(ImportError, match=r"dsl_jax\[data\]"):
+    load("openwebtext", tmp_path)
+
+
+class Lm1b(tfds.core.GeneratorBasedBuilder):
+  """A small data set with LM1B's name, features and splits."""
+
+  VERSION = tfds.core.Version("1.9.0")
+  SUPPORTED_VERSIONS = [tfds.core.Version("1.10.0")]  # noqa: RUF012
+  SIZES = (("train", 20), ("test", 3))
+
+  def _info(self):
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    return {name: self._generate_examples(n) for name, n in self.SIZES}
+
+  def _generate_examples(self, count):
+    for i in range(count):
+      yield i, {"text": f"{self.version} {count} {i}"}
+
+
+def prepare_tfds(directory, version):
+  Lm1b(
+    data_dir=str(directory), file_format="array_record", version=version
+  ).download_and_prepare()
+
+
+def test_tfds_reads_the_newest_version_or_the_one_named(tmp_path, monkeypatch):
+  with pytest.raises(ValueError, match="tfds build lm1b --file_format="):
+    load(f"tfds:lm1b@{tmp_path}", tmp_path)
+  for version in ("1.9.0", "1.10.0"):
+    prepare_tfds(tmp_path, version)
+  corpus = load(f"lm1b:{tmp_path}", tmp_path)
+  assert (corpus.name, corpus.source) == ("lm1b", "lm1b/1.10.0")
+  splits = as_lists(corpus)
+  want = [f"1.10.0 20 {i}" for i in range(20)]
+  assert sorted(splits["train"]) == sorted(want)
+  assert sorted(splits["validation"]) == [f"1.10.0 3 {i}" for i in range(3)]
+  assert list(splits) == ["train", "validation"]
+  assert load(f"tfds:lm1b:1.9.0@{tmp_path}", tmp_path).source == "lm1b/1.9.0"
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  assert load("lm1b", tmp_path).source == "lm1b/1.10.0"
+  assert load("tfds:lm1b", tmp_path).name == "tfds"
+
+
+def test_tfds_rejects_other_formats_and_damaged_descriptions(tmp_path):
+  prepare_tfds(tmp_path, "1.9.0")
+  info = tmp_path / "lm1b" / "1.9.0" / "dataset_info.json"
+  info.write_text(info.read_text().replace("array_record", "tfrecord"))
+  with pytest.raises(ValueError, match="in the format tfrecord"):
+    load(f"lm1b:{tmp_path}", tmp_path)
+  info.write_text("{")
+  with pytest.raises(ValueError, match="no TFDS data set lm1b that can be"):
+    load(f"lm1b:{tmp_path}", tmp_path)
+
+
+def test_reading_needs_no_tensorflow_network_or_home(tmp_path):
+  prepare_tfds(tmp_path, "1.9.0")
+  write(tmp_path / "a.jsonl", TEXTS)
+  code = f"""
+import socket, sys
+socket.getaddrinfo = lambda *args, **kwargs: sys.exit("network")
+from dsl_jax.data import batches, prepare
+for corpus in ("tfds:lm1b@{tmp_path}", "text:{tmp_path}/a.jsonl"):
+  prepare.prepare(corpus=corpus, tokenizer="text8", length=8,
+                  out="{tmp_path}/out" + corpus[:3], progress=False)
+assert "tensorflow_datasets" in sys.modules and "datasets" in sys.modules
+assert "tensorflow" not in sys.modules and "torch" not in sys.modules
+"""
+  home = tmp_path / "home"
+  environment = os.environ | {"HOME": str(home)}
+  subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+  assert not list(home.glob("**/*huggingface*"))
+
+
+@pytest.mark.parametrize(
+  ("spec", "hint"),
+  [
+    ("kjb", "did you mean 'kjv'"),
+    ("openwebtxt:/data/text/*.txt", "did you mean 'openwebtext'"),
+    ("text8", "did you mean 'text8:FILE'"),
+    ("kjv:x", "did you mean 'kjv'"),
+    ("tfds", "use one of kjv"),
+    ("", "corpus is ''; use one of kjv"),
+  ],
+)
+def test_an_unknown_corpus_is_rejected_with_the_nearest(tmp_path, spec, hint):
+  with pytest.raises(ValueError, match=hint):
+    load(spec, tmp_path)

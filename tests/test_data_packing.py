@@ -1,4 +1,4 @@
-"""Packing: exact rows, manifests, refusal of every kind of damage."""
+"""Packing: exact rows, manifests, damage that is detected."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from dsl_jax.data import characters, packing, streams
+from dsl_jax.data import characters, packing
 
-SETTINGS = {"corpus": "here", "source": "s", "spec": "text8"}
+ORIGIN = packing.Origin("here", "s", "text8")
 
 
 class Words:
@@ -28,10 +28,10 @@ class Words:
 
 def write(directory, documents, tokenizer=None, length=4, **settings):
   tokenizer = tokenizer or characters.text8()
+  settings = {"length": length, "origin": ORIGIN} | settings
   return packing.write(
-    str(directory), "train", documents, tokenizer, length=length,
-    **SETTINGS | settings,
-  )  # fmt: skip
+    str(directory), "train", documents, tokenizer, **settings
+  )
 
 
 def test_characters_are_cut_plainly_with_one_space_between_documents(tmp_path):
@@ -58,14 +58,14 @@ def test_rows_do_not_depend_on_how_the_stream_is_buffered(
   tmp_path, monkeypatch, tokens
 ):
   monkeypatch.setattr(packing, "_TOKENS", tokens)
-  monkeypatch.setattr(streams, "_BATCH", 3)
+  monkeypatch.setattr(packing, "_DOCUMENTS", 3)
   documents = ["ab " * i for i in range(20)]
   packed = write(tmp_path, documents, Words(), length=6, wrap=False)
   stream = [x for i in range(20) for x in [2] * i + [9]]
   np.testing.assert_array_equal(packed.tokens_NL.ravel(), stream[:210])
 
 
-def test_the_manifest_says_everything(tmp_path):
+def test_the_manifest_describes_the_rows(tmp_path):
   packed = write(tmp_path, ["abc", "de"], length=4)
   path = tmp_path / "train.bin"
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,7 +83,7 @@ def test_the_manifest_says_everything(tmp_path):
 
 def test_a_finished_split_is_not_made_again(tmp_path):
   def unread():
-    raise AssertionError("read again")
+    raise AssertionError("the documents were read")
     yield
 
   first = write(tmp_path, ["abcdef"])
@@ -98,12 +98,12 @@ def test_a_finished_split_is_not_made_again(tmp_path):
   [
     {"length": 3},
     {"tokenizer": characters.text8_mdlm()},
-    {"corpus": "there"},
-    {"source": "t"},
+    {"origin": ORIGIN._replace(corpus="there")},
+    {"origin": ORIGIN._replace(source="t")},
     {"tokenizer": characters.text8_mdlm(), "wrap": True},
   ],
 )
-def test_other_settings_are_refused_and_overwrite_nothing(tmp_path, change):
+def test_other_settings_are_rejected_and_overwrite_nothing(tmp_path, change):
   write(tmp_path, ["abcdef"])
   before = {x.name: x.read_bytes() for x in tmp_path.iterdir()}
   with pytest.raises(ValueError, match="was prepared with"):
@@ -111,7 +111,7 @@ def test_other_settings_are_refused_and_overwrite_nothing(tmp_path, change):
   assert {x.name: x.read_bytes() for x in tmp_path.iterdir()} == before
 
 
-def test_a_killed_run_leaves_no_split_and_the_next_makes_it_whole(tmp_path):
+def test_a_killed_process_leaves_no_split_and_the_next_writes_it(tmp_path):
   code = f"""
 import os, signal
 from dsl_jax.data import characters, packing
@@ -121,7 +121,7 @@ def documents():
   os.kill(os.getpid(), signal.SIGKILL)
 packing._TOKENS = 10
 packing.write({str(tmp_path)!r}, "train", documents(), characters.text8(),
-              length=4, **{SETTINGS})
+              length=4, origin=packing.Origin("here", "s", "text8"))
 """
   killed = subprocess.run([sys.executable, "-c", code], check=False)
   assert killed.returncode == -9
@@ -135,7 +135,7 @@ packing.write({str(tmp_path)!r}, "train", documents(), characters.text8(),
   assert names == ["train.bin", "train.json"]
 
 
-def test_any_flipped_byte_is_found(tmp_path):
+def test_any_flipped_byte_is_detected(tmp_path):
   write(tmp_path, ["abcdefgh"])
   for name in ("train.bin", "train.json"):
     good = (tmp_path / name).read_bytes()
@@ -160,10 +160,10 @@ def test_any_flipped_byte_is_found(tmp_path):
     (b"", "has 0 bytes instead of 32"),
     (b"\0" * 31, "has 31 bytes"),
     (b"\0" * 36, "has 36 bytes"),
-    (b"\0" * 32, "not the data its manifest was written for"),
+    (b"\0" * 32, "not the data that its manifest describes"),
   ],
 )
-def test_foreign_and_truncated_data_are_refused(tmp_path, content, match):
+def test_other_and_truncated_data_are_rejected(tmp_path, content, match):
   write(tmp_path, ["abcdefgh"])
   (tmp_path / "train.bin").write_bytes(content)
   for call in (lambda: packing.load(str(tmp_path), "train"),
@@ -174,22 +174,20 @@ def test_foreign_and_truncated_data_are_refused(tmp_path, content, match):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '"x"', '{"rows": 1}'])
-def test_a_foreign_manifest_is_refused(tmp_path, content):
+def test_what_is_not_a_manifest_is_rejected(tmp_path, content):
   write(tmp_path, ["abcdefgh"])
   (tmp_path / "train.json").write_text(content)
-  with pytest.raises(ValueError, match="is damaged or no manifest"):
+  with pytest.raises(ValueError, match="is damaged or not a manifest"):
     packing.load(str(tmp_path), "train")
 
 
-def test_large_files_are_sampled_unless_verified(tmp_path, monkeypatch):
-  monkeypatch.setattr(packing, "_CHUNK", 16)
-  write(tmp_path, ["abcd" * 10])  # ten chunks
+def test_large_files_are_sampled(tmp_path, monkeypatch):
+  monkeypatch.setattr(packing, "_HASHED", 16)
+  write(tmp_path, ["abcd" * 10])  # ten blocks
   content = bytearray((tmp_path / "train.bin").read_bytes())
-  content[2 * 16] ^= 1  # of chunks 0, 3, 6, 9 none
+  content[2 * 16] ^= 1  # not in blocks 0, 3, 6 and 9
   (tmp_path / "train.bin").write_bytes(content)
   assert len(packing.load(str(tmp_path), "train").tokens_NL) == 10
-  with pytest.raises(ValueError, match="not the data"):
-    packing.load(str(tmp_path), "train", verify=True)
   content[9 * 16] ^= 1
   (tmp_path / "train.bin").write_bytes(content)
   with pytest.raises(ValueError, match="not the data"):
@@ -205,7 +203,7 @@ def test_large_files_are_sampled_unless_verified(tmp_path, monkeypatch):
     ({"wrap": True}, "has no BOS and EOS"),
   ],
 )
-def test_what_cannot_be_packed_is_refused(tmp_path, settings, match):
+def test_invalid_settings_are_rejected(tmp_path, settings, match):
   with pytest.raises(ValueError, match=match):
     write(tmp_path, ["abcdefgh"], **settings)
   assert not (tmp_path / "train.json").exists()

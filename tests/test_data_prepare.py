@@ -1,6 +1,7 @@
 """The command that packs a corpus, from its flags to its exit codes."""
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -49,16 +50,18 @@ def test_the_command_packs_kjv_and_is_then_a_no_op(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"corpus": "kjw"}, "nearest is 'kjv'"),
-    ({"tokenizer": "gpt"}, "nearest is 'gpt2'"),
-    ({"corpus": "text8:/nowhere/text8.zip"}, "there is no such file"),
+    ({"corpus": "kjw"}, "did you mean 'kjv'"),
+    ({"tokenizer": "gpt"}, "did you mean 'gpt2'"),
+    ({"corpus": "text8:/nowhere/text8.zip"}, "no such file"),
     ({"out": __file__}, "cannot be written"),
     ({"splits": "train,dev"}, "splits has 'dev'"),
     ({"splits": ""}, "splits has ''"),
     ({"length": "many"}, "--length=many"),
   ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, change, message):
+def test_invalid_input_is_one_sentence_and_exit_code_2(
+  tmp_path, change, message
+):
   values = {"corpus": "kjv", "tokenizer": "text8", "length": 8} | change
   values = {"out": tmp_path / "out"} | values
   done = call(*(f"--{name}={value}" for name, value in values.items()))
@@ -79,7 +82,7 @@ def test_gpt2_rows_are_wrapped_and_round_trip(tmp_path, text):
   assert words.startswith("It was the best of times, it was the worst. It was")
 
 
-def test_equal_runs_make_equal_files(tmp_path, text):
+def test_the_files_are_deterministic(tmp_path, text):
   for name in ("one", "two"):
     prepare.prepare(
       corpus=text, tokenizer="text8", length=8, out=str(tmp_path / name),
@@ -90,7 +93,7 @@ def test_equal_runs_make_equal_files(tmp_path, text):
     assert one == (tmp_path / "two" / file).read_bytes()
 
 
-def test_changed_text_is_refused_in_the_same_directory(tmp_path, text):
+def test_changed_text_is_rejected_in_the_same_directory(tmp_path, text):
   arguments = {
     "corpus": text, "tokenizer": "text8", "length": 8, "progress": False,
     "out": str(tmp_path / "out"),
@@ -104,10 +107,10 @@ def test_changed_text_is_refused_in_the_same_directory(tmp_path, text):
   np.testing.assert_array_equal(before, after)
 
 
-def test_a_second_run_waits_for_the_first(tmp_path, text):
+def test_a_second_process_waits_for_the_first(tmp_path, text):
   out = tmp_path / "out"
   out.mkdir()
-  run = threading.Thread(
+  writer = threading.Thread(
     target=prepare.prepare,
     kwargs={
       "corpus": text, "tokenizer": "text8", "length": 8, "out": str(out),
@@ -116,9 +119,41 @@ def test_a_second_run_waits_for_the_first(tmp_path, text):
   )  # fmt: skip
   with open(out / ".lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    run.start()
-    run.join(0.5)
-    assert run.is_alive()
+    writer.start()
+    writer.join(0.5)
+    assert writer.is_alive()
     assert [x.name for x in out.iterdir()] == [".lock"]
-  run.join(60)
+  writer.join(60)
   assert packing.is_finished(str(out), "train")
+
+
+def test_finished_rows_are_read_without_the_lock(tmp_path, text):
+  arguments = {
+    "corpus": text, "tokenizer": "text8", "length": 8, "progress": False,
+    "out": str(tmp_path / "out"),
+  }  # fmt: skip
+  before = prepare.prepare(**arguments)
+  names = {"train.bin", "train.json", "test.bin", "test.json"}
+  with open(tmp_path / "out" / ".lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    after = prepare.prepare(**arguments)
+  for name, rows in before.items():
+    np.testing.assert_array_equal(rows.tokens_NL, after[name].tokens_NL)
+  (tmp_path / "out" / ".lock").unlink()
+  prepare.prepare(**arguments)
+  found = {path.name for path in (tmp_path / "out").iterdir()}
+  assert names < found and ".lock" not in found
+
+
+def test_tables_are_prepared_as_texts_are(tmp_path, capfd):
+  texts = [f"text number {i} of many" for i in range(40)]
+  lines = [json.dumps({"body": text}) + "\n" for text in texts]
+  (tmp_path / "a.jsonl").write_text("".join(lines))
+  packed = prepare.prepare(
+    corpus=f"text:{tmp_path}/a.jsonl#body", tokenizer="text8", length=16,
+    out=str(tmp_path / "out"), progress=False,
+  )  # fmt: skip
+  text = " ".join(characters.normalize_text8(x) for x in texts[:36])
+  rows = packed["train"].tokens_NL.ravel()
+  assert text.startswith(characters.text8().decode(rows))
+  assert capfd.readouterr() == ("", "")

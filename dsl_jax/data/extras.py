@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, missed in one sentence."""
+"""Optional packages: imported where they are used."""
 
 import importlib
 import types

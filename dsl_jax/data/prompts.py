@@ -15,25 +15,25 @@ class Prompt(NamedTuple):
 
   Attributes:
     text: as it was written.
-    tokens_L: int32, 0 where nothing is given.
-    known_L: where a token is given.
+    tokens_L: int32, 0 where no token is given.
+    prompt_mask_L: where a token is given.
   """
 
   text: str
   tokens_L: np.ndarray
-  known_L: np.ndarray
+  prompt_mask_L: np.ndarray
 
 
 def parse(
   text: str, tokenizer: tokenizers.Tokenizer, length: int, *, name: str
 ) -> Prompt:
-  """Reads a prompt; what follows its last token is open.
+  """Parses a prompt; the positions after its last token are open.
 
-  The pieces between gaps are encoded each on its own, so that their tokens
-  stand unchanged in every sample.
+  The texts between gaps are encoded separately, so that their tokens are the
+  same in every sample.
 
   Args:
-    text: pieces of text and gaps in any order; "" leaves everything open.
+    text: text and gaps in any order; "" leaves everything open.
     tokenizer: of the model.
     length: L.
     name: of the prompt, for errors.
@@ -42,47 +42,51 @@ def parse(
     The prompt, of L positions.
 
   Raises:
-    ValueError: a gap of no token, text the tokenizer does not know, or a
+    ValueError: a gap of size 0, text that the tokenizer cannot encode, or a
       prompt that leaves nothing open or is longer than L.
   """
-  tokens, known, start = [], [], 0
-  for gap in [*_GAP.finditer(text), None]:
-    piece = text[start : gap.start() if gap else len(text)]
-    try:
-      ids = tokenizer.encode(piece).tolist() if piece else []
-    except ValueError as error:
-      raise ValueError(f"{name}: {error}") from error
-    tokens, known = tokens + ids, known + [True] * len(ids)
-    if gap:
-      size, start = int(gap[1] or 1), gap.end()
-      # Larger than any sequence is as wrong as long, and takes no memory.
-      size = min(size, length + 1)
+  tokens: list[int] = []
+  given: list[bool] = []
+  for number, part in enumerate(_GAP.split(text)):
+    if number % 2:  # a gap: its size, or None for [MASK]
+      # A gap longer than the sequence is an error below and needs no memory.
+      size = min(int(part or 1), length + 1)
       if not size:
-        raise ValueError(f"{name} has the gap {gap[0]}; use 1 or more.")
-      tokens, known = tokens + [0] * size, known + [False] * size
+        raise ValueError(f"{name} has the gap [MASK:{part}]; use 1 or more.")
+      tokens += [0] * size
+      given += [False] * size
+    elif part:
+      try:
+        ids = tokenizer.encode(part).tolist()
+      except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+      tokens += ids
+      given += [True] * len(ids)
   if len(tokens) > length:
     raise ValueError(
       f"{name} has {len(tokens)} tokens with its gaps; use at most "
       f"data.length, which is {length}."
     )
-  missing = length - len(tokens)
-  known_L = np.array(known + [False] * missing, bool)
-  if known_L.all():
+  if sum(given) == length:
     raise ValueError(
-      f"{name} has {len(tokens)} tokens, all of data.length; use fewer or "
-      "leave a gap."
+      f"{name} has {length} tokens, all of data.length; use fewer or leave a "
+      "gap."
     )
-  return Prompt(text, np.array(tokens + [0] * missing, np.int32), known_L)
+  tokens_L = np.zeros(length, np.int32)
+  tokens_L[: len(tokens)] = tokens
+  prompt_mask_L = np.zeros(length, bool)
+  prompt_mask_L[: len(given)] = given
+  return Prompt(text, tokens_L, prompt_mask_L)
 
 
-def read(path: str) -> list[tuple[str, str]]:
-  """Reads a file of prompts, one a line; empty lines are left out.
+def load_lines(path: str) -> list[tuple[str, str]]:
+  """Reads a file of prompts, one per line; empty lines are left out.
 
   Returns:
-    (where it stands, text) of every prompt.
+    (name of the line for errors, text) of every prompt.
 
   Raises:
-    ValueError: no readable file, no UTF-8, or no prompt in it.
+    ValueError: the file cannot be read, is not UTF-8, or has no prompt.
   """
   try:
     with open(path, encoding="utf-8") as file:
@@ -91,12 +95,11 @@ def read(path: str) -> list[tuple[str, str]]:
     raise ValueError(
       f"the prompts {path!r} cannot be read ({error}); give a UTF-8 text file."
     ) from error
-  lines = [line.removesuffix("\r") for line in lines]
-  found = [
+  prompts = [
     (f"line {number} of {path}", line)
     for number, line in enumerate(lines, 1)
     if line
   ]
-  if not found:
-    raise ValueError(f"the prompts {path!r} are empty; write one a line.")
-  return found
+  if not prompts:
+    raise ValueError(f"the prompts {path!r} are empty; write one per line.")
+  return prompts

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -10,13 +11,13 @@ from typing import Protocol
 
 import numpy as np
 
-from dsl_jax.data import characters, extras, specs
+from dsl_jax.data import characters, extras
+from dsl_jax.runtime import errors
 
 SPECS = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR", "sentencepiece:FILE")
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
-normalize_text8 = characters.normalize_text8
-_PIECE = 1_000_000  # characters given to the BPE at a time: bounds its memory
+_ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
 
 
 class Tokenizer(Protocol):
@@ -26,7 +27,7 @@ class Tokenizer(Protocol):
     name: the kind of tokenizer.
     vocab_size: ids are 0..vocab_size-1.
     bos_id, eos_id: row markers, or None.
-    fingerprint: sha256 of the vocabulary, whatever file it came from.
+    fingerprint: sha256 of the vocabulary, independent of the file's layout.
   """
 
   name: str
@@ -45,28 +46,21 @@ class Tokenizer(Protocol):
     """Returns the text of ids."""
 
 
-def load(spec: str) -> Tokenizer:
-  """Makes the tokenizer a spec names.
+def _reason(error: Exception) -> str:
+  """A library's message without the C++ location in front of it."""
+  first = str(error).partition("\n")[0]
+  return first.rpartition("] ")[2].rstrip(".")
 
-  Args:
-    spec: `text8`, `text8-mdlm`, `gpt2` (tables fetched by huggingface_hub),
-      `gpt2:DIR` (vocab.json and merges.txt, or encoder.json and vocab.bpe),
-      or `sentencepiece:FILE`.
 
-  Raises:
-    ValueError: an unknown name, or files that are missing or not GPT-2's.
-    ImportError: an optional package is missing.
-  """
-  name, _, where = spec.partition(":")
-  if spec == "text8":
-    return characters.text8()
-  if spec == "text8-mdlm":
-    return characters.text8_mdlm()
-  if name == "gpt2":
-    return Gpt2Tokenizer(*(_find_gpt2(where) if where else _fetch_gpt2()))
-  if name == "sentencepiece" and where:
-    return SentencePieceTokenizer(where)
-  raise specs.unknown("tokenizer", spec, SPECS)
+def _cut_at_words(text: str) -> Iterator[str]:
+  """Cuts a long text where GPT-2 always begins a word: before a first space."""
+  edge = re.compile(r"(?<=\S)(?=[ \n])")
+  start = 0
+  while start < len(text):
+    match = edge.search(text, start + _ENCODED)
+    stop = match.start() if match else len(text)
+    yield text[start:stop]
+    start = stop
 
 
 class Gpt2Tokenizer:
@@ -74,7 +68,7 @@ class Gpt2Tokenizer:
 
   def __init__(self, vocab_path: str, merges_path: str):
     library = extras.require("tokenizers", "data")
-    mend = "give the directory of GPT-2's own files."
+    fix = "use the directory of GPT-2's own files."
     try:
       with open(vocab_path, encoding="utf-8") as file:
         vocab = json.load(file)
@@ -83,19 +77,20 @@ class Gpt2Tokenizer:
         lines = [line.rstrip("\n") for line in file]
       merges = [tuple(x.split()) for x in lines if x and x[:8] != "#version"]
       model = library.models.BPE(vocab, merges)
-    except Exception as error:  # of JSON, of UTF-8, and the library's own
+    except Exception as error:  # the library raises plain Exception
       raise ValueError(
-        f"{vocab_path} and {merges_path} are no tables of a BPE "
-        f"({_reason(error)}); {mend}"
+        f"{vocab_path} and {merges_path} are not the tables of a BPE "
+        f"({_reason(error)}); {fix}"
       ) from error
     if ids != list(range(_GPT2_VOCAB)):
       raise ValueError(
         f"{vocab_path} has {len(vocab)} ids instead of GPT-2's {_GPT2_VOCAB}; "
-        f"{mend}"
+        f"{fix}"
       )
     self.name = "gpt2"
     self.vocab_size = _GPT2_VOCAB
-    self.bos_id = self.eos_id = _GPT2_VOCAB - 1
+    self.bos_id: int | None = _GPT2_VOCAB - 1
+    self.eos_id: int | None = _GPT2_VOCAB - 1
     content = json.dumps([sorted(vocab, key=vocab.get), merges])
     self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
     self._bpe = library.Tokenizer(model)
@@ -105,18 +100,47 @@ class Gpt2Tokenizer:
     self._bpe.decoder = library.decoders.ByteLevel()
 
   def encode(self, text: str) -> np.ndarray:
-    pieces = list(_pieces(text))
-    ids = [self._bpe.encode(piece).ids for piece in pieces]
-    return np.array([x for piece in ids for x in piece], np.int32)
+    ids = [self._bpe.encode(part).ids for part in _cut_at_words(text)]
+    return np.array(list(itertools.chain(*ids)), np.int32)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    if max(map(len, texts), default=0) > _PIECE:
+    if max(map(len, texts), default=0) > _ENCODED:
       return [self.encode(text) for text in texts]
     encodings = self._bpe.encode_batch_fast(list(texts))
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self._bpe.decode(np.asarray(ids).tolist())
+
+
+def _find_gpt2(directory: str) -> tuple[str, str]:
+  """The two table files in a directory, under either pair of names."""
+  for names in _GPT2_FILES:
+    vocab, merges = (os.path.join(directory, name) for name in names)
+    if os.path.isfile(vocab) and os.path.isfile(merges):
+      return vocab, merges
+  raise ValueError(
+    f"tokenizer is 'gpt2:{directory}' but that directory has no tables; put "
+    "vocab.json and merges.txt there."
+  )
+
+
+def _fetch_gpt2() -> tuple[str, str]:
+  """GPT-2's two table files from the Hugging Face hub or its cache."""
+  hub = extras.require("huggingface_hub", "data")
+  try:
+    vocab, merges = (hub.hf_hub_download("gpt2", x) for x in _GPT2_FILES[0])
+  except Exception as error:  # offline shows as many unrelated types
+    raise ValueError(
+      "tokenizer is 'gpt2' but its tables cannot be fetched from the Hugging "
+      "Face hub; give a local copy as gpt2:DIR."
+    ) from error
+  return vocab, merges
+
+
+def _marker(token: int) -> int | None:
+  """None for SentencePiece's -1, a marker that the model does not have."""
+  return None if token < 0 else token
 
 
 class SentencePieceTokenizer:
@@ -126,24 +150,24 @@ class SentencePieceTokenizer:
     library = extras.require("sentencepiece", "data")
     if not os.path.isfile(path):
       raise ValueError(
-        f"the SentencePiece model {path!r} is no file; train one with "
-        "tokenizers.train_sentencepiece."
+        f"the SentencePiece model {path!r} is not a file; train one "
+        "with tokenizers.train_sentencepiece."
       )
     with open(path, "rb") as file:
       content = file.read()
     try:
       self._model = library.SentencePieceProcessor(model_proto=content)
-      if not content:  # taken for no model yet, and empty
+      if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError
     except RuntimeError as error:
       raise ValueError(
-        f"{path!r} is no SentencePiece model; train one with "
+        f"{path!r} is not a SentencePiece model; train one with "
         "tokenizers.train_sentencepiece."
       ) from error
     self.name = "sentencepiece"
     self.vocab_size = self._model.vocab_size()
-    self.bos_id = _present(self._model.bos_id())
-    self.eos_id = _present(self._model.eos_id())
+    self.bos_id = _marker(self._model.bos_id())
+    self.eos_id = _marker(self._model.eos_id())
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
@@ -192,55 +216,33 @@ def train_sentencepiece(
     )
   except RuntimeError as error:
     raise ValueError(
-      f"vocab_size is {vocab_size}, for which no SentencePiece model fits "
-      f"these texts; change it or bring more text ({_reason(error)})."
+      f"vocab_size is {vocab_size}, for which these texts give no "
+      f"SentencePiece model; change it or use more text ({_reason(error)})."
     ) from error
   with open(out, "wb") as file:
     file.write(model.getvalue())
   return SentencePieceTokenizer(out)
 
 
-def _present(marker: int) -> int | None:
-  """SentencePiece says -1 for a marker it does not have."""
-  return None if marker < 0 else marker
+def load(spec: str) -> Tokenizer:
+  """Makes the tokenizer that a spec names.
 
+  Args:
+    spec: `text8`, `text8-mdlm`, `gpt2` (files from the Hugging Face hub),
+      `gpt2:DIR` (vocab.json and merges.txt, or encoder.json and vocab.bpe),
+      or `sentencepiece:FILE`.
 
-def _reason(error: Exception) -> str:
-  """A library's message without the C++ location in front of it."""
-  first = str(error).partition("\n")[0]
-  return first.rpartition("] ")[2].rstrip(".")
-
-
-def _pieces(text: str) -> Iterator[str]:
-  """Cuts where GPT-2 always begins a new word: before a first space."""
-  edge = re.compile(r"(?<=\S)(?=[ \n])")
-  start = 0
-  while start < len(text):
-    found = edge.search(text, start + _PIECE)
-    stop = found.start() if found else len(text)
-    yield text[start:stop]
-    start = stop
-
-
-def _find_gpt2(directory: str) -> tuple[str, str]:
-  """The two table files of a local directory, under either naming."""
-  for names in _GPT2_FILES:
-    paths = tuple(os.path.join(directory, name) for name in names)
-    if all(map(os.path.isfile, paths)):
-      return paths
-  raise ValueError(
-    f"tokenizer is 'gpt2:{directory}' without tables there; put vocab.json "
-    "and merges.txt in that directory."
-  )
-
-
-def _fetch_gpt2() -> tuple[str, str]:
-  """GPT-2's two table files from the Hugging Face hub or its cache."""
-  hub = extras.require("huggingface_hub", "data")
-  try:
-    return tuple(hub.hf_hub_download("gpt2", x) for x in _GPT2_FILES[0])
-  except Exception as error:  # offline shows as many unrelated types
-    raise ValueError(
-      "tokenizer is 'gpt2' and its tables cannot be fetched from the Hugging "
-      "Face hub; pass a local copy as gpt2:DIR."
-    ) from error
+  Raises:
+    ValueError: an unknown name, or files that are missing or not GPT-2's.
+    ImportError: an optional package is missing.
+  """
+  name, _, where = spec.partition(":")
+  if spec == "text8":
+    return characters.text8()
+  if spec == "text8-mdlm":
+    return characters.text8_mdlm()
+  if name == "gpt2":
+    return Gpt2Tokenizer(*(_find_gpt2(where) if where else _fetch_gpt2()))
+  if name == "sentencepiece" and where:
+    return SentencePieceTokenizer(where)
+  raise ValueError(f"tokenizer is {spec!r}{errors.nearest(name, SPECS)}")
