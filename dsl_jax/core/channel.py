@@ -10,6 +10,7 @@ bridge of the process dz = x dt + dW).
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 def _split(snr_BL, like_BLD):
@@ -31,7 +32,7 @@ def _noise(key, like_BLD):
 
 
 def observe(
-  key: jax.Array, x_BLD: jax.Array, snr_BL: jax.Array, *, clean_snr: float
+  key: jax.Array, x_BLD: jax.Array, snr_BL: jax.Array, *, clean_snr: ArrayLike
 ) -> jax.Array:
   """Draws z = t x + sqrt(t) eps.
 
@@ -51,7 +52,7 @@ def observe(
 
 
 def hard(
-  x_BLD: jax.Array, committed_BL: jax.Array, *, clean_snr: float
+  x_BLD: jax.Array, committed_BL: jax.Array, *, clean_snr: ArrayLike
 ) -> jax.Array:
   """The state of committed and masked tokens, clean_snr * x or 0: no noise.
 
@@ -73,7 +74,7 @@ def advance(
   snr_BL: jax.Array,
   next_BL: jax.Array,
   *,
-  clean_snr: float,
+  clean_snr: ArrayLike,
   noise: float = 1.0,
 ) -> jax.Array:
   """Moves up, z(t + d) = z(t) + d x + sqrt(d) eps; to inf, clean_snr * x.
@@ -120,7 +121,7 @@ def backtrack(
   snr_BL: jax.Array,
   next_BL: jax.Array,
   *,
-  clean_snr: float,
+  clean_snr: ArrayLike,
 ) -> jax.Array:
   """Moves down without knowing x, by the Brownian bridge.
 

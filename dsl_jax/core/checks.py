@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Array = jax.Array | np.ndarray  # on a device or on the host
+
 
 def count(name: str, value: int, least: int = 1) -> int:
   """Returns an integer of at least `least`, or raises a ValueError."""

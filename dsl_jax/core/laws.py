@@ -16,12 +16,12 @@ from dsl_jax.core import checks
 class Law(Protocol):
   """Draws the SNR of every token of a batch."""
 
-  def __call__(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns snr_BL, f32, at least 0, for shape (B, L)."""
     ...
 
 
-def ranks(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def ranks(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Draws a uniformly random order: the rank, 0..L-1, of every position.
 
   Args:
@@ -35,7 +35,7 @@ def ranks(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
   return jax.random.permutation(key, order_BL, axis=1, independent=True)
 
 
-def visible_subset(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def visible_subset(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Draws k ~ U{0..L-1} visible tokens at a uniformly random subset.
 
   Args:

@@ -43,21 +43,21 @@ class _Tiles(NamedTuple):
 
   batch: int
   length: int
-  count: int
+  num: int
 
   @classmethod
-  def of(cls, batch: int, length: int, count: int) -> "_Tiles":
-    return cls(batch, length, max(1, min(length, count)))
+  def of(cls, batch: int, length: int, num: int) -> "_Tiles":
+    return cls(batch, length, max(1, min(length, num)))
 
   def split(self, x: jax.Array) -> jax.Array:
-    width = -(-self.length // self.count)
-    missing = self.count * width - self.length
+    width = -(-self.length // self.num)
+    missing = self.num * width - self.length
     x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-    x = x.reshape(self.batch, self.count, width, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0).reshape(self.count, -1, *x.shape[3:])
+    x = x.reshape(self.batch, self.num, width, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0).reshape(self.num, -1, *x.shape[3:])
 
   def join(self, x: jax.Array) -> jax.Array:
-    x = x.reshape(self.count, self.batch, -1, *x.shape[2:])
+    x = x.reshape(self.num, self.batch, -1, *x.shape[2:])
     x = jnp.moveaxis(x, 0, 1).reshape(self.batch, -1, *x.shape[3:])
     return x[:, : self.length]
 

@@ -400,4 +400,4 @@ def measure_curve(
       {"train_step": step, "snr_grid": grid.tolist(), "mmse": mmse.tolist()},
     )
     logging.info("measured the mmse curve of step %d", step)
-  return Curve(grid, mmse)
+  return Curve(grid, np.asarray(mmse))

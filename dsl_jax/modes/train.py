@@ -142,7 +142,7 @@ def make_held_out_loss(
     key_B = jax.random.split(key, len(tokens_BL))
     return sums_fn(params, key_B, tokens_BL, mask_BL)[0]
 
-  arguments = []
+  arguments: list[tuple] = []
   limit = cfg.eval.batch_size * cfg.train.eval_batches
   for batch in batches.eval_batches(held_out, cfg.eval.batch_size, limit):
     tokens_BL, mask_BL = (sharding_lib.put_batch(mesh, x) for x in batch)

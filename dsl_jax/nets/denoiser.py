@@ -112,6 +112,16 @@ def make_denoiser(cfg: NetConfig, shards: Shards = ONE_DEVICE) -> Denoiser:
   return _make_denoiser(cfg, shards)
 
 
+def as_tuple(denoiser) -> Denoiser:
+  """Returns a denoiser of any type as a `Denoiser`, absent fields default."""
+  fields = {
+    name: getattr(denoiser, name)
+    for name in Denoiser._fields
+    if hasattr(denoiser, name)
+  }
+  return Denoiser(**fields)
+
+
 def hidden_states(
   denoiser: Denoiser, params, z_BLD, snr_BL, *, key=None
 ) -> jax.Array:

@@ -28,7 +28,7 @@ class Shards(NamedTuple):
   axis: str = ""
 
   @property
-  def count(self) -> int:
+  def num(self) -> int:
     """Number of devices that share a sequence."""
     return jax.lax.axis_size(self.axis) if self.axis else 1
 
@@ -36,7 +36,7 @@ class Shards(NamedTuple):
     """Returns this device's positions of an array that has all of them."""
     if not self.axis:
       return x
-    size = x.shape[dim] // self.count
+    size = x.shape[dim] // self.num
     start = jax.lax.axis_index(self.axis) * size
     return jax.lax.dynamic_slice_in_dim(x, start, size, dim)
 
@@ -48,11 +48,11 @@ class Shards(NamedTuple):
 
   def num_rows(self, vocab_size: int) -> int:
     """Returns R for a table of so many rows."""
-    return -(-vocab_size // self.count)
+    return -(-vocab_size // self.num)
 
   def pad_rows(self, x: jax.Array, fill: float = 0.0) -> jax.Array:
     """Returns [V, ...] with rows up to a multiple of the devices."""
-    missing = self.num_rows(len(x)) * self.count - len(x)
+    missing = self.num_rows(len(x)) * self.num - len(x)
     widths = [(0, missing)] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(x, widths, constant_values=fill)
 
@@ -66,7 +66,7 @@ class Shards(NamedTuple):
     head_RM: jax.Array,
     tokens_BL: jax.Array,
     *,
-    bias_V: jax.Array | None,
+    bias_V,
   ) -> jax.Array:
     """`vocab.nll` from the device's rows of the head.
 
@@ -74,7 +74,7 @@ class Shards(NamedTuple):
       h_BLM: hidden states of all positions.
       head_RM: the device's output rows.
       tokens_BL: target ids.
-      bias_V: the whole output bias.
+      bias_V: the whole output bias; on one device it may be None.
 
     Returns:
       nll_BL, f32, nats; the same on every device.

@@ -139,7 +139,7 @@ class Network(nn.Module):
       # 0 and inf become the ends of the range that training visits.
       s = jnp.log(jnp.clip(snr_BL, 1e-3, 1e4))
     cond = self.cond(s)
-    length = rows_BLM.shape[1] * self.shards.count
+    length = rows_BLM.shape[1] * self.shards.num
     cos, sin = layers.rotary_angles(length, c.width // c.heads)
     place = _Place(cos, sin, jnp.arange(length, dtype=jnp.int32))
     place = _Place(*(self.shards.own(x, dim=0) for x in place))

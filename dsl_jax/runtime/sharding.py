@@ -38,12 +38,13 @@ def mesh_shape(cfg: config_lib.Mesh, count: int) -> tuple[int, int, int]:
   known = math.prod(n for n in shape if n > 0)
   if shape.count(-1) == 1 and count % known == 0:
     shape[shape.index(-1)] = count // known
-  if -1 in shape or math.prod(shape) != count:
+  data, fsdp, model = shape
+  if -1 in shape or data * fsdp * model != count:
     raise errors.UserError(
       f"mesh is data={cfg.data} fsdp={cfg.fsdp} model={cfg.model}; with at "
       f"most one -1 it must multiply to the {count} devices here."
     )
-  return tuple(shape)
+  return data, fsdp, model
 
 
 def make_mesh(cfg: config_lib.Mesh, devices=None) -> jax.sharding.Mesh:

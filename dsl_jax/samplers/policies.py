@@ -1,9 +1,9 @@
 """Policies: the next row where it depends on the state, not on a schedule.
 
 Arrays that a policy needs are bound with `jax.tree_util.Partial`, so that they
-are arguments of the compiled program. A plain function gets a candidate at every
-open position in every step. A `Policy` says when it needs them, so that other
-steps cost what a path costs.
+are arguments of the compiled program. A plain function gets a candidate at
+every open position in every step. A `Policy` says when it needs them, so that
+other steps cost what a path costs.
 """
 
 from typing import NamedTuple, Protocol

@@ -14,6 +14,7 @@ import numpy as np
 
 from dsl_jax.core import channel, checks, paths, sphere
 from dsl_jax.core.paths import algebra
+from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import policies
 from dsl_jax.samplers import step as step_lib
@@ -36,11 +37,11 @@ class Segment(NamedTuple):
     last: steps of the whole path, up to the last that moves a token.
   """
 
-  snr_RBL: jax.Array
-  step_RB: jax.Array
-  first: jax.Array
-  stop: jax.Array
-  last: jax.Array
+  snr_RBL: checks.Array
+  step_RB: checks.Array
+  first: jax.Array | np.int32
+  stop: jax.Array | np.int32
+  last: jax.Array | np.int32
 
 
 class Options(NamedTuple):
@@ -169,9 +170,7 @@ def _check_request(
     ),
     policy,
     step_lib.Settings(
-      denoiser=Denoiser(
-        *(getattr(denoiser, name, None) for name in Denoiser._fields)
-      ),
+      denoiser=denoiser_lib.as_tuple(denoiser),
       integrator=options.integrator,
       strict=bool(options.strict_top_p),
       noise=float(options.noise),
@@ -189,10 +188,8 @@ def _next_row(policy, row_BL, k, is_free, state: State, logp_BL=None):
   """
   if policy is None:
     return row_BL, None
-  needs = True
-  if isinstance(policy, policies.Policy):
-    needs = policy.needs_confidence
-  if needs is True and logp_BL is None:
+  knows_when = isinstance(policy, policies.Policy)
+  if not knows_when and logp_BL is None:
     return jnp.where(is_free, state.snr_BL, row_BL), is_free
   confidence_BL = jnp.exp(state.logp_BL if logp_BL is None else logp_BL)
   next_BL = policy(confidence_BL, state.snr_BL, k)
@@ -203,7 +200,9 @@ def _next_row(policy, row_BL, k, is_free, state: State, logp_BL=None):
   # NaN and negative SNRs do not move a token; prompts stay.
   next_BL = jnp.where(next_BL >= 0, next_BL, state.snr_BL)
   next_BL = jnp.where(state.prompt_mask_BL, jnp.inf, next_BL)
-  needs = is_free & needs(k) if callable(needs) else None
+  needs = None
+  if knows_when and policy.needs_confidence is not None:
+    needs = is_free & policy.needs_confidence(k)
   return jnp.where(is_free, next_BL, row_BL), needs
 
 
@@ -297,16 +296,18 @@ def segments(
     snr_RBL = path_TBL[step_RB + 1, sequence_B]
     missing = (0, bound - len(step_RB))
     yield Segment(
-      np.pad(snr_RBL, (missing, (0, 0), (0, 0)), "edge"),
-      np.pad(step_RB, (missing, (0, 0)), "edge").astype(np.int32),
-      *map(np.int32, (first, first + len(step_RB), last)),
+      snr_RBL=np.pad(snr_RBL, (missing, (0, 0), (0, 0)), "edge"),
+      step_RB=np.pad(step_RB, (missing, (0, 0)), "edge").astype(np.int32),
+      first=np.int32(first),
+      stop=np.int32(first + len(step_RB)),
+      last=np.int32(last),
     )
 
 
 def generate(  # noqa: PLR0913
   params,
   key: jax.Array,
-  path_TBL: jax.Array,
+  path_TBL: checks.Array,
   *,
   denoiser: Denoiser,
   clean_snr: float,
@@ -314,7 +315,7 @@ def generate(  # noqa: PLR0913
   temperature: float = 1.0,
   top_p: float = 1.0,
   policy: policies.Rule | None = None,
-  prompt_BL: jax.Array | None = None,
+  prompt_BL: checks.Array | None = None,
   strict_top_p: bool = False,
   noise: float = 1.0,
   confidence: str = "probability",
@@ -365,12 +366,12 @@ def generate(  # noqa: PLR0913
 def sample(  # noqa: PLR0913
   params,
   key: jax.Array,
-  path_TBL: jax.Array,
+  path_TBL: checks.Array,
   *,
   denoiser: Denoiser,
   clean_snr: float,
   policy: policies.Rule | None = None,
-  prompt_BL: jax.Array | None = None,
+  prompt_BL: checks.Array | None = None,
   rows: int = SEGMENT_ROWS,
   callback: Callable[[int, State], None] | None = None,
   sharding: jax.NamedSharding | None = None,
@@ -428,7 +429,7 @@ def sample(  # noqa: PLR0913
 
   state = _jit_start(params, put(path[0], 0), put(prompt, 0), inputs, settings)
   counted = policy is not None or callback is not None
-  for segment in segments(path, rows, together=counted):
+  for segment in segments(np.asarray(path), rows, together=counted):
     stop = int(segment.stop)
     segment = segment._replace(
       snr_RBL=put(segment.snr_RBL, 1), step_RB=put(segment.step_RB, 1)

@@ -84,7 +84,7 @@ def bind(params, inputs: Inputs, settings: Settings) -> Model:
 
 def embed(model: Model, where_BL, snr_BL, z_BLD, rows_BLM) -> jax.Array | None:
   """Input embeddings of z where asked; masks need no converter."""
-  if rows_BLM is None:
+  if rows_BLM is None or model.mask_M is None:
     return None
   denoiser = model.settings.denoiser
   is_mask = (where_BL & (snr_BL == 0))[..., None]

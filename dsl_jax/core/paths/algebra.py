@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import numpy as np
 
 from dsl_jax.core import checks
@@ -39,7 +38,7 @@ def _reject(path, bad, rule):
     raise ValueError(f"path is {path[at]} at {where}; {rule}.")
 
 
-def concat(*paths: jax.Array) -> np.ndarray:
+def concat(*paths: checks.Array) -> np.ndarray:
   """Concatenates paths in time.
 
   Where a path begins with the last row of the one before, the row is kept once.
@@ -69,7 +68,7 @@ def concat(*paths: jax.Array) -> np.ndarray:
   return joined
 
 
-def blocks(length: int, *, block: int, inner: jax.Array) -> np.ndarray:
+def blocks(length: int, *, block: int, inner: checks.Array) -> np.ndarray:
   """Fills the sequence block by block, each block along an inner path.
 
   Args:
@@ -101,7 +100,7 @@ def blocks(length: int, *, block: int, inner: jax.Array) -> np.ndarray:
   return concat(*paths)
 
 
-def hold(path: jax.Array, known_BL: jax.Array) -> np.ndarray:
+def hold(path: checks.Array, known_BL: checks.Array) -> np.ndarray:
   """Commits known positions in every row: prompts and infilling.
 
   Args:
@@ -128,7 +127,7 @@ def hold(path: jax.Array, known_BL: jax.Array) -> np.ndarray:
   return np.where(known, np.float32(np.inf), path)
 
 
-def moving_steps(path_TBL: np.ndarray, *, together: bool = False) -> np.ndarray:
+def moving_steps(path_TBL: checks.Array, *, together: bool = False) -> np.ndarray:
   """Returns the steps of a path that move a token.
 
   Args:
@@ -153,7 +152,7 @@ def moving_steps(path_TBL: np.ndarray, *, together: bool = False) -> np.ndarray:
   return np.where(done, T - 1, step_TB)
 
 
-def compact(path: jax.Array) -> np.ndarray:
+def compact(path: checks.Array) -> np.ndarray:
   """Drops the rows that move nothing, for every sequence on its own.
 
   Sequences that need fewer rows repeat their last one, so the number of network
@@ -172,7 +171,7 @@ def compact(path: jax.Array) -> np.ndarray:
   return np.concatenate([path[:1], rows.reshape(-1, *path.shape[1:])])
 
 
-def pad(path: jax.Array, rows: int) -> np.ndarray:
+def pad(path: checks.Array, rows: int) -> np.ndarray:
   """Repeats the last row, so that paths of other lengths share a program.
 
   Args:
@@ -190,7 +189,7 @@ def pad(path: jax.Array, rows: int) -> np.ndarray:
   return np.concatenate([path, np.repeat(path[-1:], rows - len(path), axis=0)])
 
 
-def check(path: jax.Array, *, rising: bool = False) -> None:
+def check(path: checks.Array, *, rising: bool = False) -> None:
   """Raises unless an array is a path; the error names row and column.
 
   Args:

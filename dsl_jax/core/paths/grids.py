@@ -85,7 +85,11 @@ def lognormal_quantiles(
 
 
 def information_uniform(
-  num_steps: int, length: int, *, snr_grid: jax.Array, mmse_curve: jax.Array
+  num_steps: int,
+  length: int,
+  *,
+  snr_grid: checks.Array,
+  mmse_curve: checks.Array,
 ) -> np.ndarray:
   """All tokens share rows at equal steps of information.
 

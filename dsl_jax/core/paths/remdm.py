@@ -56,8 +56,10 @@ def rates(
       "forward_backward": np.minimum((alpha_s - alpha_t) / below, sigma_max),
     }[kind]
   reveal = (alpha_s - (1 - sigma) * alpha_t) / np.maximum(1 - alpha_t, 1e-12)
-  clipped = (np.clip(p, 0, 1).astype(np.float32) for p in (sigma, reveal))
-  return tuple(jnp.asarray(p) for p in clipped)
+  hide_T, reveal_T = (
+    jnp.asarray(np.clip(p, 0, 1), jnp.float32) for p in (sigma, reveal)
+  )
+  return hide_T, reveal_T
 
 
 def remask(  # noqa: PLR0913
