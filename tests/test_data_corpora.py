@@ -292,8 +292,8 @@ def test_tfds_reads_the_newest_version_or_the_one_named(tmp_path, monkeypatch):
   corpus = load(f"lm1b:{tmp_path}", tmp_path)
   assert (corpus.name, corpus.source) == ("lm1b", "lm1b/1.10.0")
   splits = as_lists(corpus)
-  want = [f"1.10.0 20 {i}" for i in range(20)]
-  assert sorted(splits["train"]) == sorted(want)
+  expected = [f"1.10.0 20 {i}" for i in range(20)]
+  assert sorted(splits["train"]) == sorted(expected)
   assert sorted(splits["validation"]) == [f"1.10.0 3 {i}" for i in range(3)]
   assert list(splits) == ["train", "validation"]
   assert load(f"tfds:lm1b:1.9.0@{tmp_path}", tmp_path).source == "lm1b/1.9.0"

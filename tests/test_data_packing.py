@@ -45,8 +45,14 @@ def test_characters_are_cut_plainly_with_one_space_between_documents(tmp_path):
 def test_words_get_eos_after_every_document_and_a_wrap(tmp_path):
   packed = write(tmp_path, ["a bb", "ccc", "", "dddd a bb"], Words())
   # stream: 1 2 9 3 9 9 4 1 2 9
-  want = [[8, 1, 2, 9], [8, 9, 3, 9], [8, 9, 9, 9], [8, 4, 1, 9], [8, 2, 9, 9]]
-  np.testing.assert_array_equal(packed.tokens_NL, want)
+  expected = [
+    [8, 1, 2, 9],
+    [8, 9, 3, 9],
+    [8, 9, 9, 9],
+    [8, 4, 1, 9],
+    [8, 2, 9, 9],
+  ]
+  np.testing.assert_array_equal(packed.tokens_NL, expected)
   assert packed.manifest["wrap"] is True
   plain = write(tmp_path / "..", ["a bb", "ccc"], Words(), wrap=False)
   np.testing.assert_array_equal(plain.tokens_NL, [[1, 2, 9, 3]])
@@ -69,15 +75,15 @@ def test_the_manifest_describes_the_rows(tmp_path):
   packed = write(tmp_path, ["abc", "de"], length=4)
   path = tmp_path / "train.bin"
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  want = {
+  expected = {
     "split": "train", "length": 4, "rows": 1, "vocab_size": 27, "wrap": False,
     "corpus": "here", "source": "s", "tokenizer": "text8", "documents": 2,
     "fingerprint": characters.text8().fingerprint, "tokens": 6, "dropped": 2,
     "text_sha256": hashlib.sha256(b"abc\0de\0").hexdigest(),
     "data_sha256": digest, "chunk_sha256": [digest],
   }  # fmt: skip
-  assert packed.manifest.items() >= want.items()
-  assert set(packed.manifest) == {*want, "manifest_sha256"}
+  assert packed.manifest.items() >= expected.items()
+  assert set(packed.manifest) == {*expected, "manifest_sha256"}
   assert np.frombuffer(path.read_bytes(), "<i4").tolist() == [1, 2, 3, 0]
 
 

@@ -141,8 +141,8 @@ def test_finished_rows_are_read_without_the_lock(tmp_path, text):
     np.testing.assert_array_equal(rows.tokens_NL, after[name].tokens_NL)
   (tmp_path / "out" / ".lock").unlink()
   prepare.prepare(**arguments)
-  found = {path.name for path in (tmp_path / "out").iterdir()}
-  assert names < found and ".lock" not in found
+  files = {path.name for path in (tmp_path / "out").iterdir()}
+  assert names < files and ".lock" not in files
 
 
 def test_tables_are_prepared_as_texts_are(tmp_path, capfd):

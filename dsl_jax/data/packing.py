@@ -57,7 +57,7 @@ class Origin(NamedTuple):
 
 
 def _is_character(tokenizer: Tokenizer) -> bool:
-  """Whether tokens are characters rather than pieces of words."""
+  """Whether tokens are characters rather than words or parts of words."""
   return isinstance(tokenizer, characters.CharTokenizer)
 
 
