@@ -1,15 +1,32 @@
-"""Files that are damaged, hostile or of another model; PyTorch not needed."""
+"""Safetensors files and folders that are damaged or of another model."""
 
 import json
 import re
 import struct
 
+import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 from tiny_mdlm import BUFFER, HEADS, mdlm_tensors
 
 from dsl_jax import convert
+
+
+@pytest.fixture
+def path(tmp_path):
+  """A file of a tiny MDLM."""
+  path = tmp_path / "weights.safetensors"
+  safetensors_numpy.save_file(mdlm_tensors(), path)
+  return path
+
+
+def assert_rejected(path, named):
+  """One sentence that names what is wrong."""
+  with pytest.raises(ValueError, match=re.escape(named)) as caught:
+    convert.mdlm.load(path)
+  message = str(caught.value)
+  assert message.endswith(".") and "\n" not in message and len(message) < 1500
 
 
 def mutations():
@@ -25,6 +42,7 @@ def mutations():
     yield {**good, compiled: array}, name
     yield {**rest, name: np.concatenate([array, array])}, bare
     yield {**rest, name: array[None]}, bare
+    yield {**rest, name: np.asarray(array.flat[0])}, bare
     yield {**rest, name: array.astype(np.float64)}, bare
     yield {**rest, name: array.astype(np.int32)}, bare
     if name != BUFFER:
@@ -41,41 +59,34 @@ def mutations():
   yield {}, "vocab_embed.embedding"
 
 
-def assert_refused(path, named):
-  """One sentence that names what is wrong."""
-  with pytest.raises(ValueError, match=re.escape(named)) as caught:
-    convert.mdlm.load(path)
-  message = str(caught.value)
-  assert message.endswith(".") and "\n" not in message and len(message) < 1500
-
-
-def test_every_wrong_tensor_is_named(tmp_path):
-  path = tmp_path / "weights.safetensors"
-  count = 0
-  for tensors, named in mutations():
+def test_every_wrong_tensor_is_named(path):
+  cases = list(mutations())
+  assert len(cases) > 200
+  for tensors, named in cases:
     safetensors_numpy.save_file(tensors, path)
-    assert_refused(path, named)
-    count += 1
-  assert count > 200
+    assert_rejected(path, named)
 
 
-def test_truncated_and_foreign_files(tmp_path):
-  path = tmp_path / "weights.safetensors"
-  safetensors_numpy.save_file(mdlm_tensors(), path)
+def test_truncated_and_foreign_files(path, tmp_path):
   whole = path.read_bytes()
   for size in [*range(12), *range(12, len(whole), 1013), len(whole) - 1]:
     path.write_bytes(whole[:size])
-    assert_refused(path, "weights.safetensors")
+    assert_rejected(path, "weights.safetensors")
   for start in (b"PK\3\4", b"\x80\x02", b"ustar", b"version https", b"\0" * 99):
     path.write_bytes(start + whole[:3000])
-    assert_refused(path, "weights.safetensors")
-  assert_refused(tmp_path / "none.ckpt", "none.ckpt")
-  assert_refused(tmp_path, "model.safetensors")
+    assert_rejected(path, "weights.safetensors")
+  path.write_bytes(whole)
+  (tmp_path / "loop").symlink_to(tmp_path / "loop")
+  (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+  (tmp_path / "folder").mkdir()
+  for name in ("loop", "broken", "folder", "nowhere"):
+    assert_rejected(tmp_path / name, name)
+  assert_rejected("/dev/null", "/dev/null")
+  (tmp_path / "link").symlink_to(path)
+  assert convert.mdlm.load(tmp_path / "link")[1].heads == HEADS
 
 
-def test_header_with_a_key_twice_is_refused(tmp_path):
-  path = tmp_path / "a.safetensors"
-  safetensors_numpy.save_file(mdlm_tensors(), path)
+def test_header_with_a_key_twice_is_rejected(path):
   whole = path.read_bytes()
   size = struct.unpack("<Q", whole[:8])[0]
   header, data = whole[8 : 8 + size].rstrip(), whole[8 + size :]
@@ -83,14 +94,12 @@ def test_header_with_a_key_twice_is_refused(tmp_path):
   for other in (entry, entry.replace(b"[12,8]", b"[8,12]")):
     twice = header[:-1] + b"," + other + b"}"
     path.write_bytes(struct.pack("<Q", len(twice)) + twice + data)
-    assert_refused(path, "backbone.vocab_embed.embedding twice")
+    assert_rejected(path, "backbone.vocab_embed.embedding twice")
 
 
 @pytest.mark.parametrize("length", [19280 + 65536, 25216])
-def test_any_length_of_the_header_is_read(tmp_path, length):
+def test_any_length_of_the_header_is_read(path, length):
   """The length comes first and may begin as an archive or a pickle does."""
-  path = tmp_path / "a.safetensors"
-  safetensors_numpy.save_file(mdlm_tensors(), path)
   whole = path.read_bytes()
   size = struct.unpack("<Q", whole[:8])[0]
   header = whole[8 : 8 + size].ljust(length)
@@ -119,56 +128,71 @@ def test_config_must_agree(tmp_path, config):
   safetensors_numpy.save_file(mdlm_tensors(), tmp_path / "model.safetensors")
   assert convert.mdlm.load(tmp_path)[1].heads == HEADS
   (tmp_path / "config.json").write_text(config)
-  assert_refused(tmp_path, "config.json")
+  assert_rejected(tmp_path, "config.json")
 
 
-@pytest.mark.parametrize("heads, named", [(1, 1), (4, 4), (3, "heads is 3")])
-def test_config_tells_the_heads_where_the_buffer_is_gone(
-  tmp_path, heads, named
-):
-  tensors = mdlm_tensors()
+def test_heads_are_never_guessed(path, tmp_path):
+  tensors, model = mdlm_tensors(), tmp_path / "model.safetensors"
   del tensors[BUFFER]
-  safetensors_numpy.save_file(tensors, tmp_path / "model.safetensors")
-  (tmp_path / "config.json").write_text(json.dumps({"n_heads": heads}))
-  if heads == named:
-    assert convert.mdlm.load(tmp_path)[1].heads == heads
-    with pytest.raises(ValueError, match="n_heads"):
-      convert.mdlm.load(tmp_path, heads=2)
-  else:
-    assert_refused(tmp_path, named)
+  safetensors_numpy.save_file(tensors, model)
+  assert_rejected(model, BUFFER)
+  assert convert.mdlm.load(model, heads=4)[1].heads == 4
+  for heads, named in ((1, None), (4, None), (3, "heads is 3")):
+    (tmp_path / "config.json").write_text(json.dumps({"n_heads": heads}))
+    if named:
+      assert_rejected(model, named)
+    else:
+      assert convert.mdlm.load(model)[1].heads == heads
+  (tmp_path / "config.json").write_text('{"n_heads": 4}')
+  with pytest.raises(ValueError, match="n_heads"):
+    convert.mdlm.load(model, heads=2)
+  with pytest.raises(ValueError, match="heads is 4"):
+    convert.mdlm.load(path, heads=4)
 
 
-def test_unmoved_row_of_the_head_checks_the_mask(tmp_path):
-  tensors, path = mdlm_tensors(), tmp_path / "a.safetensors"
+def test_unchanged_row_of_the_head_checks_the_mask(path):
+  tensors = mdlm_tensors()
   tensors["backbone.output_layer.linear.bias"][3] = 0
   safetensors_numpy.save_file(tensors, path)
-  assert_refused(path, "mask_id=3")
+  assert_rejected(path, "mask_id=3")
   convert.mdlm.load(path, mask_id=3)
+  with pytest.raises(ValueError, match="mask_id is 12"):
+    convert.mdlm.load(path, mask_id=12)
 
 
-def test_places_that_are_no_files(tmp_path):
-  (tmp_path / "empty.ckpt").touch()
-  (tmp_path / "loop").symlink_to(tmp_path / "loop")
-  (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
-  (tmp_path / "folder").mkdir()
-  for name in ("empty.ckpt", "loop", "broken", "folder", "nowhere"):
-    assert_refused(tmp_path / name, name)
-  assert_refused("/dev/null", "/dev/null")
-  real = tmp_path / "real.safetensors"
-  safetensors_numpy.save_file(mdlm_tensors(), real)
-  (tmp_path / "link").symlink_to(real)
-  assert convert.mdlm.load(tmp_path / "link")[1].heads == HEADS
+def write_index(folder, weight_map):
+  index = folder / "model.safetensors.index.json"
+  index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+  return index
 
 
-def test_heads_are_never_guessed(tmp_path):
-  tensors, path = mdlm_tensors(), tmp_path / "a.safetensors"
-  safetensors_numpy.save_file(tensors, path)
-  params, _ = convert.mdlm.load(path)
-  with pytest.raises(ValueError, match="cfg"):
-    convert.mdlm.save(params, tmp_path / "folder")
-  convert.mdlm.save(params, path)
-  assert BUFFER not in safetensors_numpy.load_file(path)
-  assert_refused(path, BUFFER)
-  assert convert.mdlm.load(path, heads=4)[1].heads == 4
-  with pytest.raises(ValueError, match="heads"):
-    convert.mdlm.load(path, heads=3)
+def test_several_files_with_an_index(path, tmp_path):
+  folder, tensors = tmp_path / "folder", mdlm_tensors()
+  folder.mkdir()
+  names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+  weight_map = {key: names[i % 3] for i, key in enumerate(tensors)}
+  for name in names:
+    shard = {key: x for key, x in tensors.items() if weight_map[key] == name}
+    safetensors_numpy.save_file(shard, folder / name)
+  index, expected = write_index(folder, weight_map), convert.mdlm.load(path)[0]
+  for place in (folder, index):
+    params, _ = convert.mdlm.load(place)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+  first, *rest = weight_map
+  for wrong in (
+    weight_map | {first: names[1]},
+    {key: weight_map[key] for key in rest},
+    weight_map | {"backbone.more": names[0]},
+    weight_map | {first: f"../{path.name}"},
+    weight_map | {first: str(path)},
+    weight_map | {first: "nowhere.safetensors"},
+    weight_map | {first: 1},
+    {},
+    [],
+  ):
+    write_index(folder, wrong)
+    assert_rejected(folder, str(folder))
+  write_index(folder, weight_map)
+  (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:-1])
+  assert_rejected(folder, names[2])

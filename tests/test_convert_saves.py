@@ -1,7 +1,8 @@
-"""Files that are saved and run folders exported: all of it can be loaded."""
+"""Files that are saved and runs that are exported: all of it can be loaded."""
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from safetensors import numpy as safetensors_numpy
-from tiny_mdlm import DEPTH, HEADS, WIDTH, mdlm_tensors
+from tiny_mdlm import BUFFER, DEPTH, HEADS, WIDTH, mdlm_tensors
 
 from dsl_jax import convert
 from dsl_jax.convert import __main__ as command
@@ -20,105 +21,136 @@ from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 
-@pytest.mark.parametrize("mask_id", [0, 5, 11])
-def test_round_trip_keeps_every_bit_but_the_heads_mask_row(tmp_path, mask_id):
-  tensors = mdlm_tensors()
-  first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-  safetensors_numpy.save_file(tensors, first)
-  params, cfg = convert.mdlm.load(first, mask_id=mask_id, sphere_dim=4)
-  convert.mdlm.save(params, second, cfg=cfg, mask_id=mask_id)
+@pytest.fixture
+def path(tmp_path):
+  """A file of a tiny MDLM."""
+  path = tmp_path / "a.safetensors"
+  safetensors_numpy.save_file(mdlm_tensors(), path)
+  return path
 
-  back = safetensors_numpy.load_file(second)
+
+@pytest.mark.parametrize("mask_id", [0, 5, 11])
+def test_round_trip_keeps_every_bit_but_the_heads_mask_row(
+  path, tmp_path, mask_id
+):
+  saved = tmp_path / "b.safetensors"
+  params, cfg = convert.mdlm.load(path, mask_id=mask_id, sphere_dim=4)
+  convert.mdlm.save(params, saved, cfg=cfg, mask_id=mask_id)
+  tensors, back = mdlm_tensors(), safetensors_numpy.load_file(saved)
   for name in ("weight", "bias"):
-    head = tensors[f"backbone.output_layer.linear.{name}"]
-    head[mask_id] = 0
+    tensors[f"backbone.output_layer.linear.{name}"][mask_id] = 0
   for name, array in tensors.items():
     np.testing.assert_array_equal(back[name], array, name)
-  again, _ = convert.mdlm.load(second)  # the file knows its mask_id
+  again, _ = convert.mdlm.load(saved)  # the file notes its mask_id
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
-def test_save_refuses_other_trees(tmp_path):
-  path = tmp_path / "a.safetensors"
-  safetensors_numpy.save_file(mdlm_tensors(), path)
+def test_save_rejects_what_does_not_fit(path, tmp_path):
   params, cfg = convert.mdlm.load(path)
-  for part, named in (("head", "head.bias"), ("embed", "embed.embedding")):
-    rest = {name: tree for name, tree in params.items() if name != part}
+  headless = {name: tree for name, tree in params.items() if name != "head"}
+  plain = {name: x for name, x in params.items() if name != "converter"}
+  for wrong, options, named in (
+    (headless, {"cfg": cfg}, "head.bias"),
+    ({"head": params["head"]}, {}, "lacks 'embed'"),
+    (params | {"extra": np.ones(3)}, {"cfg": cfg}, "extra"),
+    (params, {"cfg": cfg, "mask_id": 12}, "mask_id is 12"),
+    (params, {"cfg": cfg, "length": 0}, "length is 0"),
+    (params, {"cfg": dataclasses.replace(cfg, width=16)}, "embed.embedding"),
+    (params, {}, "cfg is None"),
+  ):
     with pytest.raises(ValueError, match=named):
-      convert.mdlm.save(rest, path, cfg=cfg)
-  with pytest.raises(ValueError, match="extra"):
-    convert.mdlm.save({**params, "extra": np.ones(3)}, path, cfg=cfg)
-  with pytest.raises(ValueError, match="mask_id"):
-    convert.mdlm.save(params, path, cfg=cfg, mask_id=12)
-  other = dataclasses.replace(cfg, width=16, heads=4)
-  with pytest.raises(ValueError, match="cfg is of"):
-    convert.mdlm.save(params, path, cfg=other)
-  plain = {name: tree for name, tree in params.items() if name != "converter"}
+      convert.mdlm.save(wrong, tmp_path / "out", **options)
+  assert not (tmp_path / "out").exists()
   convert.mdlm.save(plain, path, cfg=cfg)
   assert set(safetensors_numpy.load_file(path)) == set(mdlm_tensors())
+  convert.mdlm.save(plain, path)  # nothing tells the heads
+  assert BUFFER not in safetensors_numpy.load_file(path)
 
 
-def test_command_reports_in_one_sentence(tmp_path, capsys):
-  path, out = tmp_path / "a.safetensors", str(tmp_path / "out")
-  safetensors_numpy.save_file(mdlm_tensors(), path)
+def test_command_reports_in_one_sentence(path, tmp_path, capsys):
+  out = str(tmp_path / "out")
   assert command.main(["mdlm", str(path), "--out", out, "--beta_init=2"]) == 0
-  assert "12 blocks" not in capsys.readouterr().out
+  shown = capsys.readouterr().out
   params, cfg = convert.mdlm.load(out)
+  assert f"fingerprint {convert.fingerprint.compute(params, cfg)}" in shown
   assert params["converter"]["beta"] == 2
-  said = json.loads((tmp_path / "out" / "config.json").read_text())
-  assert said["n_heads"] == cfg.heads == HEADS
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert config["n_heads"] == cfg.heads == HEADS
   path.write_bytes(path.read_bytes()[:100])
   assert command.main(["mdlm", str(path), "--out", out]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_command_covers_nothing_of_others(tmp_path, capsys):
-  path, out = tmp_path / "a.safetensors", tmp_path / "out"
-  safetensors_numpy.save_file(mdlm_tensors(), path)
-  call = lambda out: command.main(["mdlm", str(path), "--out", str(out)])
+def test_command_overwrites_only_its_own_folders(path, tmp_path, capsys):
+  out = tmp_path / "out"
+
+  def run(out):
+    return command.main(["mdlm", str(path), "--out", str(out)])
+
   out.mkdir()
-  assert call(out) == 0  # it was empty
-  assert call(out) == 0  # it is ours
+  assert run(out) == 0  # it was empty
+  assert run(out) == 0  # it is ours
   capsys.readouterr()
   (out / "config.json").write_text('{"model_type": "mdlm"}')
   before = {file.name: file.read_bytes() for file in out.iterdir()}
-  assert call(out) == 2
-  assert "not ours" in capsys.readouterr().err
-  assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+  assert run(out) == 2
+  assert "not written by dsl_jax" in capsys.readouterr().err
+  assert {file.name: file.read_bytes() for file in out.iterdir()} == before
   whole = path.read_bytes()
-  assert call(path) == 2 and path.read_bytes() == whole
+  assert run(path) == 2 and path.read_bytes() == whole
   assert capsys.readouterr().err.count("\n") == 1
-  assert call(path / "below") == 2
+  assert run(path / "below") == 2
   params, cfg = convert.mdlm.load(path)
-  with pytest.raises(ValueError, match="not ours"):
+  with pytest.raises(ValueError, match="not written by dsl_jax"):
     convert.mdlm.save(params, out, cfg=cfg)
 
 
 def test_run_is_exported(tmp_path, capsys):
-  run, out = str(tmp_path / "run"), tmp_path / "out"
+  workdir, out = str(tmp_path / "run"), tmp_path / "out"
   net = denoiser_lib.NetConfig(9, WIDTH, DEPTH, HEADS, 4, evidence_skip=True)
   cfg = config_lib.Config("tiny", net, data=config_lib.Data(length=77))
   like = jax.eval_shape(denoiser_lib.make_denoiser(net).init, jax.random.key(0))
   rng = np.random.default_rng(0)
-  draw = lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
-  params = jax.tree.map(draw, like)
-  state = state_lib.create(params, optax.identity())
+
+  def draw(x):
+    return jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+
+  state = state_lib.create(jax.tree.map(draw, like), optax.identity())
   state = state._replace(ema=jax.tree.map(draw, like))
-  workdir_lib.claim(run, cfg, "hash of the rows")
-  checkpoints = checkpoint.Checkpoints(run, keep=1)
+  workdir_lib.claim(workdir, cfg, "hash of the rows")
+  checkpoints = checkpoint.Checkpoints(workdir, keep=1)
   checkpoints.save(3, state)
   checkpoints.close()
 
-  for options, want in (([], state.ema), (["--raw"], state.params)):
-    assert command.main(["export", run, "--out", str(out), *options]) == 0
+  for options, expected in (([], state.ema), (["--raw"], state.params)):
+    assert command.main(["export", workdir, "--out", str(out), *options]) == 0
     assert "step 3" in capsys.readouterr().out
-    again, cfg_again = convert.mdlm.load(out)
-    jax.tree.map(np.testing.assert_array_equal, again, want)
+    params, cfg_again = convert.mdlm.load(out)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
     assert cfg_again == net
-  said = json.loads((out / "config.json").read_text())
-  assert (said["model_length"], said["dsl_clean_snr"]) == (77, cfg.clean_snr)
-  assert "clean_snr = 100" in (out / "README.md").read_text()
+  config = json.loads((out / "config.json").read_text())
+  assert config["model_length"] == 77
+  assert config["dsl_clean_snr"] == cfg.clean_snr
   assert command.main(["export", str(out), "--out", str(tmp_path / "b")]) == 0
-  again = json.loads((tmp_path / "b" / "config.json").read_text())
-  assert again == said
+  assert json.loads((tmp_path / "b" / "config.json").read_text()) == config
+
+
+def test_the_code_of_the_card_samples(path, tmp_path):
+  params, cfg = convert.mdlm.load(path, sphere_dim=4)
+  out, readme = tmp_path / "out", tmp_path / "out" / "README.md"
+  convert.mdlm.save(params, out, cfg=cfg, length=9, clean_snr=40.0)
+  card = readme.read_text()
+  assert "model, read at any noise level" in card and "$" not in card
+  code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[-1]
+  assert "clean_snr=40," in code
+  names = {}
+  exec(code.replace("this/folder", str(out)), names)
+  assert names["tokens"].shape == (1, 9)
+
+  convert.mdlm.save(params, out, cfg=cfg)
+  assert "They are fresh" in readme.read_text()
+  assert "any noise level\n\n" not in readme.read_text()
+  plain = {name: x for name, x in params.items() if name != "converter"}
+  convert.mdlm.save(plain, out, cfg=cfg)
+  assert "dsl.converter" not in readme.read_text()

@@ -1,4 +1,4 @@
-"""A few numbers that tell whether a conversion is right."""
+"""A few numbers that show whether a conversion is right."""
 
 import dataclasses
 import hashlib
@@ -14,11 +14,11 @@ _LENGTH = 16
 
 
 class Fingerprint(NamedTuple):
-  """What identifies a masked model.
+  """Identifies a masked model.
 
   Attributes:
     weights: first 12 hex digits of the SHA-256 of the weights that MDLM has.
-    log_probs: of five tokens at hidden places of a fixed input, in nats.
+    log_probs: of five tokens at masked positions of a fixed input, in nats.
   """
 
   weights: str
@@ -32,33 +32,33 @@ class Fingerprint(NamedTuple):
 def compute(params: dict, cfg: denoiser_lib.NetConfig) -> Fingerprint:
   """Computes the fingerprint of the masked model inside a DSL model.
 
-  The input is token 7919 i mod V at place i < 16, hidden at every third; the
-  same token's log-probability is reported at the hidden places but the first.
+  The input has token 7919 i mod V at position i < 16, and the mask at every
+  third. The log-probabilities are those of the masked tokens but the first.
 
   Args:
     params: of `make_denoiser(cfg)`.
     cfg: the network.
 
   Returns:
-    The fingerprint; the same weights give the same hash everywhere, and the
-    same numbers to about four digits.
+    The fingerprint. The same weights give the same hash on every machine, and
+    the same log-probabilities to about four digits.
   """
   digest = hashlib.sha256()
-  shared = {name: part for name, part in params.items() if name != "converter"}
+  shared = {name: tree for name, tree in params.items() if name != "converter"}
   for leaf in jax.tree.leaves(shared):
-    digest.update(np.ascontiguousarray(leaf))
+    digest.update(np.asarray(leaf).tobytes())
   net = denoiser_lib.make_denoiser(dataclasses.replace(cfg, unroll=1))
-  places = np.arange(_LENGTH)
-  tokens = 7919 * places % cfg.vocab_size
-  hidden = places[places % 3 == 0][1:]
-  visible = jnp.asarray(np.where(places % 3, tokens, cfg.vocab_size))
+  positions = np.arange(_LENGTH)
+  tokens = 7919 * positions % cfg.vocab_size
+  masked = positions[positions % 3 == 0][1:]
+  tokens_BL = jnp.asarray(np.where(positions % 3, tokens, cfg.vocab_size))[None]
 
   @jax.jit
   def log_probs(params):
-    h_LM = net.hidden_tokens(params, visible[None])[0]
+    h_LM = net.hidden_tokens(params, tokens_BL)[0]
     head_VM, bias_V = net.head(params)
-    logits = jnp.dot(h_LM, head_VM.T, precision="highest") + bias_V[None]
-    return jax.nn.log_softmax(logits)[hidden, tokens[hidden]]
+    logits_LV = jnp.dot(h_LM, head_VM.T, precision="highest") + bias_V[None]
+    return jax.nn.log_softmax(logits_LV)[masked, tokens[masked]]
 
   numbers = np.asarray(log_probs(params)).tolist()
   return Fingerprint(digest.hexdigest()[:12], tuple(numbers))

@@ -1,15 +1,16 @@
-"""Which weight of MDLM is which of ours: one table for both directions."""
+"""The table of weights, MDLM's names beside ours, for both directions."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+PREFIX = "backbone."
 BUFFER = "rotary_emb.inv_freq"
-MLP_RATIO = 4
+CONVERTER = "dsl.converter."
 
-# MDLM's key, our path, MDLM's shape, what becomes of the array. R counts the
-# rows of the vocabulary with the mask, M is the width, C the condition's.
+# MDLM's key, our path, MDLM's shape, how the layouts differ. R is the number of
+# rows of the vocabulary with the mask, M the width, C that of the condition.
 _BEFORE = (
   ("vocab_embed.embedding", "embed.embedding", "R M", "mask last"),
   ("sigma_map.mlp.0.weight", "cond.fc1.kernel", "C 256", "transposed"),
@@ -29,15 +30,12 @@ _BLOCK = (
   ("adaLN_modulation.weight", "adaln.kernel", "6M C", "transposed"),
   ("adaLN_modulation.bias", "adaln.bias", "6M", "same"),
 )
-_AFTER = (
-  ("output_layer.norm_final.weight", "final.norm.scale", "M", "same"),
-  ("output_layer.linear.weight", "head.kernel", "R M", "mask dropped"),
-  ("output_layer.linear.bias", "head.bias", "R", "mask dropped"),
-  (
-    "output_layer.adaLN_modulation.weight",
-    *("final.adaln.kernel", "2M C", "transposed"),
-  ),
-  ("output_layer.adaLN_modulation.bias", "final.adaln.bias", "2M", "same"),
+_OUTPUT = (
+  ("norm_final.weight", "final.norm.scale", "M", "same"),
+  ("linear.weight", "head.kernel", "R M", "no mask"),
+  ("linear.bias", "head.bias", "R", "no mask"),
+  ("adaLN_modulation.weight", "final.adaln.kernel", "2M C", "transposed"),
+  ("adaLN_modulation.bias", "final.adaln.bias", "2M", "same"),
 )
 
 
@@ -59,8 +57,8 @@ class Entry(NamedTuple):
   shape: str
   layout: str
 
-  def expected(self, sizes: Sizes) -> tuple[int, ...]:
-    """The shape MDLM's tensor must have."""
+  def expected_shape(self, sizes: Sizes) -> tuple[int, ...]:
+    """Returns the shape that MDLM's tensor must have."""
     letters = {"R": sizes.rows, "M": sizes.width, "C": sizes.cond_dim, "": 1}
     return tuple(
       int(word.rstrip("RMC") or 1) * letters[word.lstrip("0123456789")]
@@ -69,45 +67,60 @@ class Entry(NamedTuple):
 
 
 def entries(depth: int) -> Iterator[Entry]:
-  """Lists every weight in the order of MDLM's parameters."""
+  """Yields every weight in the order of MDLM's parameters."""
   for key, path, shape, layout in _BEFORE:
     yield Entry(key, path, None, shape, layout)
   for i in range(depth):
     for key, path, shape, layout in _BLOCK:
       yield Entry(f"blocks.{i}.{key}", f"blocks.{path}", i, shape, layout)
-  for key, path, shape, layout in _AFTER:
-    yield Entry(key, path, None, shape, layout)
+  for key, path, shape, layout in _OUTPUT:
+    yield Entry(f"output_layer.{key}", path, None, shape, layout)
+
+
+def converter_shapes(tokens: int, sphere_dim: int) -> dict[str, tuple]:
+  """Returns the shapes of DSL's own tensors by their names in a file."""
+  return {
+    f"{CONVERTER}table": (tokens, sphere_dim),
+    f"{CONVERTER}beta": (),
+    f"{CONVERTER}bias": (tokens,),
+    f"{CONVERTER}mask_bias": (),
+  }
+
+
+def default_mask_id(rows: int) -> int:
+  """Returns the mask's row: 4 of text8's 35 rows, else the last one."""
+  return 4 if rows == 35 else rows - 1
 
 
 def to_dsl(array: np.ndarray, layout: str, mask_id: int) -> np.ndarray:
-  """Turns MDLM's array into ours: [in, out] kernels, the mask's row last."""
+  """Converts MDLM's layout to ours: [in, out] kernels, the mask's row last."""
   if layout == "transposed":
     return array.T
   if layout == "mask last":
-    rest = np.delete(array, mask_id, axis=0)
-    return np.concatenate([rest, array[mask_id : mask_id + 1]])
-  if layout == "mask dropped":
+    tokens = np.delete(array, mask_id, axis=0)
+    return np.concatenate([tokens, array[mask_id : mask_id + 1]])
+  if layout == "no mask":
     return np.delete(array, mask_id, axis=0)
   return array
 
 
 def to_mdlm(array: np.ndarray, layout: str, mask_id: int) -> np.ndarray:
-  """Inverts `to_dsl`; the head's row for the mask comes back as zeros.
+  """Inverts `to_dsl`; the head's row for the mask becomes zeros.
 
-  Zero is what MDLM itself has there: the row starts at zero and its loss never
-  moves it, because the mask's logit is overwritten by -inf.
+  MDLM's own training leaves zeros there: the row starts at zero and gets no
+  gradient, because the mask's logit is overwritten by -inf.
   """
   if layout == "transposed":
     return array.T
   if layout == "mask last":
     return np.insert(array[:-1], mask_id, array[-1], axis=0)
-  if layout == "mask dropped":
+  if layout == "no mask":
     return np.insert(array, mask_id, 0, axis=0)
   return array
 
 
 def inverse_frequencies(head_dim: int) -> np.ndarray:
-  """The rotary buffer, 10000^(-2j / head_dim), rounded where PyTorch rounds."""
+  """Returns the rotary buffer, 10000^(-2j / head_dim), rounded as PyTorch's."""
   power = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   rate = 10000.0 ** power.astype(np.float64)
   return np.float32(1) / rate.astype(np.float32)
