@@ -1,29 +1,26 @@
-"""The text of compiled programs, and what the training step sends."""
+"""Parsing of compiled programs, and the collectives of the training step."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dsl_jax.core import vocab
-from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import build, costs, hlo, optim
+from dsl_jax.modes import plan
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import hlo
 from dsl_jax.runtime import sharding as sharding_lib
-from dsl_jax.runtime import state as state_lib
 
-# V is prime: it divides by nothing.
+# V is prime: no number of devices or chunks divides it.
 NET = config_lib.NetConfig(131, 16, 1, 2, 4, cond_dim=8, dropout=0.1, unroll=1)
 B, L = 16, 8
 
 
 def compiled(sizes, rows=0, net=NET, length=L):
-  """The text of the step that trains, on eight devices, and its state."""
-  mesh = sharding_lib.make_mesh(config_lib.Mesh(*sizes))
+  """The parsed training step on eight devices, and its params by path."""
   cfg = config_lib.Config(
     "toy",
     net,
@@ -31,18 +28,10 @@ def compiled(sizes, rows=0, net=NET, length=L):
     train=config_lib.Train(batch_size=B),
     mesh=config_lib.Mesh(*sizes, rows),
   )
-  tx = optim.make(cfg.optim, 10)
-  init = denoiser_lib.make_denoiser(net).init
-  state = sharding_lib.abstract(
-    mesh, jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), tx))
-  )
-  rows = sharding_lib.rows(mesh, sharding_lib.ROWS)
-  batch = [
-    jax.ShapeDtypeStruct((B, length), kind, sharding=rows)
-    for kind in (jnp.int32, jnp.bool_)
-  ]
-  step = build.step(cfg, mesh, tx, state)
-  return step.lower(state, *batch).compile().as_text(), state
+  mesh = sharding_lib.make_mesh(cfg.mesh)
+  program = hlo.read(plan.compile_step(cfg, mesh).as_text())
+  params = plan.abstract_state(cfg, mesh).params
+  return program, jax.tree_util.tree_leaves_with_path(params)
 
 
 @pytest.fixture(autouse=True)
@@ -50,87 +39,76 @@ def shard_small_leaves(monkeypatch):
   monkeypatch.setattr(sharding_lib, "_SMALL", 64)
 
 
-def weight_bytes(state):
-  return 4 * sum(x.size for x in jax.tree.leaves(state.params))
+def total_bytes(collectives, kind=""):
+  return sum(c.bytes * c.times for c in collectives if kind in c.kind)
 
 
 def test_data_parallelism_reduces_the_gradients_and_nothing_else():
-  text, state = compiled((8, 1, 1), rows=1)  # in two passes
-  sent = hlo.read(text).collectives
-  assert {c.kind for c in sent} == {"all-reduce"}
-  assert not any(c.loop for c in sent)
+  program, params = compiled((8, 1, 1), rows=1)  # two microbatches
+  sent = program.collectives
+  assert {(c.kind, c.group, c.loop) for c in sent} == {("all-reduce", 8, "")}
   # Gradients, and the two sums of the loss.
-  total = sum(c.bytes * c.times for c in sent)
-  assert total == weight_bytes(state) + 8
-  assert {c.group for c in sent} == {8}
+  assert total_bytes(sent) == 4 * sum(x.size for _, x in params) + 8
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1)])
-def test_cut_weights_are_gathered_once_and_outside_every_loop(sizes):
-  text, state = compiled(sizes, rows=1)
-  sent = hlo.read(text).collectives
-  cut = [x for x in jax.tree.leaves(state.params) if any(x.sharding.spec)]
-  gathered = sum(c.bytes for c in sent if c.kind == "all-gather")
-  assert gathered == 4 * sum(x.size for x in cut)
-  assert not any(c.loop for c in sent)
-  assert {c.times for c in sent} == {1}
-  assert sum(x.size for x in cut) > 0.5 * weight_bytes(state) / 4
+def test_sharded_weights_are_gathered_once_outside_of_loops(sizes):
+  program, params = compiled(sizes, rows=1)
+  sent = program.collectives
+  sharded = sum(x.size for _, x in params if any(x.sharding.spec))
+  assert sharded > 0.5 * sum(x.size for _, x in params)
+  assert total_bytes(sent, "all-gather") == 4 * sharded
+  assert {(c.times, c.loop) for c in sent} == {(1, "")}
 
 
 def test_along_model_tokens_are_sent_and_no_rows_of_the_vocabulary(
   monkeypatch,
 ):
-  for name in ("ROWS", "SLAB", "WHOLE"):
+  for name in ("MIN_ROWS", "CHUNK_SCORES", "WHOLE_SCORES"):
     monkeypatch.setattr(vocab, name, 64)
-  assert vocab.slabs(64, NET.vocab_size) > 1
+  assert vocab.num_chunks(64, NET.vocab_size) > 1
   net = dataclasses.replace(NET, depth=3, evidence_skip=True)
-  text, state = compiled((2, 2, 2), rows=1, net=net)
-  sent = hlo.read(text).collectives
-  # Once in a step: of cut weights whole arrays, of head and embedding runs.
-  whole = [c for c in sent if not c.loop]
-  cut = [
+  program, params = compiled((2, 2, 2), rows=1, net=net)
+  sent = program.collectives
+  M, D = net.width, net.sphere_dim
+  # Per step: sharded weights; of head and embedding the device's rows.
+  once = [c for c in sent if not c.loop]
+  assert {c.times for c in once} == {1}
+  gathered = sum(
     x.size // 2 if path[0].key in ("head", "embed") else x.size
-    for path, x in jax.tree_util.tree_leaves_with_path(state.params)
+    for path, x in params
     if any(x.sharding.spec)
-  ]
-  mesh = jax.tree.leaves(state.params)[0].sharding.mesh
-  moved = sharding_lib.gathered(mesh, state.params, denoiser_lib.RUNS)[1]
-  assert sum(c.sent for c in whole) == pytest.approx(4 * moved, rel=0.01)
-  filled = net.width // 2  # the head has 132 rows on two devices
-  gathered = sum(c.bytes for c in whole if c.kind == "all-gather")
-  assert gathered == 4 * (sum(cut) + filled)
-  # In every pass: hidden states and means, but not in the loops over slabs.
-  loops = {c.loop for c in sent} - {""}
-  assert loops == {"passes", "Network.trunk"}
-  device = (B // 4) * L // 2, 2
-  for loop, count in (
-    ("passes", costs.sent_for_vocabulary),
-    ("Network.trunk", costs.sent_by_attention),
-  ):
-    inner = [c for c in sent if c.loop == loop]
-    assert {c.group for c in inner} == {2}
-    assert sum(c.sent for c in inner) == count(net, *device)
-  # Of each row, once in a block: gathered, and their gradients scattered.
+  )
+  padding = M // 2  # the head has 132 rows on two devices
+  assert total_bytes(once, "all-gather") == 4 * (gathered + padding)
+  # Per microbatch, and none in the loops over chunks.
+  microbatches = [c for c in sent if c.loop == "microbatches"]
   blocks = [c for c in sent if c.loop == "Network.trunk"]
+  assert len(microbatches) + len(blocks) + len(once) == len(sent)
+  assert {c.group for c in microbatches + blocks} == {2}
+  # Hidden states and z are gathered, the converter's means scattered, gradients
+  # the other way round; besides, eight sums are reduced.
+  tokens = B // 4 * L // 2
+  floats = 2 * (M + D) + 2 * M + 2 * 8
+  assert sum(c.sent for c in microbatches) == 4 * tokens * floats
+  # Keys and values are gathered, their gradients scattered.
   for kind in ("all-gather", "reduce-scatter"):
-    found = sum(c.bytes * c.times for c in blocks if c.kind == kind)
-    assert found == (B // 4) * net.depth * 2 * L * net.width * 4
+    assert total_bytes(blocks, kind) == B // 4 * net.depth * 2 * L * M * 4
 
 
-def test_no_array_has_a_place_for_every_token_and_word(monkeypatch):
+def test_no_array_has_an_element_for_every_token_and_row(monkeypatch):
   net = dataclasses.replace(NET, vocab_size=4096, dropout=0.0)
-  whole = (B // 8) * 64 * 4096  # of one device
-  found = {}
-  for slab in (whole, whole // 16):
-    monkeypatch.setattr(vocab, "SLAB", slab)
-    monkeypatch.setattr(vocab, "WHOLE", slab)
-    text, _ = compiled((8, 1, 1), net=net, length=64)
-    found[slab] = hlo.read(text).largest
-  assert found[whole] >= whole
-  assert found[whole // 16] < whole / 4
+  all_scores = B // 8 * 64 * net.vocab_size  # of one device
+  largest = {}
+  for scores in (all_scores, all_scores // 16):
+    monkeypatch.setattr(vocab, "CHUNK_SCORES", scores)
+    monkeypatch.setattr(vocab, "WHOLE_SCORES", scores)
+    largest[scores] = compiled((8, 1, 1), net=net, length=64)[0].largest
+  assert largest[all_scores] >= all_scores
+  assert largest[all_scores // 16] < all_scores / 4
 
 
-def test_loops_multiply_what_is_in_them():
+def test_trip_counts_of_loops_are_multiplied_in():
   mesh = sharding_lib.make_mesh(config_lib.Mesh())
 
   def local(x):
@@ -142,17 +120,16 @@ def test_loops_multiply_what_is_in_them():
   fn = jax.shard_map(
     local, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False
   )
-  x = jax.ShapeDtypeStruct(
-    (8, 4), jnp.float32, sharding=NamedSharding(mesh, P("data"))
-  )
+  rows = NamedSharding(mesh, P("data"))
+  x = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=rows)
   text = jax.jit(fn).lower(x).compile().as_text()
-  (found,) = hlo.read(text).collectives
-  assert found == hlo.Collective("all-reduce", 16, 5, 8, "shard_map")
-  np.testing.assert_allclose(found.sent, 2 * 16 * 5 * 7 / 8)
+  (collective,) = hlo.read(text).collectives
+  assert collective == hlo.Collective("all-reduce", 16, 5, 8, "shard_map")
+  assert collective.sent == pytest.approx(2 * 16 * 5 * 7 / 8)
 
 
 @pytest.mark.parametrize(
-  "groups,size",
+  "groups, size",
   [
     ("{{0,1,2,3},{4,5,6,7}}", 4),
     ("[4,2]<=[8]", 2),
@@ -161,17 +138,19 @@ def test_loops_multiply_what_is_in_them():
     ("{}", 8),
   ],
 )
-def test_groups_are_read_however_they_are_written(groups, size):
+def test_notations_of_groups(groups, size):
   text = (
     "HloModule m, num_partitions=8\n\nENTRY %main (a: f32[4]) -> f32[4] {\n"
     "  %a = f32[4]{0} parameter(0)\n"
     f"  ROOT %r = f32[4]{{0}} all-reduce(%a), replica_groups={groups}\n}}\n"
   )
-  (found,) = hlo.read(text).collectives
-  assert found == hlo.Collective("all-reduce", 16, 1, size, "")
+  (collective,) = hlo.read(text).collectives
+  assert collective == hlo.Collective("all-reduce", 16, 1, size, "")
 
 
-TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
+# A loop without an annotated trip count, an asynchronous collective, one that
+# is fused with the computation that overlaps it, and a wrapped one.
+TPU_TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=4
 
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0:T(128)}) parameter(0)
@@ -196,35 +175,36 @@ TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
 
 %begin (q.1: f32[4]) -> (f32[8], s32[2]) {
   %q.1 = f32[4]{0} parameter(0)
-  %ag.1 = f32[8]{0} all-gather(%q.1), CHAIN
-  ROOT %c.1 = (f32[8]{0}, s32[2]{0:S(4)}) custom-call(%ag.1), START
+  %ag.1 = f32[8]{0} all-gather(%q.1), GROUPS
+  ROOT %c.1 = (f32[8]{0}, s32[2]{0:S(4)}) custom-call(%ag.1), TARGET
 }
 
 %meanwhile (q.2: f32[4]) -> f32[8] {
   %q.2 = f32[4]{0} parameter(0)
-  ROOT %ag.2 = f32[8]{0} all-gather(%q.2), CHAIN
+  ROOT %ag.2 = f32[8]{0} all-gather(%q.2), GROUPS
 }
 
 ENTRY %main (a: f32[8]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
-  %w = (s32[], f32[8]{0}) while(%a), condition=%cond, body=%body, OF
   %b = (f32[8]{0}, s32[2]{0}) fusion(%a), kind=kLoop, calls=%begin
+  %w = (s32[], f32[8]{0}) while(%a), condition=%cond, body=%body, METADATA
   %s = ((f32[8]{0}), f32[2]{0}, u32[]) async-start(%a), calls=%wrapped
   %d = f32[2]{0} async-done(%s), calls=%wrapped
   ROOT %r = f32[8]{0} get-tuple-element(%w), index=1
 }
 """
-for short, written in (
-  ("CHAIN", 'replica_groups={{0,1}}, frontend_attributes={chain_id="0"}'),
-  ("START", 'custom_call_target="AsyncCollectiveStart"'),
-  ("OF", 'metadata={op_name="jit(f)/trunk/while"}'),
-):
-  TPU = TPU.replace(short, written)
 
 
-def test_reads_what_compilers_for_tpus_write():
-  gather, begun, scatter = hlo.read(TPU).collectives
-  # A gather whose pieces move while the loop runs is one gather.
-  assert begun == hlo.Collective("all-gather", 32, 1, 2, "")
-  assert gather == hlo.Collective("all-gather", 16, 7, 2, "trunk")
-  assert scatter == hlo.Collective("reduce-scatter", 32, 1, 4, "")
+def test_text_of_the_compiler_for_tpus():
+  text = (
+    TPU_TEXT.replace(
+      "GROUPS", 'replica_groups={{0,1}}, frontend_attributes={chain_id="0"}'
+    )
+    .replace("TARGET", 'custom_call_target="AsyncCollectiveStart"')
+    .replace("METADATA", 'metadata={op_name="jit(f)/trunk/while"}')
+  )
+  assert hlo.read(text).collectives == [
+    hlo.Collective("all-gather", 32, 1, 2, ""),  # once, though fused twice
+    hlo.Collective("all-gather", 16, 7, 2, "trunk"),
+    hlo.Collective("reduce-scatter", 32, 1, 4, ""),
+  ]

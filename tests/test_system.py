@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsl_jax import main, paths
-from dsl_jax.modes import curves, named_samplers, report
+from dsl_jax.modes import named_samplers
 from dsl_jax.runtime import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -109,12 +109,12 @@ def test_prompts_and_gaps_come_back_in_every_sample(run, tmp_path):
   assert "remask_conf" in page.read_text()
 
 
-def test_the_information_path_keeps_its_curve(run, monkeypatch):
+def test_the_information_path_keeps_its_curve(run):
   workdir, mode = run
   change = {"sample.path": "information", "sample.num": 1}
   scores = json.loads((workdir / "eval.json").read_text())
-  assert curves.load(workdir, 4).mmse.tolist() == scores["mmse"]
-  assert curves.load(workdir, 5) is None  # of another checkpoint
+  assert named_samplers.load_curve(workdir, 4).mmse.tolist() == scores["mmse"]
+  assert named_samplers.load_curve(workdir, 5) is None  # of another checkpoint
   (workdir / "eval.json").rename(workdir / "aside.json")
   assert mode("sample", **change) == 0
   (workdir / "aside.json").rename(workdir / "eval.json")
@@ -122,7 +122,6 @@ def test_the_information_path_keeps_its_curve(run, monkeypatch):
   assert kept["train_step"] == 4 and kept["snr_grid"] == scores["snr_grid"]
   # Two draws of the same quantity on few rows.
   np.testing.assert_allclose(kept["mmse"], scores["mmse"], atol=0.15)
-  monkeypatch.setattr(curves, "measure", None)
   made = named_samplers.build(
     config_lib.Config(
       "x",
@@ -131,7 +130,7 @@ def test_the_information_path_keeps_its_curve(run, monkeypatch):
     ),
     jax.random.key(0),
     1,
-    curve=curves.load(workdir, 4),
+    curve=named_samplers.load_curve(workdir, 4),
   )
   assert made.path.shape == (6, 128) and np.isinf(made.path[-1]).all()
 
@@ -161,7 +160,8 @@ def test_every_named_sampler_is_a_path_that_keeps_its_budget():
 def test_report_shows_everything(run):
   workdir, mode = run
   assert mode("sample") == 0
-  page = report.write(workdir).read_text()
+  assert mode("report") == 0
+  page = (workdir / "report.html").read_text()
   assert page.count("data:image/png;base64,") == 2
   text = json.loads((workdir / "samples.jsonl").read_text().splitlines()[-1])
   assert text["text"] in page and "ngram_3" in page
@@ -224,5 +224,5 @@ def test_sampling_needs_a_trained_workdir(tmp_path, capsys):
 
 
 def test_report_names_the_mode_that_is_missing(tmp_path, capsys):
-  assert report.main(["report", str(tmp_path)]) == 2
+  assert main.main(["main", f"--workdir={tmp_path}", "--mode=report"]) == 2
   assert "--mode=train" in capsys.readouterr().err

@@ -1,292 +1,218 @@
-"""Planning: whether a run fits its accelerators, and what it will take."""
+"""Planning: compiles the training step for devices that are not here."""
 
-import dataclasses
+import collections
 import importlib.util
-import math
 import os
-import re
-import time
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import build, chips, costs, errors, hlo, optim
+from dsl_jax.runtime import chips, costs, errors, hlo, optim
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
 
 _GIB = 2**30
-_FULL = 0.9  # of the memory: the runtime and fragments take the rest
+_USABLE = 0.9  # of the memory; the runtime and fragmentation take the rest
 
 
-class Compiled(NamedTuple):
-  """What a compiler says of the training step.
-
-  Attributes:
-    seconds: it took.
-    temporary: bytes beside the state, inf where they do not fit.
-    program: its collectives; None where it does not fit.
-    refusal: the compiler's sentence then.
-  """
-
-  seconds: float
-  temporary: float
-  program: hlo.Program | None
-  refusal: str = ""
-
-
-def plan(cfg: config_lib.Config) -> None:
-  """Prints whether a config fits a topology, and its time at the best.
-
-  For a TPU, XLA compiles the training step, which needs the tpu extra and no
-  TPU. Elsewhere everything is estimated from shapes, and said so.
+def topology_devices(topology: str) -> tuple[chips.Chip, list]:
+  """Returns the chip and the devices of a topology that XLA can compile for.
 
   Args:
-    cfg: the run, its mesh section naming the topology; neither data nor
-      weights are read.
+    topology: CHIP:SHAPE, for example v5e:16x16.
+
+  Returns:
+    The chip, and one device for each chip of the slice.
 
   Raises:
-    errors.UserError: unknown topology, or a batch or mesh that does not go
-      with it.
+    errors.UserError: invalid topology, or its compiler is not installed.
   """
-  with errors.user_errors():
-    topology = cfg.mesh.topology
-    if not topology:
-      raise errors.UserError("--topology is missing; give CHIP:SHAPE.")
-    chip, devices, count, why = _devices(topology)
-    if devices:
-      mesh = sharding_lib.make_mesh(cfg.mesh, devices)
-    else:
-      shape = sharding_lib.sizes(cfg.mesh, count)
-      mesh = jax.sharding.AbstractMesh(shape, sharding_lib.AXES)
-    parts = sharding_lib.shares(mesh) * sharding_lib.passes(mesh, cfg)
-    if cfg.train.batch_size % parts:
-      raise errors.UserError(
-        f"train.batch_size is {cfg.train.batch_size}; use a multiple of "
-        f"{parts}, the devices along data and fsdp times microbatches."
-      )
-  shown = " ".join(f"{k} {v}" for k, v in mesh.shape.items())
-  print(f"{cfg.name} on {topology}: {mesh.size} devices, mesh {shown}")
-  state = _state(cfg, mesh)
-  compiled = _compile(cfg, mesh, state) if devices else None
-  if compiled and compiled.program:
-    print(f"compiled for it in {compiled.seconds:.0f} s")
-  elif compiled:
-    print(f"XLA refuses it: {compiled.refusal}")
-  else:
-    print(f"from shapes alone, without a compiler: {why}")
-  fits, lines = _memory(cfg, chip, mesh, state, compiled)
-  print("\n".join(lines))
-  if compiled and compiled.program:
-    print("\n".join(_collectives(compiled.program)))
-  print("\n".join(_time(cfg, chip, count, mesh, state, compiled)))
-  if not fits:
-    print(_mend(cfg, chip, mesh))
-
-
-def _devices(topology):
-  """The chip, its devices if XLA can compile for them, their count, or why."""
-  name, _, shape = topology.partition(":")
-  chip = chips.named(name)
-  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
-    example = "v5e:16x16" if chip.tpu else "h100:8"
+  if not topology:
     raise errors.UserError(
-      f"--topology is {topology!r}; write CHIP:SHAPE, as {example}."
+      "--topology is missing; give CHIP:SHAPE, for example v5e:16x16."
     )
-  count = math.prod(int(n) for n in shape.split("x"))
-  if not chip.tpu:
-    return chip, None, count, "XLA compiles for a GPU only where one is"
-  # What a TPU host would say; without it libtpu waits for a metadata server.
-  for key, value in (
-    ("TPU_SKIP_MDS_QUERY", "1"),
-    ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
-    ("TPU_WORKER_HOSTNAMES", "localhost"),
-  ):
-    os.environ.setdefault(key, value)
+  name = topology.partition(":")[0]
+  chip = chips.named(name)
+  if chip.platform != "tpu":
+    raise errors.UserError(
+      f"--topology is {topology!r}; compiling for GPUs needs the package "
+      "jax-cuda13-plugin, which plan does not support yet, so give a TPU "
+      "slice such as v5e:16x16."
+    )
   if importlib.util.find_spec("libtpu") is None:
-    return chip, None, count, "pip install 'dsl_jax[tpu]' brings one"
+    raise errors.UserError(
+      f"--topology is {topology!r}; compiling for TPUs needs the package "
+      "libtpu, so run pip install 'dsl_jax[tpu]'."
+    )
+  # Without these settings of a TPU host libtpu waits for a metadata server.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  # Megacore makes the two cores of a v4 chip one device, as on TPU hosts.
+  options = {"chip_config_name": "megacore"} if name == "v4" else {}
   try:
-    devices = topologies.get_topology_desc(
-      platform="tpu", topology_name=topology
-    ).devices
+    description = topologies.get_topology_desc(
+      platform="tpu", topology_name=topology, **options
+    )
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
-      f"--topology is {topology!r}, which XLA does not know "
-      f"({str(error).splitlines()[0][:200]}); write the shape of a slice, as "
-      "v5e:4x4 or v4:2x2x2."
+      f"--topology is {topology!r}, which XLA rejects "
+      f"({str(error).splitlines()[0][:200]}); write the shape of a slice, for "
+      "example v5e:4x4 or v4:2x2x2."
     ) from error
-  # Compiled for v4, XLA takes the two cores of a chip for devices.
-  return chip.core(len(devices) // count), devices, count, ""
+  return chip, description.devices
 
 
-def _state(cfg, mesh):
-  """The abstract train state, with its shardings."""
+def abstract_state(
+  cfg: config_lib.Config, mesh: jax.sharding.Mesh
+) -> state_lib.TrainState:
+  """Returns shapes and shardings of a train state."""
   tx = optim.make(cfg.optim, cfg.train.steps)
   init = denoiser_lib.make_denoiser(cfg.net).init
-  fresh = lambda: state_lib.create(init(jax.random.key(0)), tx)
-  return sharding_lib.abstract(mesh, jax.eval_shape(fresh))
+  return sharding_lib.abstract(
+    mesh,
+    jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), tx)),
+  )
 
 
-def _compile(cfg, mesh, state):
-  """Compiles the step that `train` runs."""
-  shape, rows = (
-    (cfg.train.batch_size, cfg.data.length),
-    sharding_lib.rows(mesh, sharding_lib.ROWS),
-  )
-  tokens, mask = (
-    jax.ShapeDtypeStruct(shape, kind, sharding=rows)
-    for kind in (jnp.int32, jnp.bool_)
-  )
+def compile_step(
+  cfg: config_lib.Config, mesh: jax.sharding.Mesh
+) -> jax.stages.Compiled:
+  """Compiles the training step of a config for the devices of a mesh."""
+  shape = cfg.train.batch_size, cfg.data.length
+  rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
+  tokens_BL = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+  mask_BL = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
+  state = abstract_state(cfg, mesh)
   tx = optim.make(cfg.optim, cfg.train.steps)
-  began = time.monotonic()
-  try:
-    lowered = build.step(cfg, mesh, tx, state).lower(state, tokens, mask)
-    compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    refusal = str(error).split("\n")[0]
-    return Compiled(time.monotonic() - began, float("inf"), None, refusal)
-  found = compiled.memory_analysis()
-  temporary = (
-    found.temp_size_in_bytes
-    + found.output_size_in_bytes
-    - found.alias_size_in_bytes
-    + found.generated_code_size_in_bytes
-  )
-  seconds = time.monotonic() - began
-  return Compiled(seconds, temporary, hlo.read(compiled.as_text()))
+  recipe = state_lib.make_recipe(cfg, mesh, tx, state)
+  step = state_lib.jit_step(state_lib.train_step, mesh, state, recipe)
+  return step.lower(state, tokens_BL, mask_BL).compile()
 
 
-def _estimate(cfg, mesh, state):
-  """{kind: bytes on a device}, from shapes."""
-  whole = 4 * sharding_lib.gathered(mesh, state.params, denoiser_lib.RUNS)[0]
-  params = costs.per_device(state.params)
-  return {
-    "params": params,
-    "optimiser and average": costs.per_device((state.opt_state, state.ema)),
-    "gathered params": whole if params < whole else 0,
-    "gradients": whole,
-    "activations": costs.activations(
-      cfg.net,
-      sharding_lib.rows_at_once(mesh, cfg),
-      cfg.data.length,
-      mesh.shape["model"],
-    ),
+def _microbatch_rows(cfg, mesh):
+  """Returns the number of rows that a device computes at once."""
+  shards = sharding_lib.num_row_shards(mesh)
+  microbatches = sharding_lib.num_microbatches(mesh, cfg)
+  return cfg.train.batch_size // (shards * microbatches)
+
+
+def _memory(compiled, chip):
+  """Returns whether the program fits the chip, and the table of bytes."""
+  stats = compiled.memory_analysis()
+  new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+  kinds = {
+    "train state and batch": stats.argument_size_in_bytes,
+    "gradients, activations": stats.temp_size_in_bytes + new_outputs,
+    "program": stats.generated_code_size_in_bytes,
   }
-
-
-def _memory(cfg, chip, mesh, state, compiled):
-  """Whether it fits, and the table of bytes."""
-  kinds = _estimate(cfg, mesh, state)
-  if compiled and compiled.program:
-    kinds = {name: kinds[name] for name in ("params", "optimiser and average")}
-    kinds["gradients, activations"] = compiled.temporary
   total = sum(kinds.values())
-  fits = total <= _FULL * chip.memory and not (compiled and compiled.refusal)
-  share = f"{100 * total / chip.memory:.0f} % of {chip.memory / _GIB:.0f} GiB"
-  said = "estimated" if not (compiled and compiled.program) else "compiled"
-  lines = ["", f"memory per device ({said})           GiB"]
-  lines += [f"  {k:<32}{v / _GIB:>8.2f}" for k, v in kinds.items() if v]
-  word = "fits" if fits else "does not fit"
-  lines.append(f"  {'all':<32}{total / _GIB:>8.2f}  {share}: {word}")
+  fits = total <= _USABLE * chip.memory
+  lines = ["", f"{'memory per device':<34}     GiB"]
+  lines += [f"  {k:<32}{v / _GIB:>8.2f}" for k, v in kinds.items()]
+  share = f"{total / chip.memory:.0%} of {chip.memory / _GIB:.0f} GiB"
+  verdict = "fits" if fits else "does not fit"
+  lines.append(f"  {'total':<32}{total / _GIB:>8.2f}  {share}: {verdict}")
   return fits, lines
 
 
 def _collectives(program):
-  """The table of collectives: equal ones on one line."""
-  groups = {}
+  """Returns the table of collectives, those of a kind on one line."""
+  groups = collections.defaultdict(list)
   for c in program.collectives:
-    key = c.kind, c.group, c.loop
-    number, size, sent = groups.get(key, (0, 0, 0.0))
-    groups[key] = number + c.times, size + c.bytes * c.times, sent + c.sent
-  lines = ["", f"{'collectives per step':<42}  times  MB in all  MB sent"]
-  for (kind, group, loop), (times, size, sent) in sorted(groups.items()):
-    name = f"{kind} over {group}" + (f" in a loop of {loop}" if loop else "")
-    lines.append(f"  {name:<40}{times:>7}{size / 1e6:>11.1f}{sent / 1e6:>9.1f}")
+    groups[c.kind, c.group, c.loop].append(c)
+  lines = ["", f"{'collectives per step':<46}  times  MB total  MB sent"]
+  for (kind, group, loop), members in sorted(groups.items()):
+    name = f"{kind} over {group}" + (f" in the loop {loop}" if loop else "")
+    times = sum(c.times for c in members)
+    size = sum(c.bytes * c.times for c in members) / 1e6
+    sent = sum(c.sent for c in members) / 1e6
+    lines.append(f"  {name:<44}{times:>7}{size:>10.1f}{sent:>9.1f}")
   lines.append(f"largest array: {program.largest / 1e6:,.1f} M elements")
   return lines
 
 
-def _time(cfg, chip, count, mesh, state, compiled):
-  """Roofline of a step, and of the run."""
-  net, length = cfg.net, cfg.data.length
-  tokens = cfg.train.batch_size * length // mesh.size
-  weights, moved = sharding_lib.gathered(mesh, state.params, denoiser_lib.RUNS)
-  passes = sharding_lib.passes(mesh, cfg)
-  held = costs.per_device(state)
-  parts = mesh.shape["model"]
-  work = costs.work(net, length, sharding_lib.rows_at_once(mesh, cfg), parts)
-  if compiled and compiled.program:
-    sent = sum(c.sent for c in compiled.program.collectives)
-  else:
-    sent = 4 * moved + costs.sent_by_attention(net, tokens, parts)
-    sent += costs.sent_for_vocabulary(net, tokens, parts)
-  times = {
-    "matrix products": tokens * costs.seconds(work, net.dtype, chip),
-    "memory": (costs.traffic(net, length, tokens, passes, weights) + 2 * held)
-    / chip.memory_rate,
-    "network": sent / chip.link_rate,
-  }
-  step = max(times.values())
-  mfu = work.model * tokens / step / chip.flops
+def _time(cfg, chip, mesh, program):
+  """Returns the roofline of a step and of the whole training."""
+  rows = _microbatch_rows(cfg, mesh)
+  work = costs.work(cfg.net, cfg.data.length, rows, mesh.shape["model"])
+  tokens = cfg.train.batch_size * cfg.data.length
+  device_tokens = tokens / mesh.size
+  products = device_tokens * costs.seconds(work, cfg.net.dtype, chip)
+  network = sum(c.sent for c in program.collectives) / chip.link_rate
+  step = max(products, network)
+  mfu = work.model * device_tokens / step / chip.bf16_flops
+  exact = device_tokens * work.exact / chip.exact_flops / products
   days = step * cfg.train.steps / 86400
-  lines = ["", "time per step at the chip's peak rates  ms"]
-  lines += [f"  {name:<32}{1e3 * s:>8.1f}" for name, s in times.items()]
-  exact = tokens * work.exact / chip.exact_flops
-  share = f"{100 * exact / times['matrix products']:.0f} %"
-  lines.append(f"of the products' time {share} is scores of f32 precision")
   return [
-    *lines,
-    f"model FLOPs per step: {work.model * tokens * mesh.size:.3g}; done, with "
-    f"what is recomputed: {work.done * tokens * mesh.size:.3g}",
-    f"a step takes at least {1e3 * step:.1f} ms: MFU at most {100 * mfu:.0f} %",
+    "",
+    "time per step at the chip's peak rates  ms",
+    f"  {'matrix products':<32}{1e3 * products:>8.1f}",
+    f"  {'network':<32}{1e3 * network:>8.1f}",
+    f"scores of f32 precision take {exact:.0%} of the products' time",
+    f"model FLOPs per step: {work.model * tokens:.3g}; executed, with "
+    f"recomputation: {work.done * tokens:.3g}",
+    f"a step takes at least {1e3 * step:.1f} ms: MFU at most {mfu:.0%}",
     f"{cfg.train.steps:,} steps take at least {days:.2f} days, "
-    f"{24 * days * count:,.0f} accelerator-hours",
+    f"{24 * days * mesh.size:,.0f} chip-hours",
     f"peak rates: {chip.source}",
   ]
 
 
-def _mend(cfg, chip, mesh):
-  """The nearest setting that fits, by the estimate."""
-  for changed, words in _nearest(cfg):
-    try:
-      shape = sharding_lib.sizes(changed.mesh, mesh.size)
-      there = jax.sharding.AbstractMesh(shape, sharding_lib.AXES)
-      total = sum(_estimate(changed, there, _state(changed, there)).values())
-    except errors.UserError:  # does not go with the batch or the devices
-      continue
-    if total <= 0.8 * chip.memory:
-      share = f"{100 * total / chip.memory:.0f} %"
-      return f"nearest that fits, estimated at {share} of the memory: {words}"
-  return "no batch or remat setting makes it fit; use more or larger devices"
+def _advice(cfg, mesh):
+  """Returns which keys to change, and in which direction, to need less."""
+  changes = []
+  rows = _microbatch_rows(cfg, mesh)
+  if rows > 1:
+    changes.append(f"set mesh.rows below {rows}")
+  if cfg.net.remat != "full":
+    stronger = "dots or full" if cfg.net.remat == "none" else "full"
+    changes.append(f"set net.remat to {stronger}")
+  if mesh.shape["fsdp"] * mesh.shape["model"] < mesh.size:
+    changes.append(f"raise mesh.fsdp above {mesh.shape['fsdp']}")
+  if changes:
+    return "to need less memory: " + ", ".join(changes)
+  return "to need less memory: use more or larger chips"
 
 
-def _nearest(cfg) -> Iterator[tuple[config_lib.Config, str]]:
-  """Configs that need less and less, with the flags that make them."""
-  at_once = [n for n in (64, 32, 16, 8, 4, 2, 1) if n < (cfg.mesh.rows or 128)]
-  remats = dict.fromkeys((cfg.net.remat, "dots", "full"))
-  cut = dataclasses.replace(cfg.mesh, data=1, fsdp=-1)
-  meshes = dict.fromkeys((cfg.mesh, cut))
-  models = [n for n in (2, 4, 8) if n > cfg.mesh.model]
-  meshes |= {dataclasses.replace(cut, model=n): None for n in models}
-  for mesh in meshes:
-    for remat in remats:
-      for rows in [cfg.mesh.rows, *at_once]:
-        mesh = dataclasses.replace(mesh, rows=rows)
-        net = dataclasses.replace(cfg.net, remat=remat)
-        changed = dataclasses.replace(cfg, net=net, mesh=mesh)
-        before = config_lib.flatten(dataclasses.asdict(cfg))
-        after = config_lib.flatten(dataclasses.asdict(changed))
-        yield (
-          changed,
-          " ".join(
-            f"--config.{key}={value}"
-            for key, value in after.items()
-            if before[key] != value
-          ),
-        )
+def plan(cfg: config_lib.Config) -> None:
+  """Prints whether the training step fits a topology, and its least time.
+
+  XLA compiles the step for the topology, which needs no such device. Memory
+  and collectives are those of the compiled program.
+
+  Args:
+    cfg: mesh.topology names the topology; neither data nor weights are read.
+
+  Raises:
+    errors.UserError: invalid topology, no compiler for it, or a batch or mesh
+      that does not fit it.
+  """
+  with errors.user_errors():
+    chip, devices = topology_devices(cfg.mesh.topology)
+    mesh = sharding_lib.make_mesh(cfg.mesh, devices)
+    shards = sharding_lib.num_row_shards(mesh)
+    divisor = shards * sharding_lib.num_microbatches(mesh, cfg)
+    trained.check_batch(
+      "train.batch_size", cfg.train.batch_size, divisor=divisor
+    )
+  axes = " ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+  print(f"{cfg.name} on {cfg.mesh.topology}: {mesh.size} devices, mesh {axes}")
+  try:
+    compiled = compile_step(cfg, mesh)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    print(f"does not fit: {str(error).splitlines()[0]}")
+    print(_advice(cfg, mesh))
+    return
+  program = hlo.read(compiled.as_text() or "")
+  fits, memory = _memory(compiled, chip)
+  time = _time(cfg, chip, mesh, program)
+  print("\n".join([*memory, *_collectives(program), *time]))
+  if not fits:
+    print(_advice(cfg, mesh))

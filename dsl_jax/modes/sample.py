@@ -2,171 +2,158 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import time
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import jax
 import numpy as np
 import tqdm
 
-from dsl_jax import samplers
 from dsl_jax.data import prompts, tokenizers
-from dsl_jax.modes import curves, inputs, named_samplers, sampling, viewer
+from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
+_SHOWN = 4  # samples printed on the console
+
+
+def _parse_prompts(
+  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
+) -> list[prompts.Prompt]:
+  """Returns one prompt for every sample, in order."""
+  c = cfg.sample
+  if c.prompt and c.prompts:
+    raise errors.UserError(
+      f"sample.prompt is {c.prompt!r} and sample.prompts {c.prompts!r}; set "
+      "one of them."
+    )
+  if c.prompts:
+    lines = prompts.load_lines(c.prompts)
+  else:
+    lines = [("sample.prompt", c.prompt)]
+  parsed = [
+    prompts.parse(text, tokenizer, cfg.data.length, name=name)
+    for name, text in lines
+  ]
+  return [prompt for prompt in parsed for _ in range(c.num)]
+
+
+def _sample_batches(
+  cfg: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  params: dict,
+  requests: list[prompts.Prompt],
+  curve: named_samplers.Curve | None,
+  recorder: viewer.Recorder | None,
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Yields (tokens_BL, network calls) for consecutive batches of requests."""
+  size = named_samplers.batch_size(cfg.sample, mesh)
+  watch = {"rows": 1, "callback": recorder} if recorder else {}
+  for first in tqdm.trange(0, len(requests), size, unit="batch"):
+    batch = requests[first : first + size]
+    # Batches of one size share a program, so the last one is filled up.
+    filled = batch + [batch[0]] * (size - len(batch))
+    tokens_BL, calls = named_samplers.sample_batch(
+      cfg,
+      params,
+      first // size,
+      size,
+      prompt_mask_BL=np.stack([prompt.prompt_mask_L for prompt in filled]),
+      prompt_BL=np.stack([prompt.tokens_L for prompt in filled]),
+      curve=curve,
+      sharding=sharding_lib.batch_sharding(mesh),
+      **watch,
+    )
+    watch = {}  # only the first batch is recorded
+    yield tokens_BL[: len(batch)], calls
+
+
+def _append(file: BinaryIO, lines: list[dict]) -> None:
+  """Appends JSON lines; ends a line that a killed process left unfinished."""
+  end = file.seek(0, os.SEEK_END)
+  if end:
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+      file.write(b"\n")
+  for line in lines:
+    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+  file.flush()
+
 
 def sample(cfg: config_lib.Config, workdir: str) -> None:
-  """Appends samples to WORKDIR/samples.jsonl and shows some on the console.
+  """Appends samples to WORKDIR/samples.jsonl and prints some of them.
 
-  Every line holds the text, its prompt and all that made it: checkpoint step,
-  path, seed, place, settings. Each batch is written when it is done.
+  Every line has the text, its index, its prompt, and the settings with the
+  step of the checkpoint. Each batch is written when it is done.
 
   Args:
     cfg: its sample section names the path.
     workdir: of a trained run.
 
   Raises:
-    errors.UserError: bad path or prompt, nothing trained, or a file that
-      cannot be written; found before any compilation.
+    errors.UserError: invalid path or prompt, no checkpoint, or a file that
+      cannot be written; raised before any compilation.
   """
   with errors.user_errors():
     config_lib.validate(cfg)
     named_samplers.check(cfg)
-    tokenizer = tokenizers.load(cfg.data.tokenizer)
-    inputs.check_vocabulary(cfg, tokenizer)
-    asked = _prompts(cfg, tokenizer)
+    tokenizer = trained.load_tokenizer(cfg)
+    requests = _parse_prompts(cfg, tokenizer)
     workdir_lib.compare(workdir, cfg)
     mesh = sharding_lib.make_mesh(cfg.mesh)
-    whole = sharding_lib.replicated(mesh)
-    if cfg.sample.trace:
-      viewer.check(cfg.sample.trace)
-    params, step = checkpoint.restore_params(workdir, sharding=whole)
-    curve = None
+    trace = cfg.sample.trace
+    if trace:
+      viewer.check(trace)
+    params, step = checkpoint.restore_params(
+      workdir, sharding=sharding_lib.replicated(mesh)
+    )
+    curve, held_out = None, None
     if cfg.sample.path == "information":
-      curve = curves.load(workdir, step)
-      held_out = curve or inputs.open_split(cfg, "validation")
+      curve = named_samplers.load_curve(workdir, step)
+      held_out = None if curve else trained.open_rows(cfg, "validation")
     target = pathlib.Path(workdir) / "samples.jsonl"
     with open(target, "ab"):
-      pass  # a file that cannot be written is better known now
+      pass  # raises now if it cannot be written
+  if held_out:
+    curve = named_samplers.measure_curve(cfg, workdir, params, step, held_out)
+  recorder = None
+  if trace:
+    table_VD = denoiser_lib.make_denoiser(cfg.net).table(params)
+    recorder = viewer.Recorder(table_VD)
+  settings = dataclasses.asdict(cfg.sample) | {"train_step": step}
+  texts: list[str] = []
+  total_calls, began = 0, time.monotonic()
   with open(target, "a+b") as file:
-    if cfg.sample.path == "information" and curve is None:
-      curve = curves.measure(cfg, workdir, params, step, held_out)
-    run = _Run(cfg, mesh, params, curve, tokenizer)
-    settings = dataclasses.asdict(cfg.sample) | {"train_step": step}
-    written = _write(file, run, asked, settings)
-  for line in written[:4]:
-    print(f"  {line['text']}")
-  rate = len(written) * cfg.data.length / run.seconds
+    for tokens_BL, calls in _sample_batches(
+      cfg, mesh, params, requests, curve, recorder
+    ):
+      first = len(texts)
+      texts += [tokenizer.decode(tokens_L) for tokens_L in tokens_BL]
+      total_calls += calls
+      lines = [
+        {
+          "text": texts[index],
+          "index": index,
+          "prompt": requests[index].text,
+          "settings": settings,
+        }
+        for index in range(first, len(texts))
+      ]
+      if jax.process_index() == 0:
+        _append(file, lines)
+      if recorder and not first:
+        recorder.write(trace, tokenizer, title=cfg.sample.path)
+        print(f"wrote {trace}")
+  rate = len(texts) * cfg.data.length / (time.monotonic() - began)
+  for text in texts[:_SHOWN]:
+    print(f"  {text}")
   print(
-    f"{len(written)} samples along the {cfg.sample.path} path: {run.calls} "
+    f"{len(texts)} samples along the {cfg.sample.path} path: {total_calls} "
     f"network calls, {rate:,.0f} tokens/s with compilation"
   )
-
-
-def _prompts(cfg, tokenizer):
-  """One prompt for every sample, in order."""
-  c, length = cfg.sample, cfg.data.length
-  if c.prompt and c.prompts:
-    raise errors.UserError(
-      f"sample.prompt is {c.prompt!r} and sample.prompts {c.prompts!r}; set "
-      "one of them."
-    )
-  texts = [("sample.prompt", c.prompt)]
-  if c.prompts:
-    texts = prompts.read(c.prompts)
-  return [
-    prompt
-    for name, text in texts
-    for prompt in [prompts.parse(text, tokenizer, length, name=name)] * c.num
-  ]
-
-
-def _write(file, run, asked, settings):
-  """Samples batch by batch, appends every one, returns the lines."""
-  written, size, trace = [], run.batch, settings["trace"]
-  main = jax.process_index() == 0
-  if main and _is_torn(file):
-    file.write(b"\n")
-  for batch in tqdm.trange(math.ceil(len(asked) / size), unit="batch"):
-    part = asked[batch * size : (batch + 1) * size]
-    recorder = viewer.Recorder() if trace and not batch else None
-    texts = run(batch, part, recorder)
-    lines = [
-      {
-        "text": text,
-        "index": batch * size + i,
-        "prompt": prompt.text,
-        "settings": settings,
-      }
-      for i, (text, prompt) in enumerate(zip(texts, part))
-    ]
-    written += lines
-    if main:
-      for line in lines:
-        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-      file.flush()
-    if main and recorder is not None:
-      recorder.write(trace, run.tokenizer, title=settings["path"])
-      print(f"wrote {trace}")
-  return written
-
-
-def _is_torn(file):
-  """Whether an earlier process died in the middle of its last line."""
-  if not file.seek(0, os.SEEK_END):
-    return False
-  file.seek(-1, os.SEEK_END)
-  return file.read(1) != b"\n"
-
-
-class _Run:
-  """Samples one batch at a time, all of one size so that all share programs.
-
-  Attributes:
-    batch: sequences in a batch, a multiple of the devices they are spread on.
-    calls: network calls so far.
-    seconds: spent on them.
-  """
-
-  def __init__(self, cfg, mesh, params, curve, tokenizer):
-    self._cfg, self._params, self._curve = cfg, params, curve
-    self.tokenizer, self.calls, self.seconds = tokenizer, 0, 0.0
-    self._rows = sharding_lib.rows(mesh)
-    self.batch = sampling.batch_size(cfg.sample, mesh)
-    self._hard_rows = None
-    if cfg.net.vocab_size <= cfg.sample.num * cfg.data.length:
-      self._hard_rows = samplers.hard_rows(
-        params,
-        denoiser=denoiser_lib.make_denoiser(cfg.net),
-        clean_snr=cfg.clean_snr,
-      )
-
-  def __call__(self, number, asked, recorder):
-    began = time.monotonic()
-    # The last batch is filled up with sequences that nobody asked for.
-    asked = [*asked, *[asked[0]] * (self.batch - len(asked))]
-    watch = {}
-    if recorder is not None:
-      table_VD = denoiser_lib.make_denoiser(self._cfg.net).table(self._params)
-      watch = {"rows": 1, "callback": recorder.watch(table_VD)}
-    tokens_BL, calls = sampling.batch(
-      self._cfg,
-      self._params,
-      number,
-      self.batch,
-      known_BL=np.stack([prompt.known_L for prompt in asked]),
-      curve=self._curve,
-      prompt_BL=np.stack([prompt.tokens_L for prompt in asked]),
-      hard_rows=self._hard_rows,
-      sharding=self._rows,
-      **watch,
-    )
-    self.calls += calls
-    self.seconds += time.monotonic() - began
-    return [self.tokenizer.decode(row) for row in tokens_BL]

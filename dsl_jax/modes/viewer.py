@@ -1,9 +1,10 @@
-"""One self-contained page of a sample's way: tokens appear row by row."""
+"""A self-contained HTML page on which one sample appears row by row."""
 
 import base64
 import os
 import pathlib
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,147 +15,36 @@ from dsl_jax.data import extras, tokenizers
 from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
 
-COMMITTED = 255  # level of an SNR of inf; 0 is the mask
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}: a sample row by row</title>
-<style>
- body { font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem auto; color:
-        #1c2430; max-width: 84rem; padding: 0 1rem; }
- h1 { font-size: 1.3rem; margin: 0; } .note { color: #5a6675; margin: .2rem 0; }
- #bar { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center;
-        margin: .8rem 0; } #step { flex: 1 1 14rem; }
- #where { min-width: 18rem; font-variant-numeric: tabular-nums; }
- button { width: 5rem; } button, select { font: inherit; }
- #both { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
- #text { flex: 1 1 30rem; margin: 0; line-height: 1.9; overflow-wrap: anywhere;
-         white-space: break-spaces; font-family: ui-monospace, monospace;
-         {{ "word-break: break-all;" if letters }}
-         font-size: {{ 22 if positions <= 64 else 15 }}px; }
- #text span { border-radius: 3px; padding: 2px 1px; }
- #text .new { outline: 2px solid #1c2430; }
- figure { flex: 1 1 22rem; margin: 0; max-width: 36rem; position: relative; }
- canvas { width: 100%; height: 24rem; image-rendering: pixelated; border:
-          1px solid #c5ccd6; display: block; }
- #row { position: absolute; left: 0; right: 0; border-top: 2px solid #d1495b; }
- .key { display: inline-block; width: 7rem; height: .8rem; vertical-align:
-        middle; margin: 0 .4rem; border: 1px solid #c5ccd6; }
-</style>
-<h1>{{ title }}</h1>
-<p class="note">{{ positions }} tokens, {{ rows }} rows that change something.
-Every row is one step of the path.</p>
-<div id="bar"><button id="play">Play</button>
-<input id="step" type="range" min="0" max="{{ rows - 1 }}" value="0"
- aria-label="row"> <span id="where"></span>
-<label>colour <select id="colour"><option value="confidence">confidence
-<option value="snr">SNR</select></label></div>
-<div id="both"><p id="text"></p><figure><canvas id="map"></canvas>
-<div id="row"></div><figcaption class="note">SNR of every token (across) in
-every row (down). <br>mask<span class="key" id="key"></span>committed
-<br>confidence: low<span class="key" id="sure"></span>high{% if high %}; finite
-SNRs {% if low == high %}are {{ low }}{% else %}run from {{ low }} to {{ high
-}}{% endif %}{% endif %}.</figcaption></figure></div>
-<noscript>This page needs JavaScript.</noscript>
-<script id="data" type="application/json">{{ data | tojson }}</script>
-<script>
-const $ = id => document.getElementById(id);
-const data = JSON.parse($('data').textContent);
-const L = data.length, R = data.rows.length;
-const mix = (stops, x) => { // x in 0..1 along [r, g, b] stops
-  const at = Math.min(x * (stops.length - 1), stops.length - 1 - 1e-9);
-  const i = Math.floor(at), t = at - i;
-  return stops[i].map((a, c) => Math.round(a + t * (stops[i + 1][c] - a)));
-};
-const SNR = [[236, 240, 246], [150, 190, 230], [52, 110, 180], [24, 50, 110]];
-const SURE = [[245, 160, 140], [253, 240, 190], [150, 215, 175]];
-const MASK = [247, 247, 249], DONE = [16, 122, 105];
-const snrColour = v => v == 0 ? MASK : v == 255 ? DONE : mix(SNR, v / 254);
-const css = c => `rgb(${c})`;
-const gradient = f => `linear-gradient(90deg, ${[0, 1, 2, 3, 4, 5, 6, 7, 8]
-  .map(i => css(f(i / 8)))})`;
-const unpack = async name => {
-  const bytes = Uint8Array.from(atob(data[name]), c => c.charCodeAt(0));
-  const stream = new Blob([bytes]).stream();
-  const raw = stream.pipeThrough(new DecompressionStream('deflate'));
-  return new Response(raw).arrayBuffer();
-};
-(async () => {
-  const level = new Uint8Array(await unpack('level'));
-  const sure = new Uint8Array(await unpack('confidence'));
-  const token = new Uint32Array(await unpack('token'));
-  const spans = [...Array(L)].map(() => {
-    const span = document.createElement('span');
-    $('text').append(span);
-    return span;
-  });
-  const map = $('map'), image = new ImageData(L, R);
-  map.width = L; map.height = R;
-  level.forEach((v, i) => image.data.set([...snrColour(v), 255], 4 * i));
-  map.getContext('2d').putImageData(image, 0, 0);
-  $('key').style.background = gradient(x => snrColour(Math.round(255 * x)));
-  $('sure').style.background = gradient(x => mix(SURE, x));
-  const show = () => {
-    const r = +$('step').value, bySnr = $('colour').value == 'snr';
-    let done = 0;
-    spans.forEach((span, l) => {
-      const i = r * L + l, v = level[i];
-      done += v == 255;
-      const text = v ? data.pieces[token[i]] : '\\u00b7';
-      const moved = r && (level[i - L] != v || token[i - L] != token[i]);
-      const c = v == 0 ? MASK : bySnr ? snrColour(v) : mix(SURE, sure[i] / 255);
-      if (span.textContent != text) span.textContent = text;
-      span.className = moved && (v == 255 || v == 0) ? 'new' : '';
-      span.style.background = css(c);
-      span.style.color = c[0] + c[1] + c[2] < 330 ? '#fff' : v ? '' : '#9aa3ae';
-      span.title = `position ${l}, ` + (v == 0 ? 'mask' : v == 255 ?
-        'committed' : `SNR ${data.snr[v].toPrecision(3)}`) +
-        (v ? `, confidence ${(sure[i] / 255).toFixed(2)}` : '');
-    });
-    $('where').textContent =
-      `row ${data.rows[r]} of ${data.last}, ${done} of ${L} committed`;
-    $('row').style.top = `${(r + .5) / R * map.clientHeight}px`;
-  };
-  let timer = null;
-  const stop = () => {
-    clearInterval(timer); timer = null; $('play').textContent = 'Play';
-  };
-  $('play').onclick = () => {
-    if (timer) return stop();
-    if (+$('step').value == R - 1) $('step').value = 0;
-    $('play').textContent = 'Pause';
-    timer = setInterval(() => {
-      if (+$('step').value >= R - 1) return stop();
-      $('step').value = +$('step').value + 1;
-      show();
-    }, Math.max(30, Math.min(300, 12000 / R)));
-    show();
-  };
-  $('step').oninput = $('colour').onchange = show;
-  window.onresize = show;
-  const jump = () => { // page.html#12 opens on the 12th row kept
-    $('step').value = location.hash.slice(1) || 0;
-    show();
-  };
-  window.onhashchange = jump;
-  jump();
-  document.body.dataset.ready = 'yes';
-})();
-</script></html>
-"""
+COMMITTED = 255  # level of an infinite SNR; level 0 is the mask
+
+
+class Row(NamedTuple):
+  """State of a sequence after one row of its path.
+
+  Attributes:
+    number: of the row, 0 for the prompt.
+    snr_L: SNRs.
+    tokens_L: token ids, 0 at masks.
+    confidence_L: probabilities of the tokens.
+  """
+
+  number: int
+  snr_L: np.ndarray
+  tokens_L: np.ndarray
+  confidence_L: np.ndarray
 
 
 def check(path: str) -> None:
-  """Refuses a page that cannot be written, or would replace a file.
+  """Raises if the page cannot be written, or would replace a file.
 
   Raises:
-    errors.UserError: names the file and the mend.
+    errors.UserError: names the file and the fix.
   """
   extras.require("jinja2", "demo")
   if jax.process_count() > 1:
     raise errors.UserError(
-      f"--trace is {path} on {jax.process_count()} hosts; the page follows one "
-      "sample on one host, so start a single process for it."
+      f"--trace is {path} on {jax.process_count()} hosts; the page shows one "
+      "sample of one host, so start a single process for it."
     )
   target = pathlib.Path(path)
   if target.exists():
@@ -163,108 +53,106 @@ def check(path: str) -> None:
     )
   if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
     raise errors.UserError(
-      f"--trace is {path}, which cannot be written; name a file in a folder "
-      "that can."
+      f"--trace is {path}, which cannot be written; name a file in a writable "
+      "folder."
     )
-
-
-class Recorder:
-  """Keeps the rows of a batch's first sequence.
-
-  Attributes:
-    rows: indices of the rows kept, those that change something.
-    snr, tokens, confidence: a vector of L for each of them.
-  """
-
-  def __init__(self):
-    self.rows, self.snr, self.tokens, self.confidence = [], [], [], []
-    self._last = 0
-
-  def watch(self, table_VD: jax.Array):
-    """Returns the callback for `samplers.sample`, to be run every row."""
-
-    def see(row, state):
-      if not self.rows:
-        held = np.asarray(state.held_BL[0])
-        given = np.where(held, np.asarray(state.tokens_BL[0]), 0)
-        self._keep(0, np.where(held, np.inf, 0), given, np.ones(len(held)))
-      snr = np.asarray(state.snr_BL[0])
-      tokens = np.asarray(state.tokens_BL[0])
-      confidence = np.exp(np.asarray(state.logp_BL[0]))
-      soft = np.isfinite(snr) & (snr > 0)
-      if soft.any():  # what z alone says
-        nearest, sure = _read(table_VD, state.z_BLD[:1])
-        tokens = np.where(soft, np.asarray(nearest)[0], tokens)
-        confidence = np.where(soft, np.asarray(sure)[0], confidence)
-      self._keep(row, snr, tokens, confidence)
-
-    return see
-
-  def _keep(self, row, snr, tokens, confidence):
-    tokens = np.where(snr > 0, tokens, 0)
-    self._last = row
-    if self.rows and np.array_equal(snr, self.snr[-1]):
-      return
-    for kept, new in zip(
-      (self.rows, self.snr, self.tokens, self.confidence),
-      (row, snr, tokens, confidence),
-    ):
-      kept.append(new)
-
-  def write(
-    self, path: str, tokenizer: tokenizers.Tokenizer, *, title: str
-  ) -> None:
-    """Writes the page; an interruption leaves no half of it."""
-    jinja2 = extras.require("jinja2", "demo")
-    ids, token = np.unique(np.stack(self.tokens), return_inverse=True)
-    level, snr = _levels(np.stack(self.snr))
-    sure = np.clip(np.stack(self.confidence), 0, 1)
-    pieces = [tokenizer.decode([i]) for i in ids]
-    data = {
-      "length": level.shape[1],
-      "rows": self.rows,
-      "last": self._last,
-      "snr": snr.tolist(),
-      "pieces": pieces,
-      "level": _pack(level),
-      "confidence": _pack(np.round(255 * sure).astype(np.uint8)),
-      "token": _pack(token.reshape(level.shape).astype("<u4")),
-    }
-    page = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    text = page.render(
-      title=title,
-      rows=len(self.rows),
-      positions=level.shape[1],
-      letters=all(len(x) == 1 for x in pieces),  # then each keeps its place
-      low=f"{snr[1]:.3g}",
-      high=f"{snr[-2]:.3g}"
-      if np.any((level > 0) & (level < COMMITTED))
-      else "",
-      data=data,
-    )
-    target = pathlib.Path(path)
-    workdir_lib.write(str(target.parent), target.name, text)
 
 
 @jax.jit
-def _read(table_VD, z_BLD):
-  """The nearest token and its share in the posterior of z alone."""
-  tokens = vocab.argmax(z_BLD, table_VD)
-  return tokens, jnp.exp(-vocab.nll(z_BLD, table_VD, tokens))
+def _nearest(table_VD, z_BLD):
+  """Returns the nearest tokens to z and their posterior given z alone."""
+  tokens_BL = vocab.argmax(z_BLD, table_VD)
+  return tokens_BL, jnp.exp(-vocab.nll(z_BLD, table_VD, tokens_BL))
 
 
 def _levels(snr_RL):
-  """SNRs as bytes on a logarithmic scale, and the SNR of each byte."""
-  soft = np.isfinite(snr_RL) & (snr_RL > 0)
-  low, high = (snr_RL[soft].min(), snr_RL[soft].max()) if soft.any() else (1, 1)
-  scale = np.geomspace(low, high, COMMITTED - 1)
-  share = np.log(np.where(soft, snr_RL, low) / low)
-  share = share / np.log(high / low) if high > low else share + 1
-  level = 1 + np.round(share * (COMMITTED - 2))
-  level = np.where(np.isinf(snr_RL), COMMITTED, np.where(soft, level, 0))
-  # JSON has no inf: the last entry stands for it and is never shown.
-  return level.astype(np.uint8), np.array([0, *scale, 0.0])
+  """Returns SNRs as bytes on a logarithmic scale, and the SNR of each byte."""
+  finite = np.isfinite(snr_RL) & (snr_RL > 0)
+  values = snr_RL[finite] if finite.any() else np.ones(1)
+  low, high = values.min(), values.max()
+  position = np.log(np.where(finite, snr_RL, low) / low)
+  position = position / np.log(high / low) if high > low else position + 1
+  levels = 1 + np.round(position * (COMMITTED - 2))
+  levels = np.where(np.isinf(snr_RL), COMMITTED, np.where(finite, levels, 0))
+  # JSON has no inf: the last entry is never shown.
+  scale = np.array([0, *np.geomspace(low, high, COMMITTED - 1), 0.0])
+  return levels.astype(np.uint8), scale
 
 
 def _pack(array):
   return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
+
+
+class Recorder:
+  """Records the first sequence of a batch while it is sampled.
+
+  Attributes:
+    rows: the rows that change something.
+    last: number of the last row.
+  """
+
+  def __init__(self, table_VD: jax.Array):
+    self.rows: list[Row] = []
+    self.last = 0
+    self._table_VD = table_VD
+
+  def __call__(self, number: int, state) -> None:
+    """Records a row: the callback of `samplers.sample`, for every row."""
+    tokens_L, snr_L = (
+      np.asarray(x[0]) for x in (state.tokens_BL, state.snr_BL)
+    )
+    if not self.rows:
+      prompt_L = np.where(state.prompt_mask_BL[0], np.inf, 0)
+      self._keep(Row(0, prompt_L, tokens_L, np.ones(len(tokens_L))))
+    confidence_L = np.exp(np.asarray(state.logp_BL[0]))
+    finite_L = np.isfinite(snr_L) & (snr_L > 0)
+    if finite_L.any():  # tokens that are not drawn yet
+      nearest_BL, probability_BL = _nearest(self._table_VD, state.z_BLD[:1])
+      tokens_L = np.where(finite_L, nearest_BL[0], tokens_L)
+      confidence_L = np.where(finite_L, probability_BL[0], confidence_L)
+    self._keep(Row(number, snr_L, tokens_L, confidence_L))
+
+  def _keep(self, row):
+    self.last = row.number
+    if not self.rows or not np.array_equal(row.snr_L, self.rows[-1].snr_L):
+      tokens_L = np.where(row.snr_L > 0, row.tokens_L, 0)
+      self.rows.append(row._replace(tokens_L=tokens_L))
+
+  def write(
+    self, path: str, tokenizer: tokenizers.Tokenizer, *, title: str
+  ) -> None:
+    """Writes the page, whole or not at all."""
+    jinja2 = extras.require("jinja2", "demo")
+    numbers, snr_RL, tokens_RL, confidence_RL = map(
+      np.stack, zip(*self.rows, strict=True)
+    )
+    ids, index_RL = np.unique(tokens_RL, return_inverse=True)
+    texts = [tokenizer.decode([i]) for i in ids]
+    levels_RL, scale = _levels(snr_RL)
+    finite = ""
+    if np.any((levels_RL > 0) & (levels_RL < COMMITTED)):
+      finite = " to ".join(dict.fromkeys(f"{x:.3g}" for x in scale[[1, -2]]))
+    confidence_RL = np.round(255 * np.clip(confidence_RL, 0, 1))
+    data = {
+      "length": levels_RL.shape[1],
+      "rows": numbers.tolist(),
+      "last": self.last,
+      "snr": scale.tolist(),
+      "texts": texts,
+      "levels": _pack(levels_RL),
+      "confidences": _pack(confidence_RL.astype(np.uint8)),
+      "tokens": _pack(index_RL.astype("<u4")),
+    }
+    environment = jinja2.Environment(
+      loader=jinja2.PackageLoader("dsl_jax.modes"), autoescape=True
+    )
+    page = environment.get_template("viewer.html").render(
+      title=title,
+      rows=len(numbers),
+      length=data["length"],
+      single_letters=all(len(text) == 1 for text in texts),
+      finite=finite,
+      data=data,
+    )
+    target = pathlib.Path(path)
+    workdir_lib.write(str(target.parent), target.name, page)

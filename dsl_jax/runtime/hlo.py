@@ -1,40 +1,32 @@
-"""What a compiled program sends between devices, read from its text.
+"""The collectives of a compiled program, parsed from its HLO text.
 
-XLA's text form names every buffer with its shape and every loop with its trip
-count; nothing else says what partitioning made of a program.
+The text gives the shape of every array and the bounds of every loop. No other
+interface of XLA reports the collectives that partitioning has inserted.
 """
 
 import math
 import re
 from typing import NamedTuple
 
-_KINDS = (
-  "all-reduce",
-  "all-gather",
-  "reduce-scatter",
-  "all-to-all",
-  "collective-permute",
+_COLLECTIVE = re.compile(
+  r"(all-(?:reduce|gather|to-all)|reduce-scatter|collective-permute)(-start)?"
 )
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
-_SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
-_CALLED = re.compile(
-  r"\b(?:body|condition|to_apply|calls|true_computation|false_computation|"
-  r"called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
-)
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w-]*)\(")
+_SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_CALLS = re.compile(r"\w=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")  # calls=, body=, ...
 
 
 class Collective(NamedTuple):
   """One collective of a program.
 
   Attributes:
-    kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or
-      "collective-permute".
-    bytes: of the whole array it gathers, scatters or reduces, once.
-    times: how often a run of the program does it.
-    group: devices that take part in it together.
-    loop: what the innermost loop around it is of, "Network.trunk" for that
-      over the blocks; "" where it stands in none.
+    kind: opcode of HLO, for example "all-gather".
+    bytes: size of the whole array that is gathered, scattered or reduced.
+    times: executions per call of the program.
+    group: number of devices that take part together.
+    loop: name of the innermost loop around it, for example "Network.trunk"
+      for the loop over the blocks; "" outside of loops.
   """
 
   kind: str
@@ -45,154 +37,111 @@ class Collective(NamedTuple):
 
   @property
   def sent(self) -> float:
-    """Bytes a device sends in a run, on a ring."""
-    share = (self.group - 1) / self.group
+    """Bytes that each device sends per call of the program, on a ring."""
     rounds = 2 if self.kind == "all-reduce" else 1
-    return self.bytes * self.times * rounds * share
+    return rounds * self.bytes * self.times * (self.group - 1) / self.group
 
 
 class Program(NamedTuple):
-  """What the text of a compiled program says.
+  """Properties of a compiled program.
 
   Attributes:
-    collectives: in the order of the text.
-    largest: elements of the largest array any instruction makes.
+    collectives: in the order of execution.
+    largest: number of elements of the largest array.
   """
 
-  collectives: tuple[Collective, ...]
+  collectives: list[Collective]
   largest: int
 
 
-def read(text: str) -> Program:
-  """Reads the text of a compiled program, `compiled.as_text()`.
+def _loop(line, bodies):
+  """Returns the trip count of a while instruction and the name of the loop."""
+  # JAX names a loop after the function that contains it.
+  scope = re.search(r'op_name="(?:[^"]*/)?([^"/]*)/while"', line)
+  known = re.search(r'"known_trip_count":\s*\{"n":\s*"(\d+)"', line)
+  if known:
+    trips = int(known[1])
+  else:  # the bound that the condition compares the counter with
+    condition = "\n".join(bodies[re.search(r"condition=%([\w.\-]+)", line)[1]])
+    bounds = re.findall(r"s32\[\]\S* constant\((\d+)\)", condition)
+    trips = max(map(int, bounds), default=1)
+  return trips, scope[1] if scope else "unnamed"
 
-  Args:
-    text: in XLA's long form, after partitioning: shapes are one device's.
 
-  Returns:
-    Its collectives, with the trips of the loops around them multiplied in,
-    and its largest array.
-  """
-  bodies, entry = _computations(text)
-  devices = math.prod(
-    int(n) for n in re.findall(r"num_(?:partitions|replicas)=(\d+)", text)
-  )
-  found, largest = [], 0
-  for name, (times, loop) in _runs(bodies, entry).items():
-    for line in bodies[name]:
-      match = _LINE.match(line)
-      if not match:
-        continue
-      shapes, op = _shapes(match[2]), match[3]
-      largest = max([largest, *(elements for _, elements in shapes)])
-      kind = op.removesuffix("-start")
-      group = _group(line, devices) if kind in _KINDS else 1
-      if group > 1 and _starts(match[1], line, bodies[name]):
-        size = _bytes(kind, op, shapes, group)
-        found.append(Collective(kind, size, times, group, loop))
-  return Program(tuple(found), largest)
+def _executed(bodies, name, times=1, loop=""):
+  """Yields (line, its computation, executions, innermost loop)."""
+  body = bodies[name]
+  for line in body:
+    yield line, body, times, loop
+    if re.search(r"-(done|update)\(", line):
+      continue  # names the computation of its start again
+    trips, inner = _loop(line, bodies) if " while(" in line else (1, loop)
+    called = re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
+    for name in filter(bodies.get, called):
+      yield from _executed(bodies, name, times * trips, inner)
+
+
+def _group_size(line, devices):
+  """Returns the number of devices in each group of a collective."""
+  if "source_target_pairs" in line:
+    return 2
+  if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+    return match[1].count(",") + 1
+  if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+    return int(match[1])
+  # Newer XLA names mesh axes: mesh['data'=2,'model'=4] {'model'}.
+  if match := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", line):
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+    axes = re.findall(r"'([^']+)'", match[2])
+    return math.prod(int(sizes[axis]) for axis in axes)
+  return devices
 
 
 def _starts(name, line, body):
-  """Whether a collective begins here.
+  """Whether a collective starts here."""
+  # XLA for TPUs can fuse a collective with the computations that overlap it;
+  # all fusions of such a chain repeat it.
+  start = rf'\(%?{re.escape(name)}\), custom_call_target="AsyncCollectiveStart"'
+  return "chain_id=" not in line or any(re.search(start, x) for x in body)
 
-  XLA for TPUs may fuse one with what runs meanwhile, a loop's body even. Its
-  pieces form a chain, of which the text repeats the collective in each.
+
+def read(text: str) -> Program:
+  """Parses the text of a compiled program, `compiled.as_text()`.
+
+  Args:
+    text: HLO after partitioning, so that shapes are those of one device.
+
+  Returns:
+    The collectives, with trip counts of the loops around them, and the size of
+    the largest array.
   """
-  begun = rf'\(%?{re.escape(name)}\), custom_call_target="AsyncCollectiveStart"'
-  return "chain_id=" not in line or any(re.search(begun, x) for x in body)
-
-
-def _computations(text):
-  """{computation: its lines} and the name of the entry."""
-  bodies, entry, current = {}, "", None
+  bodies: dict[str, list[str]] = {"ENTRY": []}
+  body = bodies["ENTRY"]
   for line in text.splitlines():
-    head = _HEAD.match(line)
-    if head:
-      current = bodies[head[2]] = []
-      entry = head[2] if head[1] else entry
-    elif line.startswith("}"):
-      current = None
-    elif current is not None:
-      current.append(line)
-  return bodies, entry
-
-
-def _runs(bodies, entry):
-  """{computation: (how often it runs, what loop is around it)}."""
-  runs = {}
-
-  def visit(name, count, loop):
-    before, earlier = runs.get(name, (0, ""))
-    runs[name] = before + count, loop or earlier
-    for line in bodies[name]:
-      if re.search(r"-(done|update)\(", line):
-        continue  # names its computation once more
-      trips = _trips(line, bodies) if " while(" in line else 0
-      inner = _owner(line) if trips > 1 else loop
-      for group in _CALLED.findall(line):
-        for callee in re.findall(r"[\w.\-]+", group):
-          if callee in bodies:
-            visit(callee, count * max(trips, 1), inner)
-
-  visit(entry, 1, "")
-  return runs
-
-
-def _owner(line):
-  """The part of the program that a loop belongs to, as JAX names it."""
-  name = re.search(r'op_name="([^"]*)/while"', line)
-  return name[1].rpartition("/")[2] if name else "no name"
-
-
-def _trips(line, bodies):
-  """Trips of a loop: as XLA says, or the bound that its condition compares."""
-  known = re.search(r'"known_trip_count":\s*\{"n":\s*"(\d+)"', line)
-  if known:
-    return int(known[1])
-  condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
-  bounds = re.findall(
-    r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[condition])
-  )
-  return max([1, *map(int, bounds)])
-
-
-def _shapes(text):
-  """[(bytes, elements)] of a shape or of every member of a tuple."""
-  found = []
-  for kind, dims in _SHAPE.findall(text):
-    elements = math.prod(int(n) for n in dims.split(",") if n)
-    found.append((elements * _bits(kind) // 8, elements))
-  return found
-
-
-def _bits(kind):
-  """Bits of an element of an XLA type: f32, bf16, s4, f8e4m3, pred."""
-  return int(re.search(r"\d+", kind)[0]) if kind != "pred" else 8
-
-
-def _bytes(kind, op, shapes, group):
-  """Bytes of the whole array, from the shapes of the result."""
-  sizes = [size for size, _ in shapes]
-  if kind == "reduce-scatter":
-    return group * (min(sizes) if op.endswith("-start") else sum(sizes))
-  if kind == "all-reduce":
-    return sum(sizes)
-  return max(sizes) if op.endswith("-start") else sum(sizes)
-
-
-def _group(line, devices):
-  """Devices in one group of a collective."""
-  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-  tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
-  # mesh['data'=2,'model'=4] {'model'}: newer XLA names axes
-  named = re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", line)
-  if named:
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-    axes = re.findall(r"'([^']+)'", named[2])
-    return math.prod(int(sizes[axis]) for axis in axes)
-  if listed:
-    return listed[1].count(",") + 1
-  if "source_target_pairs" in line:
-    return 2
-  return int(tiled[2]) if tiled else devices
+    if head := _COMPUTATION.match(line):
+      body = bodies["ENTRY" if head[1] else head[2]] = []
+    body.append(line)
+  counts = re.findall(r"num_(?:partitions|replicas)=(\d+)", text)
+  devices = math.prod(map(int, counts))
+  collectives, largest = [], 0
+  for line, body, times, loop in _executed(bodies, "ENTRY"):
+    instruction = _INSTRUCTION.match(line)
+    if not instruction:
+      continue
+    name, shape, opcode = instruction.groups()
+    sizes = []
+    for bits, dims in _SHAPE.findall(shape):
+      elements = math.prod(int(n) for n in dims.split(",") if n)
+      sizes.append(elements * int(bits or 8) // 8)  # a pred has 8 bits
+      largest = max(largest, elements)
+    collective = _COLLECTIVE.fullmatch(opcode)
+    group = _group_size(line, devices)
+    if not collective or group == 1 or not _starts(name, line, body):
+      continue
+    kind, started = collective.groups()
+    if started and kind != "all-reduce":
+      size = max(sizes)  # the result is (operand, result, ...)
+    else:
+      size = sum(sizes) * (group if kind == "reduce-scatter" else 1)
+    collectives.append(Collective(kind, size, times, group, loop))
+  return Program(collectives, largest)
