@@ -11,7 +11,7 @@ from dsl_jax.nets.config import NetConfig
 from dsl_jax.nets.denoiser import Denoiser
 
 NET = NetConfig(
-  vocab_size=1024, width=128, depth=6, heads=4, sphere_dim=32, cond_dim=64
+  vocab_size=1024, width=128, depth=4, heads=4, sphere_dim=32, cond_dim=64
 )
 CLEAN_SNR = 100.0
 

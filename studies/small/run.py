@@ -18,7 +18,7 @@ from dsl_jax.nets.denoiser import make_denoiser
 from studies.small import data, evaluate, model, train
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-BASE = train.Run(steps=8000, learning_rate=4e-3, ema_decay=0.998)
+BASE = train.Run(steps=32000, batch_size=16, learning_rate=2e-3)
 WATCHED = 512  # validation rows whose bound is followed in training
 SCORED = 1024  # test rows of the final bounds
 
