@@ -7,7 +7,7 @@ CONSTRAINTS := .ci/constraints.txt
 EXTRAS ?= test,bench,eval,mauve
 TESTS ?= tests
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint unit bench clean
 
 # One stamp per set of extras, so that an install happens once.
 $(VENV)/.demo: setup.py
@@ -36,7 +36,9 @@ quickstart: $(VENV)/.demo
 	$(MAIN) --mode=sample --config.sample.path=hybrid
 	$(BIN)/python -m dsl_jax.main --mode=report --workdir=$(RUN)
 
-test: lint
+test: lint unit
+
+unit: $(VENV)/.test
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile \
 	  --no-loadscope-reorder $(TESTS)
 

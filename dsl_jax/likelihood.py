@@ -8,6 +8,10 @@ visible tokens, is drawn in strata: of `GROUP` neighbouring rows one lies in
 each. Every row stays uniform, draws of one row stay independent, and groups are
 independent of one another, so the spread of group means is a valid standard
 error.
+
+All functions take the parameters of the denoiser, a typed random key, ids
+tokens_BL, and the denoiser; clean_snr is the scale of a committed token, `draws`
+the number of independent repetitions.
 """
 
 import jax
@@ -96,13 +100,8 @@ def path_nats(
   endpoint paths, and the I-MMSE integral as T grows.
 
   Args:
-    params: of the denoiser.
-    key: typed random key.
-    tokens_BL: ids, int32.
     path: non-decreasing, [T+1, L] or [T+1, B, L]; positions that begin at inf
       are a prompt and cost nothing.
-    denoiser: functions of the network.
-    clean_snr: scale of a committed token.
 
   Returns:
     nats_BL, f32, by position.
@@ -180,13 +179,8 @@ def integral_nats(
   discretisation error whatever the grid.
 
   Args:
-    params: of the denoiser.
-    key: typed random key.
-    tokens_BL: ids, int32.
-    denoiser: functions of the network.
     snr_grid: increasing, finite SNRs; the last one is the cut-off T, the same
       for every sequence.
-    draws: independent repetitions.
 
   Returns:
     nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
@@ -233,14 +227,6 @@ def endpoint_nats(
   It equals MDLM's 1/t-weighted NELBO and the autoregressive bound averaged
   over orders.
 
-  Args:
-    params: of the denoiser.
-    key: typed random key.
-    tokens_BL: ids, int32.
-    denoiser: functions of the network.
-    clean_snr: scale of a visible token.
-    draws: independent repetitions.
-
   Returns:
     nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
     for one draw).
@@ -277,10 +263,6 @@ def mmse_curve(
   """Mean square error E|x_i - xhat_i|^2 per token, all tokens at one SNR.
 
   Args:
-    params: of the denoiser.
-    key: typed random key.
-    tokens_BL: ids, int32.
-    denoiser: functions of the network.
     snr_grid: increasing, finite SNRs, [T].
 
   Returns:

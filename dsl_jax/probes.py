@@ -1,4 +1,8 @@
-"""Probes of a denoiser on given text: calibration, repair, suspicion, SNR."""
+"""Probes of a denoiser on given text: calibration, repair, suspicion, SNR.
+
+All functions take the parameters of the denoiser, a typed random key, ids
+tokens_BL, and the denoiser; clean_snr is the scale of a committed token.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +33,6 @@ def hidden_predictions(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Predicts the hidden tokens of random endpoints, for calibration.
 
-  Args:
-    params: of the denoiser.
-    key: typed random key.
-    tokens_BL: ids, int32.
-    denoiser: functions of the network.
-    clean_snr: scale of a visible token.
-
   Returns:
     confidence_BL, f32: probability of the most probable token; correct_BL,
     bool: whether it is the token; hidden_BL, bool: where that counts.
@@ -64,13 +61,8 @@ def repair(
   the more a prediction depends on the other tokens.
 
   Args:
-    params: of the denoiser.
-    key: typed random key.
-    tokens_BL: ids, int32.
-    denoiser: functions of the network.
     rate: probability that a token is replaced by another one.
     snr: of every token.
-    clean_snr: scale of a committed token.
 
   Returns:
     {"wrong", "repaired", "clean", "kept"}, f32 [B]: the number of tokens
@@ -115,11 +107,7 @@ def suspicion(
   the model; fewer groups are fewer network calls and less context.
 
   Args:
-    params: of the denoiser.
     key: typed random key, chooses the groups.
-    tokens_BL: ids, int32.
-    denoiser: functions of the network.
-    clean_snr: scale of a visible token.
     groups: network calls, 1 to L.
 
   Returns:
@@ -162,10 +150,6 @@ def loss_by_snr(
   denoiser gains nothing from the SNR as an input.
 
   Args:
-    params: of the denoiser.
-    key: typed random key.
-    tokens_BL: ids, int32.
-    denoiser: functions of the network.
     snr_grid: finite SNRs, [T].
 
   Returns:

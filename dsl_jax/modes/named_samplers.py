@@ -191,11 +191,7 @@ def names() -> list[str]:
 
 
 def check(cfg: config_lib.Config) -> None:
-  """Rejects a sample section whose values do not fit its path.
-
-  Raises:
-    errors.UserError: names the key, its value and the fix.
-  """
+  """Raises a UserError if values of the sample section do not fit its path."""
   c = cfg.sample
   if c.path not in _NAMED:
     raise errors.UserError(
@@ -230,17 +226,7 @@ def build(
   *,
   curve: Curve | None = None,
 ) -> Schedule:
-  """Returns the schedule that cfg.sample.path names.
-
-  Args:
-    cfg: its sample section, its length, and its law for "lognormal".
-    key: typed random key, for random paths.
-    batch: B.
-    curve: of the model, for the path "information".
-
-  Raises:
-    errors.UserError: unknown name, or values that do not fit it.
-  """
+  """Returns the schedule of B sequences that cfg.sample.path names."""
   check(cfg)
   c, b = cfg.sample, _Batch(key, batch, cfg.data.length, cfg.law, curve)
   return _NAMED[c.path](c, b)
@@ -311,16 +297,9 @@ def draw(
   mesh: jax.sharding.Mesh | None = None,
   callback: Callable | None = None,
 ) -> tuple[np.ndarray, int]:
-  """Draws samples along the path of a sample section.
+  """Draws samples as a sample section says, on the devices of a mesh if given.
 
-  Args:
-    cfg: the run.
-    params: of its network.
-    section: path, steps, batch_size, seed and settings of the sampler.
-    num: samples.
-    mesh: devices to spread the batches on; None for one device.
-    callback: called with (row, state) after every row of a batch; then rows
-      that move nothing are run too.
+  A callback is called with (row, state) after every row of a batch.
 
   Returns:
     tokens_NL, int32, and the number of network calls, each over a batch.
@@ -342,12 +321,7 @@ def draw(
 
 
 def load_curve(workdir: str, step: int) -> Curve | None:
-  """Returns the mmse curve of a checkpoint if it was measured before.
-
-  Args:
-    workdir: of the run.
-    step: of the checkpoint; curves of other steps are ignored.
-  """
+  """Returns the mmse curve that was measured on the checkpoint of a step."""
   for name in ("mmse.json", "eval.json"):
     try:
       saved = json.loads((pathlib.Path(workdir) / name).read_text())
@@ -367,15 +341,7 @@ def measure_curve(
   step: int,
   held_out: packing.Packed,
 ) -> Curve:
-  """Measures the mmse curve on held-out rows and writes WORKDIR/mmse.json.
-
-  Args:
-    cfg: its eval section gives the grid.
-    workdir: of the run.
-    params: of the checkpoint.
-    step: of the checkpoint.
-    held_out: packed rows.
-  """
+  """Measures the mmse curve on held-out rows and writes WORKDIR/mmse.json."""
   denoiser, grid = denoiser_lib.make_denoiser(cfg.net), cfg.eval.snr_grid()
 
   @jax.jit

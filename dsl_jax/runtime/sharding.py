@@ -25,15 +25,7 @@ _SMALL = 2**14  # elements; smaller leaves are replicated
 
 
 def mesh_shape(cfg: config_lib.Mesh, count: int) -> tuple[int, int, int]:
-  """Returns how many devices lie along data, fsdp and model.
-
-  Args:
-    cfg: at most one size is -1 and takes what is left.
-    count: of the devices.
-
-  Raises:
-    errors.UserError: the sizes do not multiply to the number of devices.
-  """
+  """Returns the devices along data, fsdp and model; one -1 takes the rest."""
   shape = [cfg.data, cfg.fsdp, cfg.model]
   known = math.prod(n for n in shape if n > 0)
   if shape.count(-1) == 1 and count % known == 0:
@@ -48,18 +40,7 @@ def mesh_shape(cfg: config_lib.Mesh, count: int) -> tuple[int, int, int]:
 
 
 def make_mesh(cfg: config_lib.Mesh, devices=None) -> jax.sharding.Mesh:
-  """Arranges devices as (data, fsdp, model).
-
-  Args:
-    cfg: see `mesh_shape`.
-    devices: None takes all there are.
-
-  Returns:
-    The mesh.
-
-  Raises:
-    errors.UserError: the sizes do not multiply to the number of devices.
-  """
+  """Arranges devices, by default all, as (data, fsdp, model)."""
   shape = mesh_shape(cfg, len(devices or jax.devices()))
   return jax.make_mesh(
     shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
@@ -92,13 +73,7 @@ def tree_shardings(mesh: jax.sharding.Mesh, tree):
   The largest axis that divides is sharded over fsdp and model, but not the
   first of several (blocks, vocabulary rows). Small leaves are replicated.
 
-  Args:
-    mesh: from `make_mesh`.
-    tree: arrays or their shapes; optimiser states repeat the parameters'
-      shapes and so follow the same rules.
-
-  Returns:
-    The same tree of `NamedSharding`.
+  Optimiser states repeat the parameters' shapes and so follow the same rules.
   """
   parts = mesh.shape["fsdp"] * mesh.shape["model"]
 
@@ -125,15 +100,9 @@ def abstract(mesh: jax.sharding.Mesh, tree):
 def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
   """Makes a global array of a batch that every process has read.
 
-  Each process hands over the rows of its own devices, wherever the mesh put
-  them, so the batch is the same on any number of hosts.
-
-  Args:
-    mesh: from `make_mesh`.
-    batch: the global batch, [B, ...].
-
-  Returns:
-    The array, rows over all axes; zeros fill up to a multiple of the devices.
+  Each process hands over the rows of its own devices, so the batch is the same
+  on any number of hosts. Rows go over all axes; zeros fill up to a multiple of
+  the devices.
   """
   missing = -len(batch) % mesh.size
   batch = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
@@ -146,9 +115,6 @@ def num_microbatches(mesh: jax.sharding.Mesh, cfg: config_lib.Config) -> int:
   """Returns in how many microbatches a device computes its rows of a batch.
 
   At least train.microbatches, and enough for at most mesh.rows at once.
-
-  Raises:
-    errors.UserError: the devices cannot have equal shards.
   """
   batch, length = cfg.train.batch_size, cfg.data.length
   row_shards, model = num_row_shards(mesh), mesh.shape["model"]

@@ -77,18 +77,9 @@ def sum_gradients(
   loss_fn: Callable,
   microbatches: int = 1,
 ) -> tuple[dict, dict]:
-  """Adds up the loss and its gradient over microbatches.
+  """Returns the sums of loss_fn and the gradient of "nll", over microbatches.
 
-  Args:
-    params: of the denoiser.
-    key_B: a key for every row.
-    tokens_BL: int32.
-    mask_BL: validity of every position.
-    loss_fn: see `Recipe`.
-    microbatches: see `Recipe`.
-
-  Returns:
-    The sums of loss_fn, and the gradient of "nll", like params.
+  Arguments are those of `Recipe.loss_fn`, and see `Recipe`.
   """
   split = jax.tree.map(
     lambda x: x.reshape(microbatches, -1, *x.shape[1:]),
@@ -177,8 +168,8 @@ def train_steps(
     state: donate it when jitting.
     tokens_KBL: K batches.
     mask_BL: validity of every position, for all of them.
-    count: int32, steps to take, at most K; the other batches are ignored.
-    recipe: see `train_step`.
+    count: int32, steps to take; the other batches are ignored.
+    recipe: loss, optimiser and how the work is divided.
 
   Returns:
     The new state, and the sums of every step, each [K].
@@ -204,13 +195,7 @@ def make_loss(
   dropout: bool,
   shards: shards_lib.Shards = shards_lib.ONE_DEVICE,
 ) -> Callable:
-  """Returns the loss of a run, see `Recipe.loss_fn`.
-
-  Args:
-    cfg: the run.
-    dropout: as in training; held-out text is scored without.
-    shards: devices that share the work on a sequence.
-  """
+  """Returns the loss of a run, see `Recipe`; held-out text needs no dropout."""
   net = cfg.net if dropout else dataclasses.replace(cfg.net, dropout=0.0)
   return functools.partial(
     objective.loss,
@@ -226,14 +211,7 @@ def make_recipe(
   tx: optax.GradientTransformation,
   abstract: TrainState,
 ) -> Recipe:
-  """Returns the recipe of a run.
-
-  Args:
-    cfg: the run.
-    mesh: its devices, or those of a topology that is not here.
-    tx: the optimiser.
-    abstract: shapes and shardings of the state.
-  """
+  """Returns the recipe of a run on a mesh, for a state of abstract shapes."""
   shards = sharding_lib.shards(mesh)
   return Recipe(
     loss_fn=make_loss(cfg, dropout=True, shards=shards),
@@ -249,7 +227,7 @@ def make_recipe(
 
 def jit_step(
   step: Callable, mesh: jax.sharding.Mesh, abstract: TrainState, recipe: Recipe
-) -> Callable:
+) -> jax.stages.Wrapped:
   """Jits `train_step` or `train_steps`; the state is donated."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   return jax.jit(
