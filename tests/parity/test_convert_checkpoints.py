@@ -28,35 +28,27 @@ def mutations():
   """Yields wrong checkpoints and what the error must name."""
   names = [name for name, _ in torch_twin.MDLM(CFG).named_parameters()]
   for i, name in enumerate(names):
-    bare, content = name.removeprefix("backbone."), checkpoint()
-    shadow = content["ema"]["shadow_params"]
+    bare, good = name.removeprefix("backbone."), checkpoint()
+    shadow, state = good["ema"]["shadow_params"], good["state_dict"]
+    before, average, after = shadow[:i], shadow[i], shadow[i + 1 :]
     for wrong, named in (
-      (shadow[i][None], bare),
-      (shadow[i].double(), bare),
-      (shadow[i].half(), bare),
-      (torch.full_like(shadow[i], torch.inf), bare),
-      ([1.0], f"ema {i} is not a"),
-      (shadow[i - 1], "share numbers"),
+      ([], "19 averaged weights for 20 parameters"),
+      ([average, average + 1], "21 averaged weights"),
+      ([average[None]], bare),
+      ([average.double()], bare),
+      ([average.half()], bare),
+      ([torch.full_like(average, torch.inf)], bare),
+      ([[1.0]], f"ema {i} is not a"),
+      ([shadow[i - 1]], "share numbers"),
     ):
-      yield {**content, "ema": {"shadow_params": [
-        wrong if j == i else array for j, array in enumerate(shadow)
-      ]}}, named  # fmt: skip
-    shadow.insert(i, shadow[i] + 1)
-    yield content, "21 averaged weights for 20 parameters"
-    del shadow[i : i + 2]
-    yield content, "19 averaged weights"
-    content = checkpoint()
-    array = content["state_dict"].pop(name)
-    yield content, name
-    content["state_dict"][name] = array
+      yield good | {"ema": {"shadow_params": before + wrong + after}}, named
+    for wrong in (state[name].int(), state[name].T):
+      if wrong.ndim == 2 or wrong.dtype == torch.int32:  # square ones, too
+        yield good | {"state_dict": state | {name: wrong}}, bare
+    moved = {key: x for key, x in state.items() if key != name}
+    yield good | {"state_dict": moved}, name
     if name != names[-1]:
-      yield content, "another order"
-    content = checkpoint()
-    content["state_dict"][name] = array.int()
-    yield content, bare
-    if array.ndim == 2:  # square ones too: PyTorch keeps the strides
-      content["state_dict"][name] = array.T
-      yield content, bare
+      yield good | {"state_dict": moved | {name: state[name]}}, "another order"
 
 
 def test_every_wrong_checkpoint_is_named(tmp_path):
