@@ -87,15 +87,25 @@ def law():
 
 
 @functools.cache
-def tiny():
-  """A small network with noise on all its weights."""
-  net = make_denoiser(NetConfig(11, 16, 1, 2, 4))
+def tiny(depth=1):
+  """A small network with noise on all weights; some are zero at the start."""
+  net = make_denoiser(NetConfig(11, 16, depth, 2, 4))
   leaves, tree = jax.tree.flatten(net.init(jax.random.key(1)))
   keys = jax.random.split(jax.random.key(2), len(leaves))
   noisy = [
     x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)
   ]
   return net, jax.tree.unflatten(tree, noisy)
+
+
+def assert_close(actual, expected, tol=1e-5):
+  """Every leaf differs by at most tol times the leaf's largest entry."""
+
+  def leaf(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    np.testing.assert_allclose(a, b, rtol=0, atol=tol * np.abs(b).max())
+
+  jax.tree.map(leaf, actual, expected)
 
 
 def traced():

@@ -1,240 +1,297 @@
-"""Vocabulary work, however it is computed, against the plain formula."""
+"""Work over the vocabulary and draws, against formulas with all scores."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import assert_close
 
 from dsl_jax import vocab
-from dsl_jax.core import alternatives
-from dsl_jax.runtime import hlo
+from dsl_jax.core import draws
 
-# How it is computed: slabs, or an implementation by name.
-NAMED = [
-  {"implementation": "reference"},
-  pytest.param(
-    {"implementation": "tokamax"},
-    marks=pytest.mark.skipif(
-      importlib.util.find_spec("tokamax") is None,
-      reason="the optional package tokamax is not installed",
-    ),
-  ),
-]
-WAYS = [{"chunks": n} for n in (None, 1, 4, 13, 99)] + NAMED
 B, L, M, V, C = 2, 5, 7, 13, 3
+KEY = jax.random.key(0)
+some_chunks = pytest.mark.parametrize("chunks", [None, 1, 4, 13, 99])
 
 
 @pytest.fixture(scope="module")
 def data():
-  keys = jax.random.split(jax.random.key(0), 7)
-  shapes = [(B, L, M), (V, M), (V,), (V, C), (B, L), (B, L, C)]
+  """h_BLM, head_VM, bias_V, values_VC, tokens_BL."""
+  keys = jax.random.split(KEY, 5)
+  shapes = (B, L, M), (V, M), (V,), (V, C)
   arrays = [jax.random.normal(k, s) for k, s in zip(keys, shapes)]
-  return *arrays, jax.random.randint(keys[6], (B, L), 0, V)
+  return *arrays, jax.random.randint(keys[4], (B, L), 0, V)
 
 
 def log_probs(h, head, bias):
   return jax.nn.log_softmax(h @ head.T + bias[None, None])
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_nll_and_its_gradients(data, way):
-  h, head, bias, _, weight, _, tokens = data
-
-  def streamed(h, head, bias):
-    nll = vocab.nll(h, head, tokens, bias_V=bias, **way)
-    return jnp.sum(weight * nll), nll
-
-  def reference(h, head, bias):
-    logp = log_probs(h, head, bias)
-    nll = -jnp.take_along_axis(logp, tokens[..., None], -1)[..., 0]
-    return jnp.sum(weight * nll), nll
-
-  got, want = (
-    jax.value_and_grad(f, (0, 1, 2), has_aux=True)(h, head, bias)
-    for f in (streamed, reference)
-  )
-  jax.tree.map(
-    lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5), got, want
-  )
+def plain_nll(h, head, tokens, *, bias_V):
+  logp = log_probs(h, head, bias_V)
+  return -jnp.take_along_axis(logp, tokens[..., None], -1)[..., 0]
 
 
-def test_bf16_gradients_of_frequent_tokens_keep_their_terms():
-  """Half of 8,192 tokens pull at a row, each by less than bf16 resolves."""
-  key = jax.random.key(0)
-  h = (jax.random.normal(key, (1, 8192, 4)) + 0.5).astype(jnp.bfloat16)
-  head, tokens = jnp.zeros((3, 4)), jnp.arange(8192, dtype=jnp.int32) % 2
-  found = jax.grad(lambda w: jnp.mean(vocab.nll(h, w, tokens[None])))(head)
-  exact = jax.grad(
-    lambda w: jnp.mean(vocab.nll(h.astype(jnp.float32), w, tokens[None]))
-  )(head)
-  np.testing.assert_allclose(found, exact, rtol=0.02, atol=1e-3)
+def plain_expectation(h, head, values, *, bias_V):
+  return jnp.exp(log_probs(h, head, bias_V)) @ values
 
 
-def test_bf16_gradients_of_many_pieces_keep_their_terms(monkeypatch):
-  monkeypatch.setattr(vocab, "PIECE", 6)  # two positions
-  q, keys, values = (
-    jnp.zeros((1, 4096, 2)),
-    jnp.zeros((3, 2)),
-    jnp.zeros((3, 4)),
-  )
-  mean = lambda values: jnp.mean(vocab.expectation(q, keys, values))
-  found = jax.jit(jax.grad(mean))(values.astype(jnp.bfloat16))
-  np.testing.assert_allclose(found.astype(jnp.float32), 1 / 12, rtol=0.01)
+def nll_and_mean(nll, expectation, tokens):
+  """Returns a function of both and of the gradients of a weighted sum."""
 
-
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_expectation_and_its_gradients(data, way):
-  h, head, bias, values, _, weight, _ = data
-
-  def streamed(h, head, bias, values):
-    mean = vocab.expectation(h, head, values, bias_V=bias, **way)
-    return jnp.sum(weight * mean), mean
-
-  def reference(h, head, bias, values):
-    mean = jnp.exp(log_probs(h, head, bias)) @ values
-    return jnp.sum(weight * mean), mean
-
-  got, want = (
-    jax.value_and_grad(f, (0, 1, 2, 3), has_aux=True)(h, head, bias, values)
-    for f in (streamed, reference)
-  )
-  jax.tree.map(
-    lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5), got, want
-  )
-
-
-@pytest.mark.parametrize("way", NAMED, ids=str)
-def test_ways_agree_in_bf16(data, way):
-  h, head, bias, values, *_, tokens = data
-  h, values = h.astype(jnp.bfloat16), values.astype(jnp.bfloat16)
-  nll, mean = (
-    [f(**w) for w in (way, {})]
-    for f in (
-      functools.partial(vocab.nll, h, head, tokens, bias_V=bias),
-      functools.partial(vocab.expectation, h, head, values, bias_V=bias),
+  def total(h, head, bias, values):
+    results = (
+      nll(h, head, tokens, bias_V=bias),
+      expectation(h, head, values, bias_V=bias),
     )
+    return sum(jnp.sum(jnp.sin(x) * x) for x in results), results
+
+  return jax.jit(jax.value_and_grad(total, (0, 1, 2, 3), has_aux=True))
+
+
+@some_chunks
+def test_nll_and_expectation_and_their_gradients(data, chunks):
+  *arrays, tokens = data
+  streamed = nll_and_mean(
+    functools.partial(vocab.nll, chunks=chunks),
+    functools.partial(vocab.expectation, chunks=chunks),
+    tokens,
   )
-  for got, want in (nll, mean):
-    assert got.dtype == want.dtype == jnp.float32
-    np.testing.assert_allclose(got, want, atol=0.03)
+  plain = nll_and_mean(plain_nll, plain_expectation, tokens)
+  assert_close(streamed(*arrays), plain(*arrays))
 
 
-def test_an_implementation_that_is_not_there_is_one_sentence(data, monkeypatch):
-  h, head, _, values, *_, tokens = data
-  with pytest.raises(ValueError, match="implementation is 'fused'; use auto"):
-    vocab.expectation(h, head, values, implementation="fused")
-  find = lambda name: None
-  monkeypatch.setattr(alternatives.importlib.util, "find_spec", find)
-  with pytest.raises(ValueError, match="not installed; run pip install"):
-    vocab.nll(h, head, tokens, implementation="tokamax")
-
-
-@pytest.fixture
-def small(monkeypatch):
-  """Slabs and pieces of a few thousand scores."""
-  for name in ("SLAB", "WHOLE", "PIECE"):
-    monkeypatch.setattr(vocab, name, 1 << 12)
-
-
-def test_only_the_reference_keeps_every_score(small):
-  h, head = jnp.ones((2, 64, 4)), jnp.ones((4096, 4))
-
-  def largest(name):
-    def both(h, head):
-      mean = vocab.expectation(h, head, head, implementation=name)
-      tokens = jnp.zeros(h.shape[:2], jnp.int32)
-      return jnp.sum(mean) + jnp.sum(
-        vocab.nll(h, head, tokens, implementation=name)
-      )
-
-    grad = jax.jit(jax.grad(both, (0, 1))).lower(h, head).compile()
-    return hlo.read(grad.as_text()).largest
-
-  assert largest("reference") == 2 * 64 * 4096
-  assert largest("auto") <= head.size
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-@pytest.mark.parametrize("length", [64, 1024])
-def test_draws_keep_few_scores(small, top_p, length):
-  """No more than rows of the head, however many the draws."""
-  h, head = jnp.ones((2, length, 1)), jnp.ones((1 << 14, 1))
-  program = jax.jit(functools.partial(vocab.draw, top_p=top_p)).lower(
-    jax.random.key(0), h, head
+def test_bf16_operands_give_f32_results_near_the_exact_ones(data):
+  h, head, bias, values, tokens = data
+  h, values = h.astype(jnp.bfloat16), values.astype(jnp.bfloat16)
+  results = (
+    vocab.nll(h, head, tokens, bias_V=bias),
+    vocab.expectation(h, head, values, bias_V=bias),
   )
-  assert hlo.read(program.compile().as_text()).largest <= head.size
+  assert all(x.dtype == jnp.float32 for x in results)
+  h, values = h.astype(jnp.float32), values.astype(jnp.float32)
+  expected = (
+    plain_nll(h, head, tokens, bias_V=bias),
+    plain_expectation(h, head, values, bias_V=bias),
+  )
+  assert_close(results, expected, 0.02)
 
 
-def test_pieces_of_the_sequence_change_nothing(data, monkeypatch):
-  """Two pieces of three positions, the last of which is padding."""
-  h, head, bias, values, weight, _, tokens = data
+def test_bf16_gradients_keep_terms_below_their_resolution(monkeypatch):
+  """Thousands of tokens, and of tiles, add a little to the same row."""
+  h = (jax.random.normal(KEY, (1, 8192, 4)) + 0.5).astype(jnp.bfloat16)
+  tokens = jnp.arange(8192, dtype=jnp.int32)[None] % 2
 
-  def everything():
-    def total(h, head, bias, values):
-      nll = vocab.nll(h, head, tokens, bias_V=bias, chunks=3)
-      mean = vocab.expectation(h, head, values, bias_V=bias, chunks=3)
-      return jnp.sum(weight * nll) + jnp.sum(mean**2), (nll, mean)
+  def loss(head, h):
+    return jnp.mean(vocab.nll(h, head, tokens))
 
-    grads = jax.value_and_grad(total, (0, 1, 2, 3), has_aux=True)
+  head = jnp.zeros((3, 4))
+  exact = jax.grad(loss)(head, h.astype(jnp.float32))
+  assert_close(jax.grad(loss)(head, h), exact, 0.01)
+
+  monkeypatch.setattr(vocab, "TILE_SCORES", 6)  # two positions
+  q, keys = jnp.zeros((1, 4096, 2)), jnp.zeros((3, 2))
+
+  def mean(values):
+    return jnp.mean(vocab.expectation(q, keys, values))
+
+  grads = jax.jit(jax.grad(mean))(jnp.zeros((3, 4), jnp.bfloat16))
+  np.testing.assert_allclose(grads.astype(jnp.float32), 1 / 12, rtol=0.01)
+
+
+def test_tiles_of_positions_change_no_result(data, monkeypatch):
+  """Two tiles of three positions, the last of which is padding."""
+  h, head, bias, _, tokens = data
+
+  def run():
+    both = nll_and_mean(
+      functools.partial(vocab.nll, chunks=3),
+      functools.partial(vocab.expectation, chunks=3),
+      tokens,
+    )
     return (
-      grads(h, head, bias, values),
+      both(*data[:4]),
       vocab.entropy(h, head, bias_V=bias, chunks=3),
       vocab.argmax(h, head, chunks=3),
-      [
-        vocab.draw(jax.random.key(0), h, head, bias_V=bias, top_p=p, chunks=3)
-        for p in (1.0, 0.7)
-      ],
     )
 
-  whole = jax.jit(everything)()
-  monkeypatch.setattr(vocab, "PIECE", 25)
-  assert vocab.pieces(B * L, 5) == 2
-  cut = jax.jit(lambda: everything())()
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-    cut,
-    whole,
-  )
+  whole = run()
+  monkeypatch.setattr(vocab, "TILE_SCORES", 25)
+  assert_close(run(), whole)
 
 
-@pytest.mark.parametrize("chunks", [None, 1, 4, 99])
+@some_chunks
 def test_entropy(data, chunks):
   h, head, bias, *_ = data
   bias = bias.at[3].set(-jnp.inf)
   logp = log_probs(h, head, bias)
-  want = -jnp.sum(jnp.where(logp > -jnp.inf, jnp.exp(logp) * logp, 0.0), -1)
-  got = vocab.entropy(h, head, bias_V=bias, chunks=chunks)
-  np.testing.assert_allclose(got, want, atol=1e-5)
+  expected = -jnp.sum(jnp.exp(logp) * jnp.maximum(logp, -1e3), -1)
+  entropy = vocab.entropy(h, head, bias_V=bias, chunks=chunks)
+  assert_close(entropy, expected)
 
 
-@pytest.mark.parametrize("chunks", [None, 1, 4, 99])
+@some_chunks
 def test_argmax_is_the_lowest_of_equal_rows(data, chunks):
   h, head, *_ = data
   twice = jnp.concatenate([head, head])
-  found = vocab.argmax(h, twice, chunks=chunks)
-  np.testing.assert_array_equal(found, np.argmax(h @ head.T, axis=-1))
-
-
-def test_streaming_bounds_memory():
-  h = jax.ShapeDtypeStruct((2, 64, 8), jnp.float32)
-  head = jax.ShapeDtypeStruct((4096, 8), jnp.float32)
-  tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
-
-  def temp(chunks):
-    def mean(h, head, tokens):
-      return jnp.mean(vocab.nll(h, head, tokens, chunks=chunks))
-
-    grad = jax.jit(jax.grad(mean, (0, 1))).lower(h, head, tokens).compile()
-    return grad.memory_analysis().temp_size_in_bytes
-
-  assert temp(32) < temp(1) / 4
+  rows = vocab.argmax(h, twice, chunks=chunks)
+  np.testing.assert_array_equal(rows, np.argmax(h @ head.T, axis=-1))
 
 
 def test_huge_scores_stay_finite(data):
-  h, head, bias, values, _, _, tokens = data
-  nll = vocab.nll(1e4 * h, head, tokens, bias_V=bias, chunks=4)
-  mean = vocab.expectation(1e4 * h, head, values, bias_V=bias, chunks=4)
-  assert jnp.isfinite(nll).all() and jnp.isfinite(mean).all()
+  *arrays, tokens = data
+  streamed = nll_and_mean(
+    functools.partial(vocab.nll, chunks=4),
+    functools.partial(vocab.expectation, chunks=4),
+    tokens,
+  )
+  arrays[0] *= 1e4
+  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(streamed(*arrays)))
+
+
+def temp_bytes(fn, *shapes):
+  return (
+    jax.jit(fn).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+  )
+
+
+def test_streaming_keeps_few_scores(monkeypatch):
+  """The plain formulas show that all scores would be seen."""
+  monkeypatch.setattr(vocab, "WHOLE_SCORES", 0)
+  h = jax.ShapeDtypeStruct((64, 64, 4), jnp.float32)
+  head = jax.ShapeDtypeStruct((1 << 14, 4), jnp.float32)
+  scores = 4 * 64 * 64 << 14
+
+  def gradient(nll, expectation):
+    tokens = jnp.zeros((64, 64), jnp.int32)
+    both = nll_and_mean(nll, expectation, tokens)
+    return lambda h, head: both(h, head, head[:, 0], head)
+
+  streamed = temp_bytes(gradient(vocab.nll, vocab.expectation), h, head)
+  plain = temp_bytes(gradient(plain_nll, plain_expectation), h, head)
+  assert streamed < 0.2 * scores < 2 * scores < plain
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_draws_keep_the_scores_of_a_tile(monkeypatch, top_p):
+  monkeypatch.setattr(vocab, "WHOLE_SCORES", 1 << 16)
+  h, head = (
+    jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 512, 1), (4096, 1))
+  )
+  draw = functools.partial(vocab.draw, KEY, top_p=top_p)
+  scores = 4 * 2 * 512 * 4096
+  assert temp_bytes(draw, h, head) < 0.2 * scores
+  assert temp_bytes(functools.partial(draw, chunks=1), h, head) > scores
+
+
+def test_chunks_have_rows_that_suit_a_product():
+  assert vocab.num_chunks(16, vocab.WHOLE_SCORES // 16) == 1
+  for positions in (1 << 6, 1 << 10, 1 << 16):
+    rows = 50_000 / vocab.num_chunks(positions, 50_000)
+    assert 0.9 * vocab.MIN_ROWS <= rows <= vocab.MAX_ROWS
+
+
+def frequencies(tokens, vocab_size):
+  counts = np.bincount(np.asarray(tokens).ravel(), minlength=vocab_size)
+  return counts / tokens.size
+
+
+def test_draws_follow_the_law_and_return_its_log_probability():
+  p = jnp.array([0.4, 0.3, 0.2, 0.1 - 1e-7, 1e-7])
+  draw = functools.partial(
+    jax.jit(vocab.draw, static_argnames="strict"),
+    KEY,
+    jnp.zeros((4000, 6, 2)),
+    jnp.zeros((5, 2)),
+    bias_V=jnp.log(p),
+  )
+  for settings, expected in (
+    ({}, p),
+    ({"temperature": 0.5}, p**2 / jnp.sum(p**2)),
+    ({"temperature": 0.0}, np.eye(5)[0]),
+    ({"top_p": 0.65}, [4 / 7, 3 / 7, 0, 0, 0]),
+    ({"top_p": 0.65, "strict": True}, np.eye(5)[0]),
+  ):
+    tokens, logp = draw(**settings)
+    found = frequencies(tokens, 5)
+    np.testing.assert_allclose(found, expected, atol=0.012)
+    assert not found[np.asarray(expected) == 0].any()
+    np.testing.assert_allclose(logp, jnp.log(p)[tokens], rtol=1e-5)
+
+
+def test_rare_tokens_are_drawn_at_their_rate():
+  # 128 tokens of 3e-8 each behind one common one, 2^19 draws: 2 expected.
+  # Noise from 23 random bits would give a tenth of that.
+  logits = jnp.concatenate([jnp.zeros(1), jnp.full(128, jnp.log(3e-8))])
+  head = jnp.zeros((129, 1))
+
+  def hits(key):
+    tokens, _ = vocab.draw(key, jnp.zeros((1, 8192, 1)), head, bias_V=logits)
+    return jnp.sum(tokens > 0)
+
+  keys = jax.random.split(KEY, 64)
+  count = int(jnp.sum(jax.jit(lambda k: jax.lax.map(hits, k))(keys)))
+  assert 1 <= count <= 8
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_nucleus_is_the_definition_in_f64(strict):
+  """Every token of many rows, with top_p an argument of one program."""
+  rng = np.random.default_rng(0)
+  p_NV = rng.dirichlet(np.full(50, 0.3), size=64).astype(np.float32)
+  p_NV[0] = 1e-6
+  p_NV[0, 3] = 1.0  # the first token alone exceeds any top_p
+  p_NV[1] = 0.02  # all are equal
+  p_NV[2] = 0.0
+  p_NV[2, 10:15] = 0.4, 0.2, 0.2, 0.2, 1e-9  # some are, and most are zero
+  weights_NV = p_NV / p_NV.max(axis=-1, keepdims=True)
+
+  p = weights_NV.astype(np.float64)
+  p /= p.sum(axis=-1, keepdims=True)
+  order = np.argsort(-p, axis=-1)
+  ordered = np.take_along_axis(p, order, -1)
+  mass = np.concatenate([np.zeros((64, 1)), np.cumsum(ordered, -1)], axis=-1)
+  # Of equal tokens the first and the last decide.
+  first = np.array([np.searchsorted(-row, -row, "left") for row in ordered])
+  last = np.array([np.searchsorted(-row, -row, "right") for row in ordered])
+  before = np.take_along_axis(mass, first, -1)
+  including = np.take_along_axis(mass, last, -1)
+
+  nucleus = jax.jit(functools.partial(draws.nucleus, strict=strict))
+  for top_p in (0.2, 0.65, 0.75, 0.9, 1.0):
+    inside = including <= top_p if strict else before < top_p
+    inside |= (first == 0) | (top_p == 1)
+    expected = np.zeros_like(inside)
+    np.put_along_axis(expected, order, inside, -1)
+    np.testing.assert_array_equal(nucleus(weights_NV, top_p), expected)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_tiles_change_no_drawn_token(top_p):
+  keys = jax.random.split(KEY, 3)
+  h = jax.random.normal(keys[0], (2, 50, 8))
+  head = jax.random.normal(keys[1], (101, 8))
+  whole, *others = (
+    vocab.draw(keys[2], h, head, top_p=top_p, temperature=0.9, chunks=n)
+    for n in (1, 2, 7, 50, None)
+  )
+  for tokens, logp in others:
+    np.testing.assert_array_equal(tokens, whole[0])
+    assert_close(logp, whole[1])
+
+
+def test_draws_from_invalid_logits_end():
+  """A model that diverged, and tokens that a bias rules out."""
+  h, head = jnp.zeros((1, 4, 2)), jnp.ones((10, 2))
+  draw = jax.jit(vocab.draw)
+  tokens, _ = draw(KEY, h + jnp.nan, head, top_p=0.5)
+  assert ((tokens >= 0) & (tokens < 10)).all()
+  bias = jnp.full(10, -jnp.inf).at[7].set(0.0)
+  for temperature in (0.0, 1e-6, 1.0, 1e6, 1e30):
+    for top_p in (1.0, 0.5):
+      tokens, logp = draw(
+        KEY, h, head, bias_V=bias, temperature=temperature, top_p=top_p
+      )
+      assert (tokens == 7).all() and (logp == 0).all()
