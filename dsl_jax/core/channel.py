@@ -4,7 +4,8 @@ Every token has its own signal-to-noise ratio t >= 0 (linear). t = 0 is the
 mask: z is exactly zero. t = inf is a committed token, stored free of noise as
 clean_snr * x. The three moves compose exactly: z at the new SNR has the law
 that `observe` gives there (arXiv 2605.12836; the move down is the Brownian
-bridge of the process dz = x dt + dW).
+bridge of the process dz = x dt + dW). SNRs broadcast to the leading axes of x,
+and all moves return z_BLD in f32.
 """
 
 import chex
@@ -37,14 +38,10 @@ def observe(
   """Draws z = t x + sqrt(t) eps.
 
   Args:
-    key: typed random key.
     x_BLD: clean unit points, f32.
     snr_BL: SNR per token, broadcastable to x's leading axes; 0 gives exactly
       0, inf gives clean_snr * x.
     clean_snr: the scale that stands for a committed token.
-
-  Returns:
-    z_BLD, f32.
   """
   snr, inf = _split(snr_BL, x_BLD)
   z = snr * x_BLD + _root(snr) * _noise(key, x_BLD)
@@ -59,10 +56,6 @@ def hard(
   Args:
     x_BLD: clean unit points, f32.
     committed_BL: bool, false where the token is masked.
-    clean_snr: see `observe`.
-
-  Returns:
-    z_BLD, f32.
   """
   return jnp.where(committed_BL[..., None], clean_snr * x_BLD, 0.0)
 
@@ -86,17 +79,11 @@ def advance(
     z(t') = r^(a-1) z(t) + (t' - t r^(a-1)) x + sqrt(t' - t r^(2a-2)) eps.
 
   Args:
-    key: typed random key.
     z_BLD: state at snr_BL.
     x_BLD: clean points, or a mean or sampled estimate of them.
-    snr_BL: current SNR per token, broadcastable.
     next_BL: next SNR, at least snr_BL; where equal, z comes back unchanged.
-    clean_snr: see `observe`.
     noise: share of the Brownian motion, in [0, 1]; from the mask, which has no
       direction of its own, the step is always the noisy one.
-
-  Returns:
-    z_BLD at next_BL, f32.
   """
   chex.assert_equal_shape([z_BLD, x_BLD])
   snr, was_inf = _split(snr_BL, z_BLD)
@@ -129,14 +116,8 @@ def backtrack(
   z(t') = t' x + sqrt(t') eps. t' = 0 is a hard remask, 0 < t' < t a soft one.
 
   Args:
-    key: typed random key.
     z_BLD: state at snr_BL.
-    snr_BL: current SNR per token, broadcastable.
     next_BL: next SNR, at most snr_BL; where equal, z comes back unchanged.
-    clean_snr: see `observe`.
-
-  Returns:
-    z_BLD at next_BL, f32.
   """
   snr, was_inf = _split(snr_BL, z_BLD)
   nxt, is_inf = _split(next_BL, z_BLD)

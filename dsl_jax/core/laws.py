@@ -25,7 +25,6 @@ def ranks(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Draws a uniformly random order: the rank, 0..L-1, of every position.
 
   Args:
-    key: typed random key.
     shape: (B, L).
 
   Returns:
@@ -39,7 +38,6 @@ def visible_subset(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Draws k ~ U{0..L-1} visible tokens at a uniformly random subset.
 
   Args:
-    key: typed random key.
     shape: (B, L).
 
   Returns:
@@ -58,9 +56,6 @@ def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
     mu: mean of the natural logarithm of the SNR.
     sigma: its standard deviation, >= 0.
     per_token: draw independently for every token.
-
-  Returns:
-    The law.
   """
   checks.number("sigma", sigma, lambda x: 0 <= x < np.inf, "it must be >= 0")
   checks.number("mu", mu, np.isfinite, "it must be finite")
@@ -82,9 +77,6 @@ def endpoint(clean_snr: float, *, smooth: bool = True) -> Law:
     clean_snr: SNR of a visible token.
     smooth: hidden SNRs from U[0, 1), visible ones from U[0.8, 1] * clean_snr,
       instead of exactly 0 and clean_snr.
-
-  Returns:
-    The law.
   """
   checks.clean_snr(clean_snr)
 
@@ -105,9 +97,6 @@ def mixture(*parts: tuple[Law, float]) -> Law:
 
   Args:
     *parts: (law, share) pairs; shares are normalised to sum to 1.
-
-  Returns:
-    The law.
   """
   shares = [share for _, share in parts]
   if not (shares and min(shares) >= 0 and 0 < sum(shares) < np.inf):

@@ -9,6 +9,10 @@ FlashAttention (arXiv 2205.14135). Backward passes compute the scores again.
 Statistics are f32. Scores multiply operands in the dtype of the queries,
 expectations in the dtype of the values; both accumulate in f32.
 
+In all functions h_BLM are hidden states or queries, head_VM (keys_VK) the rows
+of the vocabulary, cast to their dtype, bias_V a bias of the scores, zero if
+None, and `chunks` the number of chunks of the vocabulary, chosen if None.
+
 Axes besides those of `dsl_jax`: N positions of a tile over the whole batch,
 P tiles, R rows of a chunk.
 """
@@ -282,11 +286,7 @@ def nll(
   """Negative log-likelihood, logsumexp_v(<h, w_v> + b_v) - <h, w_s> - b_s.
 
   Args:
-    h_BLM: hidden states.
-    head_VM: output rows, cast to h's dtype.
     tokens_BL: target ids in [0, V).
-    bias_V: output bias, zero if None.
-    chunks: of the vocabulary; None chooses.
 
   Returns:
     nll_BL, f32, nats.
@@ -338,11 +338,7 @@ def expectation(
   (queries hidden states, keys the head, values the table) are this function.
 
   Args:
-    q_BLK: queries.
-    keys_VK: keys, cast to q's dtype.
     values_VC: values; probabilities are cast to their dtype.
-    bias_V: bias of the scores, zero if None.
-    chunks: of the vocabulary; None chooses.
 
   Returns:
     mean_BLC, f32.
@@ -395,9 +391,6 @@ def draw(
 
   Args:
     key: typed random key, or one for every position, [B, L].
-    h_BLM: hidden states.
-    head_VM: output rows, cast to h's dtype.
-    bias_V: output bias, zero if None.
     temperature: divides the logits; 0 takes the arg-max.
     top_p: nucleus mass in (0, 1], applied after the temperature.
     strict: the nucleus rule, see `draws.nucleus`.
@@ -438,12 +431,6 @@ def entropy(
 ) -> jax.Array:
   """Entropy of softmax(<h, w_v> + b_v).
 
-  Args:
-    h_BLM: hidden states.
-    head_VM: output rows, cast to h's dtype.
-    bias_V: output bias, zero if None.
-    chunks: of the vocabulary; None chooses.
-
   Returns:
     entropy_BL, f32, nats.
   """
@@ -470,11 +457,6 @@ def argmax(
   q_BLK: jax.Array, keys_VK: jax.Array, *, chunks: int | None = None
 ) -> jax.Array:
   """Row of the largest inner product, the lowest where several tie.
-
-  Args:
-    q_BLK: queries.
-    keys_VK: keys, cast to q's dtype.
-    chunks: of the vocabulary; None chooses.
 
   Returns:
     tokens_BL, int32.

@@ -50,26 +50,20 @@ class Options(NamedTuple):
   integrator: str = "mean"
   temperature: float = 1.0
   top_p: float = 1.0
+  policy: policies.Rule | None = None
+  prompt_BL: checks.Array | None = None
   strict_top_p: bool = False
   noise: float = 1.0
   confidence: str = "probability"
 
 
 class Request(NamedTuple):
-  """A checked request.
+  """A checked request, in the order of the traced functions' arguments."""
 
-  Attributes:
-    path_TBL: on the host unless it is traced.
-    prompt_BL: ids, zero outside the prompt.
-    inputs: arguments of the program.
-    policy: a pytree, or None.
-    settings: compiled into the program.
-  """
-
-  path_TBL: np.ndarray | jax.Array
-  prompt_BL: np.ndarray | jax.Array
+  path_TBL: checks.Array  # on the host unless it is traced
+  prompt_BL: checks.Array  # zero outside the prompt
   inputs: step_lib.Inputs
-  policy: policies.Policy | Callable | None
+  policy: policies.Rule | None  # a pytree
   settings: step_lib.Settings
 
 
@@ -139,10 +133,11 @@ def _check_prompt(prompt_BL, path_TBL, vocab_size):
 
 
 def _check_request(
-  params, key, path, denoiser, clean_snr, policy, prompt_BL, options: Options
+  params, key, path, denoiser, clean_snr, options: Options
 ) -> Request:
   """Checks arguments of `generate`, before anything is compiled."""
   _check_options(options)
+  policy, prompt_BL, top_p = options.policy, options.prompt_BL, options.top_p
   checks.clean_snr(clean_snr)
   checks.key(key)
   if not callable(getattr(denoiser, "table", None)):
@@ -159,7 +154,6 @@ def _check_request(
   known = (jax.tree_util.Partial, policies.Policy)
   if policy is not None and not isinstance(policy, known):
     policy = jax.tree_util.Partial(policy)
-  top_p = options.top_p
   return Request(
     path_TBL,
     _check_prompt(prompt_BL, path_TBL, table_VD.shape[0]),
@@ -275,16 +269,11 @@ def _run_path(params, key, path_TBL, prompt_BL, inputs, policy, settings):
 def segments(
   path_TBL: np.ndarray, rows: int, *, together: bool
 ) -> Iterator[Segment]:
-  """Cuts a path into segments that share programs. Host code.
+  """Cuts a path [T+1, B, L] into segments that share a program. Host code.
 
-  Args:
-    path_TBL: [T+1, B, L].
-    rows: of a segment, at most.
-    together: drop only steps after the last that moves any sequence; otherwise
-      every sequence drops its own steps that move nothing.
-
-  Yields:
-    Arrays on the host, padded to the power of two that holds `rows`.
+  Segments are padded to the power of two that holds `rows`. Steps that move
+  nothing are dropped: for every sequence on its own, or, with `together`, those
+  after the last that moves any sequence.
   """
   step_TB = algebra.moving_steps(path_TBL, together=together)
   last = len(step_TB)
@@ -355,23 +344,26 @@ def generate(  # noqa: PLR0913
       a prompt that is missing, of another shape, or outside the vocabulary.
   """
   options = Options(
-    integrator, temperature, top_p, strict_top_p, noise, confidence
+    integrator=integrator,
+    temperature=temperature,
+    top_p=top_p,
+    policy=policy,
+    prompt_BL=prompt_BL,
+    strict_top_p=strict_top_p,
+    noise=noise,
+    confidence=confidence,
   )
-  request = _check_request(
-    params, key, path_TBL, denoiser, clean_snr, policy, prompt_BL, options
-  )
+  request = _check_request(params, key, path_TBL, denoiser, clean_snr, options)
   return _run_path(params, key, *request)
 
 
-def sample(  # noqa: PLR0913
+def sample(
   params,
   key: jax.Array,
   path_TBL: checks.Array,
   *,
   denoiser: Denoiser,
   clean_snr: float,
-  policy: policies.Rule | None = None,
-  prompt_BL: checks.Array | None = None,
   rows: int = SEGMENT_ROWS,
   callback: Callable[[int, State], None] | None = None,
   sharding: jax.NamedSharding | None = None,
@@ -390,13 +382,10 @@ def sample(  # noqa: PLR0913
     path_TBL: as for `generate`.
     denoiser: functions of the network.
     clean_snr: scale of a committed token.
-    policy: as for `generate`.
-    prompt_BL: as for `generate`.
     rows: rows in a segment, at most.
     callback: called with (row, state) after every segment.
-    sharding: of arrays whose first axis is the batch; None leaves them as they
-      are.
-    **options: as for `generate`, see `Options`.
+    sharding: of arrays whose first axis is the batch, or None.
+    **options: the other arguments of `generate`.
 
   Returns:
     Tokens and network calls.
@@ -409,17 +398,9 @@ def sample(  # noqa: PLR0913
     raise ValueError(f"callback is {callback!r}; give a function or None.")
   if not (sharding is None or isinstance(sharding, jax.NamedSharding)):
     raise ValueError(f"sharding is {sharding!r}; give a jax.NamedSharding.")
-  request = _check_request(
-    params,
-    key,
-    path_TBL,
-    denoiser,
-    clean_snr,
-    policy,
-    prompt_BL,
-    Options(**options),
+  path, prompt, inputs, policy, settings = _check_request(
+    params, key, path_TBL, denoiser, clean_snr, Options(**options)
   )
-  path, prompt, inputs, policy, settings = request
 
   def put(array, batch_axis):
     if sharding is None:

@@ -72,7 +72,6 @@ def blocks(length: int, *, block: int, inner: checks.Array) -> np.ndarray:
   """Fills the sequence block by block, each block along an inner path.
 
   Args:
-    length: L.
     block: positions of a block; the last block may be shorter.
     inner: path of T rows on `block` positions, used for every block, or on
       `length` positions, of which every block uses its own.
@@ -127,7 +126,9 @@ def hold(path: checks.Array, known_BL: checks.Array) -> np.ndarray:
   return np.where(known, np.float32(np.inf), path)
 
 
-def moving_steps(path_TBL: checks.Array, *, together: bool = False) -> np.ndarray:
+def moving_steps(
+  path_TBL: checks.Array, *, together: bool = False
+) -> np.ndarray:
   """Returns the steps of a path that move a token.
 
   Args:

@@ -28,13 +28,8 @@ def geometric(
   """All tokens share a geometric grid from snr_min to snr_max.
 
   Args:
-    num_steps: T, network calls; T - 1 rows are finite and positive.
-    length: L.
     snr_min: SNR of row 1.
     snr_max: SNR of row T - 1.
-
-  Returns:
-    path, f32 [T+1, L].
   """
   _check_range(snr_min, snr_max)
   rows = checks.count("num_steps", num_steps) - 1
@@ -47,13 +42,8 @@ def linear(
   """All tokens share a linear grid.
 
   Args:
-    num_steps: T, network calls.
-    length: L.
     snr_max: SNR of row T - 1.
     snr_min: SNR of row 1; None spaces rows 0 to T - 1 evenly.
-
-  Returns:
-    path, f32 [T+1, L].
   """
   n = checks.count("num_steps", num_steps) - 1
   checks.number("snr_max", snr_max, lambda x: 0 < x < np.inf, _POSITIVE)
@@ -68,13 +58,8 @@ def lognormal_quantiles(
   """All tokens share the k/T quantiles of log t ~ N(mu, sigma^2).
 
   Args:
-    num_steps: T, network calls.
-    length: L.
     mu: mean of the natural logarithm of the SNR.
     sigma: its standard deviation, > 0.
-
-  Returns:
-    path, f32 [T+1, L].
   """
   checks.number("mu", mu, np.isfinite, "it must be finite")
   checks.number("sigma", sigma, lambda x: 0 < x < np.inf, "it must be positive")
@@ -98,14 +83,9 @@ def information_uniform(
   LangFlow's, arXiv 2604.11748).
 
   Args:
-    num_steps: T, network calls.
-    length: L.
     snr_grid: increasing SNRs where the curve was measured; the last one is
       row T - 1.
     mmse_curve: E|x - xhat|^2 there, from `likelihood.mmse_curve`.
-
-  Returns:
-    path, f32 [T+1, L].
   """
   snr = np.asarray(snr_grid, np.float64)
   mmse = np.asarray(mmse_curve, np.float64)

@@ -23,12 +23,6 @@ def masked(
 ) -> jax.Array:
   """MDLM's ancestral sampler: each token jumps from 0 to inf at its own time.
 
-  Args:
-    key: typed random key.
-    num_steps: T, network calls.
-    batch: B.
-    length: L.
-
   Returns:
     path, f32 [T+1, B, L]; the jump times are uniform and independent.
   """
@@ -45,9 +39,6 @@ def random_order(
   """Autoregression in a random order of its own for every sequence.
 
   Args:
-    key: typed random key.
-    batch: B.
-    length: L.
     tokens_per_step: tokens that jump to inf in one row.
 
   Returns:
@@ -64,7 +55,6 @@ def left_to_right(length: int, *, tokens_per_step: int = 1) -> np.ndarray:
   """Autoregression from left to right.
 
   Args:
-    length: L.
     tokens_per_step: tokens that jump to inf in one row.
 
   Returns:

@@ -90,19 +90,12 @@ def remask(  # noqa: PLR0913
   evidence: soft remasking, which keeps the law as hard remasking does.
 
   Args:
-    key: typed random key.
-    num_steps: T, network calls.
-    batch: B.
-    length: L.
     kind: cap, rescale, loop or forward_backward.
     eta: strength of remasking, in [0, 1].
     t_on: loop only, time at which the loop begins.
     t_off: loop only, time at which it ends, below t_on.
     alpha_on: loop only, share of visible tokens during the loop.
     soft_snr: what remasked tokens fall to, finite.
-
-  Returns:
-    path, f32 [T+1, B, L].
   """
   checks.key(key)
   checks.finite_snr("soft_snr", soft_snr)
@@ -143,7 +136,6 @@ def budget_eta(
   """Strength that keeps the expected remasks per token at any budget.
 
   Args:
-    num_steps: T, network calls.
     remasks: expected number of remasks per token.
     kind: cap (2 R / T) or loop (R / (T (t_on - t_off) alpha_on)).
     t_on: see `remask`.
