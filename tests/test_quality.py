@@ -8,12 +8,10 @@ import pytest
 
 from dsl_jax.quality import (
   calibration,
-  changes,
   diversity,
   estimate,
-  frontier,
-  kmeans,
   mauve,
+  ngrams,
   perplexity,
 )
 
@@ -50,8 +48,8 @@ def test_corrected_perplexity_scores_every_token_once():
     text = "".join("abcd"[i * i % 4] for i in range(length))
     ids = [0, *judge.encode(text)]
     found = perplexity.corrected(judge, [text])
-    want = math.exp(cost(judge, itertools.pairwise(ids)))
-    assert found.value == pytest.approx(want) and found.tokens == length
+    expected = math.exp(cost(judge, itertools.pairwise(ids)))
+    assert found.value == pytest.approx(expected) and found.tokens == length
 
 
 def test_published_perplexity_leaves_out_what_it_is_said_to():
@@ -79,10 +77,9 @@ def test_perplexity_is_weighted_by_token_and_has_an_error():
 @pytest.mark.parametrize(
   "texts, words",
   [
-    ([], "there are no texts"),
-    (["ab", ""], "text 1 is empty"),
-    (["ab", "  "], "text 1 is empty"),
-    (["ab", "a"], "text 1 is 1 tokens long"),
+    ([], "0 units"),
+    (["ab", "  "], "text 1 is '  '"),
+    (["ab", "a"], "text 1 is 'a', 1 tokens"),
   ],
 )
 def test_texts_that_cannot_be_judged(texts, words):
@@ -111,30 +108,36 @@ def test_distinct_counts_over_all_samples():
   assert math.isnan(diversity.distinct([[1]], 2))
 
 
-def test_self_bleu_is_one_for_copies_and_matches_a_slow_bleu():
-  row = np.arange(9)
-  assert diversity.self_bleu([row, row, row]) == pytest.approx([1, 1, 1])
+def slow_bleu(samples, i):
+  """BLEU of a sample against the others, by the definition."""
+
+  def grams(sample, n):
+    return [tuple(sample[k : k + n]) for k in range(len(sample) - n + 1)]
+
+  others = [list(s) for j, s in enumerate(samples) if j != i]
+  logs = []
+  for n in (1, 2, 3, 4):
+    own = grams(list(samples[i]), n)
+    matches = sum(
+      min(own.count(g), max(grams(other, n).count(g) for other in others))
+      for g in set(own)
+    )
+    logs.append(math.log((matches or 0.1) / len(own)))
+  size = len(samples[i])
+  lengths = sorted(map(len, others))  # min takes the shorter of two
+  closest = min(lengths, key=lambda length: abs(length - size))
+  return math.exp(np.mean(logs)) * min(1, math.exp(1 - closest / size))
+
+
+# 12 before 8: both are as close to 10.
+@pytest.mark.parametrize("lengths", [(9, 12, 7, 12), (10, 12, 8, 5)])
+def test_self_bleu_is_that_of_the_definition(lengths):
   rng = np.random.default_rng(0)
-  samples = [rng.integers(0, 4, n) for n in (9, 12, 7, 12)]
-
-  def bleu(i):
-    others = [list(s) for j, s in enumerate(samples) if j != i]
-    logs = []
-    for n in (1, 2, 3, 4):
-      grams = lambda s: [tuple(s[k : k + n]) for k in range(len(s) - n + 1)]  # noqa: B023
-      mine = grams(list(samples[i]))
-      right = sum(
-        min(mine.count(g), max(grams(o).count(g) for o in others))
-        for g in set(mine)
-      )
-      logs.append(math.log((right or 0.1) / len(mine)))
-    size = len(samples[i])
-    nearest = min((len(o) for o in others), key=lambda x: abs(x - size))
-    return math.exp(np.mean(logs)) * min(1, math.exp(1 - nearest / size))
-
-  want = [bleu(i) for i in range(4)]
-  assert diversity.self_bleu(samples) == pytest.approx(want)
-  for bad in ([row], [row, []]):
+  samples = [rng.integers(0, 4, n) for n in lengths]
+  expected = [slow_bleu(samples, i) for i in range(4)]
+  assert diversity.self_bleu(samples) == pytest.approx(expected)
+  assert diversity.self_bleu([samples[0]] * 3) == pytest.approx([1, 1, 1])
+  for bad in (samples[:1], [samples[0], []]):
     with pytest.raises(ValueError, match="two or more"):
       diversity.self_bleu(bad)
 
@@ -151,22 +154,6 @@ def test_ece_of_a_calibrated_and_of_an_overconfident_guess():
   assert edges.count_C.tolist() == [2, 1, *[0] * 7, 1]
   with pytest.raises(ValueError, match="confidence_N has 0"):
     calibration.reliability([], [])
-
-
-def test_changes_follow_one_token_through_rows():
-  inf = np.inf
-  seen = changes.Changes()
-  rows = [(5, 0), (5, inf), (5, 2.0), (6, inf), (9, 0), (6, inf), (7, inf)]
-  for token, snr in rows:  # 5 committed, remasked, 6, remasked, 6 again, 7
-    seen.add(np.array([[token]]), np.array([[snr]]))
-  assert seen.remasks_BL.tolist() == [[2]]
-  assert seen.rewrites_BL.tolist() == [[2]]
-
-
-def test_frontier_reads_off_log_perplexity():
-  found = frontier.at_entropy([5.4, 5.0, 5.2], [40, 10, 20], 5.1)
-  assert found == pytest.approx(math.sqrt(200))
-  assert math.isnan(frontier.at_entropy([5.0, 5.2], [10, 20], 5.3))
 
 
 def test_ratio_has_the_error_of_its_repetitions():
@@ -196,20 +183,18 @@ def test_jackknife_of_a_mean_is_the_usual_error_and_counts_stay_right():
   assert math.isnan(estimate.jackknife(lambda kept: 1.0, 1).stderr)
 
 
-def test_mauve_of_equal_disjoint_and_swapped_histograms():
+def test_mauve_of_histograms_is_the_area_under_its_definition():
   p, q = np.array([0.5, 0.3, 0.2, 0]), np.array([0.1, 0.2, 0.3, 0.4])
   assert mauve.from_histograms(p, p) == pytest.approx(1)
-  apart = mauve.from_histograms(np.array([1.0, 0]), np.array([0, 1.0]))
-  assert apart < 0.01
-  assert mauve.from_histograms(p, q) == pytest.approx(
-    mauve.from_histograms(q, p)
-  )
-  # The definition written out: a polyline between the corners.
-  points = [(1.0, 0.0)]
+  assert mauve.from_histograms(np.eye(2)[0], np.eye(2)[1]) < 0.01
+
+  def kl(a, b):
+    return sum(x * math.log(x / y) for x, y in zip(a, b) if x)
+
+  points = [(1.0, 0.0)]  # a polyline between the corners
   for w in np.linspace(1e-6, 1 - 1e-6, 25):
     r = w * p + (1 - w) * q
-    kl = lambda a: sum(x * math.log(x / y) for x, y in zip(a, r) if x)  # noqa: B023
-    points.append((math.exp(-5 * kl(q)), math.exp(-5 * kl(p))))
+    points.append((math.exp(-5 * kl(q, r)), math.exp(-5 * kl(p, r))))
   points.append((0.0, 1.0))
   area = sum(
     (a[0] - b[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points)
@@ -217,32 +202,79 @@ def test_mauve_of_equal_disjoint_and_swapped_histograms():
   assert mauve.from_histograms(p, q) == pytest.approx(area, rel=1e-9)
 
 
-def test_mauve_tells_near_from_far_and_has_an_interval():
+def test_mauve_separates_near_from_far_and_has_an_interval():
+  pytest.importorskip("faiss")
   rng = np.random.default_rng(0)
-  draw = lambda shift: rng.normal(size=(300, 8)) + shift
-  near, far = mauve.score(draw(0), draw(0)), mauve.score(draw(0), draw(1))
+  human, same = rng.normal(size=(2, 300, 8))
+  near, far = mauve.score(human, same), mauve.score(human, same + 1)
   assert near.value > 0.8 and far.value < 0.5
   for x in (near, far):
     assert x.low <= x.value <= x.high and 0 < x.stderr < 0.2
-  again = mauve.score(draw(0)[:2], draw(0)[:2])
-  assert 0 <= again.value <= 1 and again.buckets == 2
-  same = mauve.score(np.ones((5, 3)), np.ones((6, 3)))
-  assert same.value == pytest.approx(1)
-  with pytest.raises(ValueError, match="not finite"):
-    mauve.score(np.full((4, 2), np.nan), draw(0)[:, :2])
-  with pytest.raises(ValueError, match="shape"):
-    mauve.score(draw(0), draw(0)[:, :3])
+  small = mauve.score(human[:2], same[:2])
+  assert 0 <= small.value <= 1 and small.buckets == 2
+  equal = mauve.score(np.ones((5, 3)), np.ones((6, 3)))
+  assert equal.value == pytest.approx(1)
 
 
-def test_clusters_are_found_and_none_is_empty():
+@pytest.mark.parametrize(
+  "samples, words",
+  [
+    (np.full((4, 3), np.nan), "samples_ND is not finite"),
+    (np.zeros((4, 2)), "samples_ND has shape"),
+    (np.zeros((1, 3)), "samples_ND has shape"),
+  ],
+)
+def test_mauve_rejects_features_that_do_not_compare(samples, words):
+  with pytest.raises(ValueError, match=words):
+    mauve.score(np.zeros((4, 3)), samples)
+
+
+def ngram(train, history, token, V):
+  """The recursion of Witten and Bell, by counting in Python."""
+  if history is None:
+    return 1 / V
+  n = len(history)
+  shorter = ngram(train, history[1:] if n else None, token, V)
+  follow = [
+    train[i + n] for i in range(len(train) - n) if train[i : i + n] == history
+  ]
+  types = len(set(follow))
+  if not follow:
+    return shorter
+  return (follow.count(token) + types * shorter) / (len(follow) + types)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_ngrams_agree_with_direct_counting(order):
   rng = np.random.default_rng(0)
-  centres = 20 * rng.normal(size=(6, 3))
-  points = np.concatenate([c + rng.normal(size=(50, 3)) for c in centres])
-  labels, _ = kmeans.nearest(points, kmeans.fit(points, 6, seed=0))
-  blocks = labels.reshape(6, 50)
-  assert (blocks == blocks[:, :1]).all() and len(set(blocks[:, 0])) == 6
-  few = np.repeat(rng.normal(size=(3, 2)), 20, axis=0)  # more clusters than
-  found = kmeans.fit(few, 5, seed=0)  # distinct points: some must split
-  assert np.isfinite(found).all() and kmeans.nearest(few, found)[1].max() < 1e-2
-  with pytest.raises(ValueError, match="clusters is 7"):
-    kmeans.fit(few[:6], 7, seed=0)
+  train, test = rng.integers(0, 3, 60), rng.integers(0, 4, 25)
+  prob = ngrams.probabilities(train, test, 4, order)
+  train, test = train.tolist(), test.tolist()
+  direct = [
+    ngram(train, test[max(0, i - order + 1) : i], test[i], 4)
+    for i in range(len(test))
+  ]
+  np.testing.assert_allclose(prob, direct, rtol=1e-12)
+
+
+def test_ngram_probabilities_sum_to_one_after_any_history():
+  rng = np.random.default_rng(1)
+  V, order = 50_000, 4
+  train = rng.integers(0, 40, 200) ** 2
+  seen = sorted(set(train.tolist()))
+  for history in (train[-3:], train[7:10], [V - 1, 5, 16], [V - 1] * 3):
+    prob = [
+      ngrams.probabilities(train, np.array([*history, w]), V, order)[-1]
+      for w in [*seen, V - 2]
+    ]
+    total = sum(prob[:-1]) + prob[-1] * (V - len(seen))
+    np.testing.assert_allclose(total, 1, rtol=1e-9)
+
+
+def test_ngrams_of_packed_rows_are_those_of_one_text():
+  rng = np.random.default_rng(3)
+  train, test = rng.integers(0, 4, (6, 6)), rng.integers(0, 4, (3, 5))
+  prob = ngrams.probabilities(train.ravel(), test.ravel(), 4, 3)
+  assert ngrams.bits(train, test, 4, 3) == pytest.approx(-np.log2(prob).mean())
+  with pytest.raises(ValueError, match="order is 4"):
+    ngrams.bits(np.zeros(3, int), np.zeros(3, int), 2, 4)

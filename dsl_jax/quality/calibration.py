@@ -1,4 +1,4 @@
-"""Calibration: does a confidence of 0.7 mean right seven times in ten?"""
+"""Calibration: is a prediction of confidence 0.7 right seven times in ten?"""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ class Reliability(NamedTuple):
   Attributes:
     ece: expected calibration error, in [0, 1].
     confidence_C: mean confidence of every bin, NaN where a bin is empty.
-    accuracy_C: share of right predictions of every bin, NaN likewise.
+    accuracy_C: fraction of correct predictions of every bin, NaN likewise.
     count_C: predictions in every bin.
   """
 
@@ -30,8 +30,8 @@ def reliability(
   is (c / C, (c + 1) / C].
 
   Args:
-    confidence_N: probability given to the prediction.
-    correct_N: whether it was right.
+    confidence_N: probability of each prediction.
+    correct_N: whether it was correct.
     bins: C.
 
   Returns:
@@ -45,13 +45,12 @@ def reliability(
     raise ValueError(
       f"confidence_N has {len(p)} entries; give at least one, all in [0, 1]."
     )
-  place = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
-  count = np.bincount(place, minlength=bins)
-  with np.errstate(invalid="ignore"):
-    confidence = np.bincount(place, p, bins) / count
-    right = np.asarray(correct_N, np.float64)
-    accuracy = np.bincount(place, right, bins) / count
+  bin_N = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
+  count = np.bincount(bin_N, minlength=bins)
+  with np.errstate(invalid="ignore"):  # 0 / 0 in empty bins
+    confidence = np.bincount(bin_N, p, bins) / count
+    correct = np.asarray(correct_N, np.float64)
+    accuracy = np.bincount(bin_N, correct, bins) / count
   gap = np.nan_to_num(np.abs(accuracy - confidence))
-  return Reliability(
-    float((count * gap).sum() / len(p)), confidence, accuracy, count
-  )
+  ece = float((count * gap).sum() / len(p))
+  return Reliability(ece, confidence, accuracy, count)

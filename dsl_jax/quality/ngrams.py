@@ -1,97 +1,69 @@
 """n-gram language models: the baselines printed beside a model's bound.
 
-Interpolated Witten-Bell smoothing. With c(h w) the count of token w after the
-history h of n - 1 tokens, c(h) its sum and t(h) the number of distinct w:
+Interpolated Witten-Bell smoothing (Witten and Bell 1991). With c(h w) the count
+of token w after the history h of n - 1 tokens, c(h) its sum over w and t(h) the
+number of distinct w:
 
   P_n(w | h) = (c(h w) + t(h) P_{n-1}(w | h')) / (c(h) + t(h)),
 
-h' being h without its oldest token and P_0 = 1 / V. An unseen history leaves
-P_{n-1} as it is (Witten and Bell 1991).
+where h' is h without its oldest token and P_0 = 1 / V. After a history that the
+training text does not contain, P_n = P_{n-1}.
 """
-
-import dataclasses
 
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class Level:
-  """Counts of the n-grams of one order.
-
-  Attributes:
-    keys: int64, sorted: history number * V + token; the place of a key here is
-      the number of its n-gram, and so of a history of the next level.
-    count: c(h w) of every key.
-    total: c(h) by history number.
-    types: t(h) by history number.
-  """
-
-  keys: np.ndarray
-  count: np.ndarray
-  total: np.ndarray
-  types: np.ndarray
-
-
-def fit(tokens: np.ndarray, vocab_size: int, order: int) -> list[Level]:
-  """Counts the n-grams of a text for orders 1..order.
-
-  Args:
-    tokens: integers [n] in 0..vocab_size-1.
-    vocab_size: V.
-    order: the longest n-gram, 1..5 in practice.
-
-  Returns:
-    The levels, order 1 first.
-
-  Raises:
-    ValueError: order or the number of tokens is too small.
-  """
-  if not 1 <= order <= len(tokens):
-    raise ValueError(
-      f"order is {order} for a text of {len(tokens)} tokens; choose one of "
-      f"1..{len(tokens)}."
-    )
-  levels, num_histories = [], 1
-  history = np.zeros(len(tokens), np.int64)
-  for n in range(order):
-    keys = history * vocab_size + tokens[n:]
-    keys, gram, count = np.unique(keys, return_inverse=True, return_counts=True)
-    owner = keys // vocab_size
-    total = np.bincount(owner, count, num_histories)
-    types = np.bincount(owner, minlength=num_histories)
-    levels.append(Level(keys, count, total, types))
-    history, num_histories = gram[:-1], len(keys)
-  return levels
-
-
 def probabilities(
-  levels: list[Level], tokens: np.ndarray, vocab_size: int
+  train_tokens: np.ndarray,
+  test_tokens: np.ndarray,
+  vocab_size: int,
+  order: int,
 ) -> np.ndarray:
   """Returns P(token | the tokens before it) for every token of a text.
 
   The first tokens, which have shorter histories, use the lower orders.
 
   Args:
-    levels: of `fit`.
-    tokens: integers [n] in 0..vocab_size-1.
+    train_tokens: integers [m] in 0..vocab_size-1, the text that is counted.
+    test_tokens: integers [n], the text that is scored.
     vocab_size: V.
+    order: the longest n-gram.
 
   Returns:
     float64 [n].
+
+  Raises:
+    ValueError: order is not in 1..m.
   """
-  prob = np.full(len(tokens), 1 / vocab_size)
-  history = np.zeros(len(tokens), np.int64)  # -1: not in the training text
-  for n, level in enumerate(levels):
-    key = history * vocab_size + tokens[n:]
-    place = np.searchsorted(level.keys, key)
-    place = np.minimum(place, len(level.keys) - 1)
-    seen = level.keys[place] == key  # no key is negative
-    count = np.where(seen, level.count[place], 0)
-    total, types = level.total[history], level.types[history]
-    mixed = (count + types * prob[n:]) / np.maximum(total + types, 1)
-    # The last n-gram of the training text may be no history: its total is 0.
-    prob[n:] = np.where((history >= 0) & (total > 0), mixed, prob[n:])
-    history = np.where(seen, place, -1)[:-1]
+  if not 1 <= order <= len(train_tokens):
+    raise ValueError(
+      f"order is {order} for a text of {len(train_tokens)} tokens; choose one "
+      f"of 1..{len(train_tokens)}."
+    )
+  # Histories of the training text are numbered; -1 is a history not in it.
+  train_history = np.zeros(len(train_tokens), np.int64)
+  test_history = np.zeros(len(test_tokens), np.int64)
+  num_histories = 1
+  prob = np.full(len(test_tokens), 1 / vocab_size)
+  for n in range(order):
+    # An n-gram's key is its history * V + its token.
+    keys = train_history * vocab_size + train_tokens[n:]
+    keys, gram, count = np.unique(keys, return_inverse=True, return_counts=True)
+    total = np.bincount(keys // vocab_size, count, num_histories)
+    types = np.bincount(keys // vocab_size, minlength=num_histories)
+
+    key = test_history * vocab_size + test_tokens[n:]
+    index = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+    seen = keys[index] == key
+    seen_count = np.where(seen, count[index], 0)
+    c, t = total[test_history], types[test_history]
+    mixed = (seen_count + t * prob[n:]) / np.maximum(c + t, 1)
+    # The last n-gram of the training text may have no successor: c is 0.
+    prob[n:] = np.where((test_history >= 0) & (c > 0), mixed, prob[n:])
+
+    # The number of an n-gram is that of a history of the next order.
+    train_history, num_histories = gram[:-1], len(keys)
+    test_history = np.where(seen, index, -1)[:-1]
   return prob
 
 
@@ -101,16 +73,12 @@ def bits(
   vocab_size: int,
   order: int,
 ) -> float:
-  """Returns the held-out cross-entropy of an n-gram model in bits per token.
+  """Returns the held-out cross-entropy in bits per token; see `probabilities`.
 
-  Args:
-    train_tokens: integers of any shape, as one run: the text that is counted.
-    test_tokens: the same: the text that is scored. Packed rows so keep their
-      left context, which makes the baseline harder to beat, not easier.
-    vocab_size: V.
-    order: 2 for bigrams, 3 for trigrams.
+  Tokens may have any shape: rows are joined to one text, so that a packed row
+  keeps its left context, which makes the baseline harder to beat.
   """
-  levels = fit(np.asarray(train_tokens).reshape(-1), vocab_size, order)
-  run = np.asarray(test_tokens).reshape(-1)
-  prob = probabilities(levels, run, vocab_size)
+  prob = probabilities(
+    np.ravel(train_tokens), np.ravel(test_tokens), vocab_size, order
+  )
   return float(-np.log2(prob).mean())

@@ -1,17 +1,17 @@
 """Generative perplexity of texts under a judge, by two named protocols.
 
   remdm      The published one, as the code of MDLM and ReMDM computes it: text
-             is tokenised for the judge, cut at 1024 tokens and into pieces of
-             the judge's context; the first token of a piece is given, not
-             scored; of markers that end a document only the first counts;
-             weighted by token.
+             is tokenised for the judge, cut at 1024 tokens and split into
+             windows of the judge's context; the first token of a window is
+             given, not scored; of end-of-document tokens only the first
+             counts; weighted by token.
   corrected  Every token of the text counts, the first one after the judge's
-             own marker, and so does text past the context: windows overlap by
+             own marker, and text beyond the context too: windows overlap by
              half, so that a token sees at least half a context (or all there
              is). Weighted by token.
 
-Neither says anything without the entropy of the same samples: text that
-repeats itself has a low perplexity.
+Report either only with the entropy of the same samples: repetitive text has a
+low perplexity.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ import numpy as np
 
 from dsl_jax.quality import estimate
 
-_CUT = 1024
+_MAX_TOKENS = 1024  # of a text, in the published protocols
 
 
 class Judge(Protocol):
   """A causal language model.
 
   Attributes:
-    name: what it is, for reports.
-    context: tokens it can see.
+    name: of the model, for reports.
+    context: largest number of tokens of a call.
     bos_id: marker before a text, or None.
     eos_id: marker that ends a document, or None.
   """
@@ -55,7 +55,7 @@ class Perplexity(NamedTuple):
   Attributes:
     value: exp of nats per token.
     stderr: over samples.
-    tokens: how many were scored.
+    tokens: number of scored tokens.
     protocol: "remdm" or "corrected".
     judge: its name.
   """
@@ -70,84 +70,71 @@ class Perplexity(NamedTuple):
 def remdm(judge: Judge, texts: Sequence[str]) -> Perplexity:
   """Scores texts by the published protocol; see the module."""
 
-  def one(ids):
-    ids = ids[:_CUT]
-    if len(ids) < 2:
-      raise ValueError(
-        f"is {len(ids)} tokens long for the judge {judge.name}; the remdm "
-        "protocol needs at least 2, so give longer samples"
-      )
-    end = ids == judge.eos_id
-    counts = ~end | (np.cumsum(end) == 1)
+  def nats_of(ids):
+    ids = ids[:_MAX_TOKENS]
+    is_end = ids == judge.eos_id
+    counts = ~is_end | (np.cumsum(is_end) == 1)
     nats = []
     for start in range(0, len(ids), judge.context):
-      piece = slice(start, start + judge.context)
-      if len(ids[piece]) > 1:
-        nats.append(judge.nats(ids[piece])[counts[piece][1:]])
+      window = slice(start, start + judge.context)
+      if len(ids[window]) > 1:
+        nats.append(judge.nats(ids[window])[counts[window][1:]])
     return np.concatenate(nats)
 
-  return _score(judge, texts, "remdm", one)
+  return _score("remdm", nats_of, judge, _encode(judge, texts, minimum=2))
 
 
 def corrected(judge: Judge, texts: Sequence[str]) -> Perplexity:
   """Scores every token of the texts; see the module."""
+  marker = judge.eos_id if judge.bos_id is None else judge.bos_id
 
-  def one(ids):
-    marker = judge.eos_id if judge.bos_id is None else judge.bos_id
+  def nats_of(ids):
     if marker is not None:
       ids = np.append(marker, ids)
-    if len(ids) < 2:
-      raise ValueError(
-        f"is {len(ids)} tokens long for the judge {judge.name}, which has no "
-        "marker to begin with; give longer samples"
-      )
-    nats, half = [], max(1, judge.context // 2)
-    done = 1  # tokens scored or given
+    nats, done = [], 1  # tokens given or scored
     while done < len(ids):
-      start = 0 if done == 1 else done - half
+      start = 0 if done == 1 else done - max(1, judge.context // 2)
       window = ids[start : start + judge.context]
       nats.append(judge.nats(window)[done - start - 1 :])
       done = start + len(window)
     return np.concatenate(nats)
 
-  return _score(judge, texts, "corrected", one)
+  minimum = 2 if marker is None else 1
+  return _score("corrected", nats_of, judge, _encode(judge, texts, minimum))
 
 
 def features(judge: Judge, texts: Sequence[str]) -> np.ndarray:
-  """Returns what MAUVE compares: the state at the end of every text, [N, D].
+  """Returns the features of MAUVE: the state at the end of every text, [N, D].
 
-  Texts are cut at 1024 tokens or the judge's context.
+  Texts are cut at 1024 tokens or at the judge's context.
 
   Args:
     judge: the model.
     texts: none empty.
   """
-  cut = min(_CUT, judge.context)
-  rows = [judge.features(ids[:cut]) for ids in _encoded(judge, texts)]
-  return np.stack(rows)
+  cut = min(_MAX_TOKENS, judge.context)
+  return np.stack([judge.features(x[:cut]) for x in _encode(judge, texts)])
 
 
-def _score(judge, texts, protocol, one: Callable):
-  sums, counts = [], []
-  for i, ids in enumerate(_encoded(judge, texts)):
-    try:
-      nats = one(ids)
-    except ValueError as error:
-      raise ValueError(f"text {i} {error}.") from error
-    sums.append(nats.sum(dtype=np.float64))
-    counts.append(len(nats))
-  found = estimate.ratio(np.array(sums), np.array(counts))
-  value = float(np.exp(found.value))
-  error = value * found.stderr
-  return Perplexity(value, error, sum(counts), protocol, judge.name)
-
-
-def _encoded(judge, texts):
-  """Ids of every text; none may be empty."""
-  if not len(texts):
-    raise ValueError("there are no texts; give at least one.")
+def _encode(judge, texts, minimum=1):
+  """Yields the ids of every text."""
   for i, text in enumerate(texts):
     ids = np.asarray(judge.encode(text))
-    if not text.strip() or not len(ids):
-      raise ValueError(f"text {i} is empty; leave it out or sample again.")
+    if not text.strip() or len(ids) < minimum:
+      raise ValueError(
+        f"text {i} is {text!r}, {len(ids)} tokens of the judge {judge.name}; "
+        f"leave out texts that are empty or have fewer than {minimum} tokens."
+      )
     yield ids
+
+
+def _score(protocol, nats_of: Callable, judge, encoded):
+  sums, counts = [], []
+  for ids in encoded:
+    nats = nats_of(ids)
+    sums.append(nats.sum(dtype=np.float64))
+    counts.append(len(nats))
+  nats = estimate.ratio(sums, counts)
+  value = float(np.exp(nats.value))
+  stderr = value * nats.stderr
+  return Perplexity(value, stderr, sum(counts), protocol, judge.name)

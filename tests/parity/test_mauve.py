@@ -8,28 +8,25 @@ from dsl_jax.quality import mauve
 
 
 @pytest.mark.parametrize(
-  "samples, references, width, shift, buckets",
+  "human, samples, width, shift",
   [
-    (200, 200, 16, 0.3, None),
-    (500, 400, 48, 0.1, None),
-    (600, 600, 8, 0.0, 2),  # more points than 256 to a cluster
-    (30, 30, 4, 0.1, 30),
-    (100, 100, 2, 5.0, None),
+    (200, 200, 16, 0.3),
+    (500, 400, 48, 0.1),
+    (600, 300, 8, 0.0),
+    (30, 50, 4, 0.1),
+    (100, 100, 2, 5.0),
   ],
 )
-def test_score_is_that_of_mauve_text(
-  samples, references, width, shift, buckets
-):
-  rng = np.random.default_rng(samples)
+def test_score_is_that_of_mauve_text(human, samples, width, shift):
+  rng = np.random.default_rng(human)
   mix = rng.normal(size=(width, width)) / width**0.5
-  p = rng.normal(size=(samples, width)) @ mix
-  q = (rng.normal(size=(references, width)) + shift) @ mix
-  p, q = p.astype(np.float32), q.astype(np.float32)
-  theirs = package.compute_mauve(
-    p_features=p, q_features=q, num_buckets=buckets or "auto"
-  )
-  ours = mauve.score(p, q, buckets=buckets, replicates=2)
+  p = (rng.normal(size=(human, width)) @ mix).astype(np.float32)
+  q = (rng.normal(size=(samples, width)) + shift) @ mix
+  q = q.astype(np.float32)
+  theirs = package.compute_mauve(p_features=p, q_features=q)
+  ours = mauve.score(p, q)
   assert ours.value == pytest.approx(theirs.mauve, abs=0.01)
   assert ours.buckets == theirs.num_buckets
-  if buckets is None:
-    assert mauve.by_package(p, q) == pytest.approx(theirs.mauve)
+  if (human, samples) == (200, 200):  # here the order can be told
+    swapped = package.compute_mauve(p_features=q, q_features=p)
+    assert abs(ours.value - swapped.mauve) > 0.02
