@@ -42,7 +42,7 @@ def mutations():
       ([shadow[i - 1]], "share numbers"),
     ):
       yield good | {"ema": {"shadow_params": before + wrong + after}}, named
-    for wrong in (state[name].int(), state[name].T):
+    for wrong in (state[name].int(), state[name].t()):
       if wrong.ndim == 2 or wrong.dtype == torch.int32:  # square ones, too
         yield good | {"state_dict": state | {name: wrong}}, bare
     moved = {key: x for key, x in state.items() if key != name}
