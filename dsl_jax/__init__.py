@@ -11,7 +11,7 @@ from dsl_jax import convert, likelihood, objective, samplers
 from dsl_jax.core import channel, laws, paths, sphere, vocab
 from dsl_jax.nets.denoiser import Denoiser, NetConfig, make_denoiser
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
   "Denoiser",
