@@ -1,10 +1,9 @@
-"""Counts that a slower or hungrier training step would raise.
+"""Counts that a slower or larger training step would raise.
 
 Time is not asserted: it depends on the machine. FLOPs, bytes, products and
 traces do not.
 """
 
-import dataclasses
 import functools
 import re
 
@@ -16,8 +15,8 @@ import pytest
 from dsl_jax.core import vocab
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import costs, optim
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import costs, optim
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
 
@@ -27,50 +26,50 @@ NET = config_lib.NetConfig(4093, 32, 1, 2, 8, cond_dim=8)
 
 
 @functools.cache
-def compiled(slabs, **changes):
+def compiled(chunks):
   """The step that trains on one device, and the bytes of its weights."""
-  net = dataclasses.replace(NET, **changes)
   cfg = config_lib.Config(
     "toy",
-    net,
+    NET,
     data=config_lib.Data(length=L),
     train=config_lib.Train(batch_size=B),
   )
   mesh = sharding_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   tx = optim.make(cfg.optim, 10)
-  init = denoiser_lib.make_denoiser(net).init
+  init = denoiser_lib.make_denoiser(NET).init
   state = sharding_lib.abstract(
     mesh, jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), tx))
   )
+  rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   batch = [
-    jax.ShapeDtypeStruct((B, L), kind, sharding=sharding_lib.batch_sharding(mesh))
-    for kind in (jnp.int32, jnp.bool_)
+    jax.ShapeDtypeStruct((B, L), dtype, sharding=rows)
+    for dtype in (jnp.int32, jnp.bool_)
   ]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(vocab, "slabs", lambda tokens, rows: slabs)
+    patch.setattr(vocab, "num_chunks", lambda positions, vocab_size: chunks)
     recipe = state_lib.make_recipe(cfg, mesh, tx, state)
     step = state_lib.jit_step(state_lib.train_step, mesh, state, recipe)
     step = step.lower(state, *batch).compile()
   return step, 4 * sum(x.size for x in jax.tree.leaves(state.params))
 
 
-def test_flops_are_no_more_than_the_shapes_ask_for():
-  """In one slab XLA need not compute scores twice, so there are fewer."""
+def test_flops_are_no_more_than_the_shapes_need():
+  """Of a single chunk XLA need not compute scores twice: there are fewer."""
   counted = costs.work(NET, L).done * B * L
-  found = compiled(1)[0].cost_analysis()["flops"]
-  assert 0.8 * counted < found < counted
+  flops = compiled(1)[0].cost_analysis()["flops"]
+  assert 0.8 * counted < flops < counted
 
 
 @pytest.mark.parametrize(
-  "slabs, rows, count", [(1, "409[34]", 9), (13, 315, 11)]
+  "chunks, rows, count", [(1, "409[34]", 9), (13, "315", 11)]
 )
-def test_products_over_the_vocabulary(slabs, rows, count):
+def test_products_over_the_vocabulary(chunks, rows, count):
   """Converter: 2 forward, 5 backward; head: 1 and 3.
 
-  Two of the 11 are scores of the backward pass; of a single slab, which is not
+  Two of the 11 are scores of the backward pass; of a single chunk, which is not
   in a loop, they are those of the forward pass.
   """
-  text = compiled(slabs)[0].as_text()
+  text = compiled(chunks)[0].as_text()
   shapes = dict(re.findall(r"(%[\w.\-]+) = \w+\[([\d,]*)\]", text))
   products = re.findall(
     r"(%[\w.\-]+) = \S+ dot\((%[\w.\-]+), (%[\w.\-]+)", text
@@ -83,49 +82,47 @@ def test_products_over_the_vocabulary(slabs, rows, count):
   assert len(wide) == count
 
 
-@pytest.mark.parametrize(
-  "top_p, chunks, count", [(1.0, 1, 1), (0.9, 1, 1), (1.0, 9, 2), (0.9, 9, 3)]
-)
-def test_products_of_a_draw(top_p, chunks, count):
-  """One of all rows, or one of a slab in each pass and one of the rest."""
-  draw = functools.partial(vocab.draw, top_p=top_p, chunks=chunks)
-  given = jax.random.key(0), jnp.ones((2, 8, 4)), jnp.ones((4093, 4))
-  text = jax.jit(draw).lower(*given).compile().as_text()
-  assert len(re.findall(r" dot\(", text)) == count
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_a_draw_is_one_product_of_a_tile(top_p, tiles):
+  draw = functools.partial(vocab.draw, top_p=top_p, chunks=tiles)
+  arguments = jax.random.key(0), jnp.ones((2, 9, 4)), jnp.ones((4093, 4))
+  text = jax.jit(draw).lower(*arguments).compile().as_text()
+  products = re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text)
+  assert products == [f"{2 * 9 // tiles},4093"]
 
 
 def test_a_step_keeps_no_scores():
-  """Beside the weights' gradients; the reference shows that it is seen."""
+  """Beside the weights' gradients; a single chunk shows that it is seen."""
   scores = 4 * B * L * NET.vocab_size
-  found = {}
-  for way in ("auto", "reference"):
-    step, weights = compiled(13, vocab=way)
-    found[way] = step.memory_analysis().temp_size_in_bytes - weights
-  assert found["auto"] < 0.8 * scores
-  assert found["reference"] > 2 * scores
+  temporary = {}
+  for chunks in (1, 13):
+    step, weights = compiled(chunks)
+    temporary[chunks] = step.memory_analysis().temp_size_in_bytes - weights
+  assert temporary[13] < 0.8 * scores
+  assert temporary[1] > 2 * scores
 
 
-def test_attention_in_pieces_keeps_one_piece(monkeypatch):
-  """Of its scores, forward and backward; all at once show that it is seen."""
+def test_attention_in_tiles_keeps_the_scores_of_one(monkeypatch):
+  """Forward and backward; all scores at once show that it is seen."""
   shape, scores = (2, 1024, 2, 8), 4 * 2 * 2 * 1024 * 1024
   qkvg = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 4
 
-  def both_ways(q, k, v, g):
-    attend = lambda *qkv: attention.attend(*qkv, "xla")
-    o, back = jax.vjp(attend, q, k, v)
-    return o, back(g)
+  def temporary():
+    def forward_and_backward(q, k, v, g):
+      attend = functools.partial(attention.attend, implementation="xla")
+      o, back = jax.vjp(attend, q, k, v)
+      return o, back(g)
 
-  found = []
-  for piece in (attention.PIECE, 1):
-    monkeypatch.setattr(attention, "PIECE", piece)
-    again = functools.partial(both_ways)  # else the first trace is found
-    program = jax.jit(again).lower(*qkvg).compile()
-    found.append(program.memory_analysis().temp_size_in_bytes)
-  assert found[0] > 2 * scores
-  assert found[1] < 0.5 * scores
+    program = jax.jit(forward_and_backward).lower(*qkvg).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  whole = temporary()
+  monkeypatch.setattr(attention, "TILE_SCORES", 1)
+  assert temporary() < 0.5 * scores < 2 * scores < whole
 
 
-def test_the_update_writes_down_nothing_but_the_state():
+def test_the_update_allocates_nothing_but_the_state():
   """Neither the mean of the gradients nor the clipped ones are arrays."""
   params = {
     "converter": {"beta": jnp.ones(())},
@@ -144,15 +141,15 @@ def test_the_update_writes_down_nothing_but_the_state():
     )
     return state_lib.train_step(state, tokens_BL, tokens_BL > 0, recipe)
 
-  given = (
+  arguments = (
     state_lib.create(params, tx),
     params,
     jnp.ones(()),
     jnp.ones((2, 3), int),
   )
-  program = jax.jit(step, donate_argnums=0).lower(*given).compile()
-  found = program.memory_analysis().temp_size_in_bytes
-  assert found < 0.1 * params["blocks"]["kernel"].nbytes
+  program = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+  temporary = program.memory_analysis().temp_size_in_bytes
+  assert temporary < 0.1 * params["blocks"]["kernel"].nbytes
 
 
 def test_a_run_is_traced_once():
