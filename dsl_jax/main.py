@@ -30,6 +30,24 @@ MODES = {
 }
 
 
+def usage() -> str:
+  """Returns the text of --help."""
+  lines = [f"  {name:<10} {mode.description}" for name, mode in MODES.items()]
+  return "\n".join([__doc__, "modes:", *lines])
+
+
+def join_hosts() -> None:
+  """Starts jax.distributed where the environment asks for it."""
+  if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+    count, index = (
+      int(os.environ[name]) if name in os.environ else None
+      for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    )
+    jax.distributed.initialize(address, count, index)
+  elif os.environ.get("DSL_DISTRIBUTED") == "1":  # a pod: JAX asks its metadata
+    jax.distributed.initialize()
+
+
 def main(argv: list[str]) -> int:
   """Runs a command line.
 
@@ -60,24 +78,6 @@ def main(argv: list[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
   return 0
-
-
-def usage() -> str:
-  """Returns the text of --help."""
-  lines = [f"  {name:<10} {mode.description}" for name, mode in MODES.items()]
-  return "\n".join([__doc__, "modes:", *lines])
-
-
-def join_hosts() -> None:
-  """Starts jax.distributed where the environment asks for it."""
-  if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-    count, index = (
-      int(os.environ[name]) if name in os.environ else None
-      for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    )
-    jax.distributed.initialize(address, count, index)
-  elif os.environ.get("DSL_DISTRIBUTED") == "1":  # a pod: JAX asks its metadata
-    jax.distributed.initialize()
 
 
 if __name__ == "__main__":

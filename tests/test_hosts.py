@@ -1,4 +1,4 @@
-"""Several processes as hosts: same run, any number of them, killed or not."""
+"""Several processes as hosts: the same run, killed and continued by others."""
 
 import signal
 import time
@@ -9,7 +9,7 @@ import pytest
 from benchmarks import kill_runs
 from dsl_jax import main
 
-# At a low rate the order of sums does not grow into other numbers.
+# At a low rate rounding by the order of sums does not grow.
 SETTINGS = {"train__steps": 100, "optim__learning_rate": 1e-5}
 
 
@@ -22,7 +22,7 @@ def rows(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(rows, tmp_path_factory):
-  """The losses of one process with eight devices that nobody disturbs."""
+  """The losses of one undisturbed process with eight devices."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
   settings = SETTINGS | {"train__compilation_cache": ""}
   arguments = kill_runs.arguments(workdir, rows, **settings)
@@ -39,23 +39,27 @@ def wait_for(workdir, step):
 
 def test_four_hosts_then_two_then_one_end_like_one(rows, alone, tmp_path):
   workdir = tmp_path / "run"
-  start = lambda **hosts: kill_runs.start(workdir, rows, **hosts, **SETTINGS)
+
+  def start(**hosts):
+    return kill_runs.start(workdir, rows, **hosts, **SETTINGS)
+
   started = start(processes=4)
   wait_for(workdir, 25)
   kill_runs.kill(started, signal.SIGKILL)
   saved, last = kill_runs.newest(workdir), max(kill_runs.reported(workdir))
-  assert last - kill_runs.EVERY <= saved <= last
+  # The steps since the last save, and those taken while it was written.
+  assert last - 2 * kill_runs.EVERY < saved <= last
 
   started = start(processes=2, devices=2)
   wait_for(workdir, last + 5)
-  started[1].send_signal(signal.SIGTERM)  # one host hears of it
+  started[1].send_signal(signal.SIGTERM)  # only one host gets the signal
   assert f"step {saved} of 100" in kill_runs.finish(started)
   saved = kill_runs.newest(workdir)
   assert saved == max(kill_runs.reported(workdir))
 
   assert f"step {saved} of 100" in kill_runs.finish(start())
-  found = kill_runs.reported(workdir)
-  assert list(found) == list(alone)  # one process writes, every step once
+  losses = kill_runs.reported(workdir)
+  assert list(losses) == list(alone)  # one process writes, every step once
   np.testing.assert_allclose(
-    list(found.values()), list(alone.values()), rtol=1e-5
+    list(losses.values()), list(alone.values()), rtol=1e-5
   )

@@ -1,5 +1,6 @@
 """The command line: every mistake is one sentence, exit code 2, no trace."""
 
+import importlib
 import os
 import pathlib
 import subprocess
@@ -11,11 +12,10 @@ import pytest
 
 from dsl_jax import main
 from dsl_jax.data import packing, tokenizers
-from dsl_jax.modes import evaluate, sample, train
-from dsl_jax.runtime import command as command_line
+from dsl_jax.modes import train
+from dsl_jax.runtime import command as command_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
-MODES = {"train": train, "eval": evaluate, "sample": sample}
 ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
 
@@ -33,27 +33,9 @@ def rows(tmp_path_factory):
       [text],
       tokenizer,
       length=8,
-      corpus="text",
-      source="letters",
-      spec="text8",
+      origin=packing.Origin("text", "letters", "text8"),
     )
   return folder
-
-
-@pytest.fixture
-def command(rows, tmp_path, monkeypatch, capsys):
-  """Runs main with changes to a valid command; nothing may be compiled."""
-
-  def refuse(*args, **kwargs):
-    raise AssertionError("compiled before the checks were over")
-
-  monkeypatch.setattr(jax, "jit", refuse)
-
-  def run(changes, *extra):
-    code = main.main(argv(rows, tmp_path / "run", changes, *extra))
-    return code, capsys.readouterr().err
-
-  return run
 
 
 def argv(rows, workdir, changes, *extra):
@@ -68,7 +50,25 @@ def argv(rows, workdir, changes, *extra):
   return ["main", QUICKSTART, f"--workdir={workdir}", *overrides, *extra]
 
 
-def assert_refused(result, *words):
+@pytest.fixture
+def run(rows, tmp_path, monkeypatch, capsys):
+  """Runs main with changes to a valid command; nothing may be compiled."""
+
+  def fail(*args, **kwargs):
+    raise AssertionError("compiled before the checks were over")
+
+  for mode in main.MODES.values():  # whose decorators use jax.jit
+    importlib.import_module(f"dsl_jax.modes.{mode.module}")
+  monkeypatch.setattr(jax, "jit", fail)
+
+  def run_main(changes, *extra):
+    code = main.main(argv(rows, tmp_path / "run", changes, *extra))
+    return code, capsys.readouterr().err
+
+  return run_main
+
+
+def assert_rejected(result, *words):
   code, err = result
   assert code == 2
   assert err.startswith("error: ")
@@ -77,17 +77,25 @@ def assert_refused(result, *words):
     assert word in err
 
 
+def claim(rows, workdir, data_hash=None):
+  """Makes the workdir that of a run with the config of `argv`."""
+  cfg, _, _ = command_lib.parse(argv(rows, workdir, {}), main.MODES)
+  manifest = packing.load(str(rows), "train").manifest
+  workdir_lib.claim(workdir, cfg, data_hash or manifest["data_sha256"])
+
+
 @pytest.mark.parametrize(
   "changes, words",
   [
     ({"train.stesp": 1}, ["'train.stesp'; did you mean 'train.steps'?"]),
     ({"steps": 1}, ["'steps'", "'train.steps'"]),
-    ({"train.steps": "many"}, ["train.steps=many"]),
+    ({"train.steps": "many"}, ["train.steps is 'many'; give", "type int"]),
+    ({"data.wrap": "maybe"}, ["data.wrap is 'maybe'; give", "type bool"]),
     ({"train.steps": 0}, ["train.steps is 0; use at least 1"]),
     ({"net.width": 130}, ["net.width is 130"]),
     ({"net.attention": "splash"}, ["needs a TPU", "here are cpus"]),
     ({"data.dir": "nowhere"}, ["nowhere has no prepared train", "--length=8"]),
-    ({"data.corpus": "txt", "data.dir": "none"}, ["corpus is 'txt', nearest"]),
+    ({"data.corpus": "txt", "data.dir": "none"}, ["corpus is 'txt'"]),
     ({"train.compilation_cache": "/proc/x"}, ["tion_cache is '/proc/x'"]),
     ({"data.length": 16}, ["data.length is 16", "made with 8"]),
     ({"data.tokenizer": "gpt2"}, ["data.tokenizer is gpt2", "text8"]),
@@ -96,97 +104,83 @@ def assert_refused(result, *words):
     ({"eval.batch_size": 24}, ["eval.batch_size is 24", "only 16 validation"]),
     ({"train.batch_size": 12}, ["use a multiple of 8"]),
     ({"train.microbatches": 4}, ["use a multiple of 32"]),
-    ({"mesh.rows": -1}, ["mesh.rows is -1; use 0 or more"]),
-    ({"train.microbatches": 3}, ["train.microbatches is 3"]),
     ({"mesh.model": 3}, ["model=3", "the 8 devices"]),
     ({"init_from": "nowhere.ckpt"}, ["nowhere.ckpt"]),
     ({"law.mu": 2}, ["another run: law.mu is 1.4 there and 2.0 here"]),
+    ({"train.batch_size": 32}, ["another run: train.batch_size is 16"]),
     ({"train.steps": 7}, ["another run: train.steps is"]),  # cosine
   ],
 )
-def test_a_bad_value_changes_nothing(command, rows, tmp_path, changes, words):
-  workdir = tmp_path / "run"
-  cfg, _, _ = command_line.parse(argv(rows, workdir, {}), list(MODES))
-  content = packing.load(str(rows), "train").manifest["data_sha256"]
-  workdir_lib.claim(workdir, cfg, content)
+def test_a_bad_value_changes_nothing(run, rows, tmp_path, changes, words):
+  claim(rows, tmp_path / "run")
   before = [(p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()]
-  assert_refused(command(changes), *words)
+  assert_rejected(run(changes), *words)
   after = [(p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()]
   assert before == after
 
 
-def test_other_data_is_another_run(command, rows, tmp_path):
-  workdir = tmp_path / "run"
-  cfg, _, _ = command_line.parse(argv(rows, workdir, {}), ("train",))
-  workdir_lib.claim(workdir, cfg, "of other rows")
-  assert_refused(command({}), "data hash is 'of other rows' there")
-
-
-@pytest.mark.parametrize("mode", ["eval", "sample"])
-def test_nothing_trained_is_nothing_to_use(command, tmp_path, mode):
-  found = command({}, f"--mode={mode}")
-  assert_refused(found, "holds no checkpoint", "--mode=train")
-  assert not (tmp_path / "run").exists()
+def test_other_data_is_another_run(run, rows, tmp_path):
+  claim(rows, tmp_path / "run", "of other rows")
+  assert_rejected(run({}), "data hash is 'of other rows' there")
 
 
 @pytest.mark.parametrize(
   "extra, words",
   [
-    ("--mode=tran", ["--mode is 'tran'; did you mean 'train'?"]),
-    ("--wrkdir=x", ["unknown flag --wrkdir", "'workdir'"]),
-    ("train", ["'train' is no flag"]),
-    ("--config=configs/nothing.py", ["nothing.py'", "no file"]),
-    (f"{QUICKSTART}:big", ["no variant 'big' or any other"]),
-    ("--text", ["--text has no value; write --text=VALUE"]),
-    ("--workdir=", ["--workdir is missing"]),
-    ("--config=", ["--config is missing"]),
-    ("--workdir=/proc/none", ["--workdir is /proc/none", "cannot be written"]),
+    (["--mode=tran"], ["--mode is 'tran'; did you mean 'train'?"]),
+    (["--mode=eval"], ["holds no checkpoint", "--mode=train"]),
+    (["--mode=sample"], ["holds no checkpoint", "--mode=train"]),
+    (["--mode=report"], ["run/config.json cannot be read", "--mode=train"]),
+    (["--wrkdir=x"], ["unknown flag --wrkdir", "'workdir'"]),
+    (["train"], ["'train' is not a flag"]),
+    (["--text"], ["--text has no value; write --text=VALUE"]),
+    (["--trace=a.html"], ["--trace is 'a.html'; it needs --mode=sample"]),
+    (["--workdir="], ["--workdir is missing"]),
+    (["--workdir=/proc/none"], ["--workdir is /proc/none", "be written"]),
+    (["--workdir=FILE/run"], ["cannot be written"]),
+    (["--config="], ["--config is missing"]),
+    (["--config=nothing.py"], ["nothing.py'", "not a file"]),
+    ([f"{QUICKSTART}:big"], ["no variant 'big' or any other"]),
+    (["--config=FILE"], ["FILE fails with", "nothing_here"]),
   ],
 )
-def test_a_bad_flag_is_one_sentence(command, tmp_path, extra, words):
-  assert_refused(command({}, extra), *words)
+def test_a_bad_flag_is_one_sentence(run, tmp_path, extra, words):
+  (tmp_path / "FILE").write_text("import nothing_here")
+  extra = [word.replace("FILE", str(tmp_path / "FILE")) for word in extra]
+  assert_rejected(run({}, *extra), *words)
   assert not (tmp_path / "run").exists()
 
 
-def test_a_workdir_inside_a_file_cannot_be_written(command, tmp_path):
-  (tmp_path / "file").write_text("")
-  found = command({}, f"--workdir={tmp_path / 'file/run'}")
-  assert_refused(found, "cannot be written")
-
-
-def test_a_broken_config_file_is_one_sentence(command, tmp_path):
-  broken = tmp_path / "broken.py"
-  for text, word in (
-    ("import nothing_here", "nothing_here"),
-    ("x = 1", "get_"),
-  ):
-    broken.write_text(text)
-    assert_refused(command({}, f"--config={broken}"), "broken.py fails", word)
-
-
-def test_checkpoints_without_a_config_are_left_alone(command, tmp_path):
+def test_checkpoints_without_a_config_are_left_alone(run, tmp_path):
   (tmp_path / "run/checkpoints/10").mkdir(parents=True)
-  assert_refused(command({}), "checkpoints and no config.json")
+  assert_rejected(run({}), "checkpoints and no config.json")
   assert os.listdir(tmp_path / "run") == ["checkpoints"]
 
 
-def test_a_diverged_run_exits_with_one(command, monkeypatch):
+def test_a_diverged_run_exits_with_one(run, monkeypatch):
   def diverge(cfg, workdir):
     raise FloatingPointError("loss nan is not finite at step 3, batch index 2")
 
   monkeypatch.setattr(train, "train", diverge)
-  code, err = command({})
+  code, err = run({})
   assert code == 1
   assert err == "error: loss nan is not finite at step 3, batch index 2\n"
 
 
-def test_the_module_runs():
-  found = subprocess.run(
-    [sys.executable, "-m", "dsl_jax.main", QUICKSTART],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert found.returncode == 2
-  assert found.stderr == "error: --workdir is missing; write --workdir=PATH.\n"
+def test_the_module_runs_and_lists_its_modes():
+  def run_module(flag):
+    return subprocess.run(
+      [sys.executable, "-m", "dsl_jax.main", flag],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  result = run_module(QUICKSTART)
+  assert result.returncode == 2
+  assert result.stderr == "error: --workdir is missing; write --workdir=PATH.\n"
+  result = run_module("--help")
+  assert result.returncode == 0
+  for name, mode in main.MODES.items():
+    assert f"  {name:<10} {mode.description}\n" in result.stdout

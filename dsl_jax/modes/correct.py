@@ -3,6 +3,8 @@
 import functools
 import itertools
 import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import tqdm
 
 from dsl_jax import probes, samplers
 from dsl_jax.core import paths
-from dsl_jax.modes import held_out
+from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
@@ -22,13 +24,137 @@ _GROUPS = 16  # network calls that judge a row
 _REPAIRS = 64  # network calls that repair a row, at most
 
 
+class Verdict(NamedTuple):
+  """What the model says about tokens, [N, L] or [n].
+
+  Attributes:
+    marked: whether the token is suspicious.
+    p_found: probability of the token, given the others.
+    repair: the token that was filled in, where marked.
+    p_repair: probability of that one.
+  """
+
+  marked: np.ndarray
+  p_found: np.ndarray
+  repair: np.ndarray
+  p_repair: np.ndarray
+
+
+def windows(ids: np.ndarray, length: int) -> np.ndarray:
+  """Splits a text [n], n >= 1, into rows [N, L]; L is n if that is less.
+
+  The last row overlaps the one before it if L does not divide n.
+  """
+  L = min(length, len(ids))
+  rows_NL = ids[: len(ids) // L * L].reshape(-1, L)
+  return np.append(rows_NL, ids[None, -L:], 0) if len(ids) % L else rows_NL
+
+
+def join(rows_NL: np.ndarray, count: int) -> np.ndarray:
+  """Joins the rows of `windows` to a text of `count` tokens."""
+  L = rows_NL.shape[1]
+  rest = rows_NL[-1, L - count % L :]
+  return np.append(rows_NL[: count // L].reshape(-1), rest)
+
+
+def collect(
+  ids: np.ndarray, verdict: Verdict, decode: Callable[[np.ndarray], str]
+) -> tuple[list[dict], np.ndarray]:
+  """Returns the marks of a text [n] and its ids after repair.
+
+  The confidence of a mark is p_repair / (p_found + p_repair).
+  """
+  better = verdict.marked & (verdict.repair != ids)
+  better &= verdict.p_repair > verdict.p_found
+  repaired = np.where(better, verdict.repair, ids)
+  marks = []
+  for i in np.flatnonzero(verdict.marked):
+    before, after = float(verdict.p_found[i]), float(verdict.p_repair[i])
+    marks.append(
+      {
+        "position": int(i),
+        "repaired": bool(better[i]),
+        "p_found": before,
+        "p_repair": after,
+        "confidence": after / max(after + before, 1e-30),
+        "found": decode(ids[[i]]),
+        "repair": decode(repaired[[i]]),
+      }
+    )
+  return marks, repaired
+
+
+def show(
+  ids: np.ndarray,
+  repaired: np.ndarray,
+  marks: list[dict],
+  decode: Callable[[np.ndarray], str],
+) -> str:
+  """Returns the text with [found -> repair], or [found ?] without a repair."""
+  marked = {mark["position"]: mark["repaired"] for mark in marks}
+  text = ""
+  for kind, group in itertools.groupby(range(len(ids)), key=marked.get):
+    positions = list(group)
+    found = decode(ids[positions])
+    if kind is None:
+      text += found
+    elif kind:
+      text += f"[{found} -> {decode(repaired[positions])}]"
+    else:
+      text += f"[{found} ?]"
+  return text
+
+
+def _judge_rows(cfg, params, rows_NL, inner_L):
+  """Judges all rows; repairs the columns `inner_L`."""
+  denoiser = denoiser_lib.make_denoiser(cfg.net)
+  suspicion = jax.jit(
+    functools.partial(
+      probes.suspicion,
+      denoiser=denoiser,
+      clean_snr=cfg.clean_snr,
+      groups=min(_GROUPS, rows_NL.shape[1]),
+    )
+  )
+  stream = state_lib.stream(cfg.seed, "correct")
+  batch_size = min(cfg.eval.batch_size, len(rows_NL))
+  verdicts = []
+  batches = list(trained.batched(rows_NL, batch_size))
+  for i, (tokens_BL, mask_BL) in enumerate(tqdm.tqdm(batches, unit="batch")):
+    key, fill_key, _ = jax.random.split(jax.random.fold_in(stream, i), 3)
+    p_BL, best_BL, _ = jax.device_get(suspicion(params, key, tokens_BL))
+    marked_BL = (p_BL < cfg.eval.suspicion) & (best_BL != tokens_BL)
+    marked_BL &= mask_BL > 0
+    marked_BL[:, ~inner_L] = False
+    verdict = Verdict(marked_BL, p_BL, tokens_BL, p_BL)
+    if most := int(marked_BL.sum(axis=1).max()):
+      steps = min(most, _REPAIRS)
+      path = np.zeros((steps + 1, *tokens_BL.shape), np.float32)
+      path[-1] = np.inf
+      filled_BL = samplers.sample(
+        params,
+        fill_key,
+        paths.hold(path, ~marked_BL),
+        denoiser=denoiser,
+        clean_snr=cfg.clean_snr,
+        temperature=0.0,
+        policy=samplers.policies.most_confident(-(-most // steps)),
+        prompt_BL=tokens_BL,
+      ).tokens_BL
+      after_BL = suspicion(params, key, filled_BL)[0]
+      verdict = Verdict(marked_BL, p_BL, *jax.device_get((filled_BL, after_BL)))
+    valid_B = mask_BL.any(axis=1)
+    verdicts.append([x[valid_B] for x in verdict])
+  return Verdict(*(np.concatenate(parts) for parts in zip(*verdicts)))
+
+
 def correct(cfg: config_lib.Config, workdir: str) -> None:
   """Marks and repairs suspicious tokens of the text file eval.text.
 
-  A token is suspicious where the model, which sees the others and not it, gives
-  it a probability below eval.suspicion and prefers another one. Suspicious
-  tokens are hidden together and filled in, the surest first; a token that the
-  model then likes better than what stood there is a repair.
+  A token is suspicious if the model, which sees the others and not it, gives it
+  a probability below eval.suspicion and prefers another one. Suspicious tokens
+  are masked together and filled in, the most confident first; it is a repair if
+  the new token is more probable than the old one was.
 
   Writes WORKDIR/correct-NAME.json (every mark with its probabilities) and
   WORKDIR/correct-NAME.txt (the repaired text), and prints the text with
@@ -39,7 +165,7 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     workdir: of a trained run.
 
   Raises:
-    errors.UserError: no such text or nothing trained; found before any
+    errors.UserError: no such text or nothing trained; raised before any
       compilation.
   """
   with errors.user_errors():
@@ -48,8 +174,8 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
       raise errors.UserError(
         "eval.text is empty; name a file with --text=FILE."
       )
-    tokenizer = held_out.tokenizer(cfg)
-    ids = held_out.text_ids(cfg, tokenizer)
+    tokenizer = trained.load_tokenizer(cfg)
+    ids = trained.text_ids(cfg, tokenizer)
     if not len(ids):
       raise errors.UserError(
         f"eval.text is {cfg.eval.text!r}, which has no token of tokenizer "
@@ -59,18 +185,14 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     whole = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
     params, step = checkpoint.restore_params(workdir, sharding=whole)
 
-  rows_NL, starts = windows(ids, cfg.data.length - 2 * cfg.data.wrap)
-  edge = int(cfg.data.wrap)
-  if edge:
-    ends = (tokenizer.bos_id, tokenizer.eos_id)
-    rows_NL = np.pad(rows_NL, ((0, 0), (1, 1)), constant_values=[(0, 0), ends])
-  found = _repair(cfg, params, rows_NL, edge)
-  found = {name: x[:, edge : x.shape[1] - edge] for name, x in found.items()}
-  marks, repaired = collect(ids, starts, found)
-  for mark in marks:
-    mark["found"] = tokenizer.decode([ids[mark["position"]]])
-    mark["repair"] = tokenizer.decode([repaired[mark["position"]]])
-  text = tokenizer.decode(repaired)
+  rows_NL = windows(ids, cfg.data.length - 2 * cfg.data.wrap)
+  inner_L = np.ones(rows_NL.shape[1], bool)
+  if cfg.data.wrap:
+    rows_NL = trained.add_markers(rows_NL, tokenizer)
+    inner_L = np.pad(inner_L, 1)  # not the markers
+  verdict = _judge_rows(cfg, params, rows_NL, inner_L)
+  verdict = Verdict(*(join(x[:, inner_L], len(ids)) for x in verdict))
+  marks, repaired = collect(ids, verdict, tokenizer.decode)
   result = {
     "text": cfg.eval.text,
     "train_step": step,
@@ -84,128 +206,8 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
   if jax.process_index() == 0:
     name = f"correct-{pathlib.Path(cfg.eval.text).stem}"
     workdir_lib.write_json(workdir, f"{name}.json", result)
-    workdir_lib.write(workdir, f"{name}.txt", text)
+    workdir_lib.write(workdir, f"{name}.txt", tokenizer.decode(repaired))
     print(show(ids, repaired, marks, tokenizer.decode))
     print(
       f"{len(marks)} of {len(ids)} tokens marked, {result['repaired']} repaired"
     )
-
-
-def windows(ids: np.ndarray, length: int) -> tuple[np.ndarray, list[int]]:
-  """Cuts a text into rows; the last one overlaps the one before.
-
-  Args:
-    ids: [n], n >= 1.
-    length: of a row; a shorter text is one row of its own length.
-
-  Returns:
-    rows_NL and the place in the text where each begins.
-  """
-  length = min(length, len(ids))
-  starts = list(range(0, len(ids) - length + 1, length))
-  if starts[-1] + length < len(ids):
-    starts.append(len(ids) - length)
-  return np.stack([ids[s : s + length] for s in starts]), starts
-
-
-def collect(
-  ids: np.ndarray, starts: list[int], found: dict
-) -> tuple[list[dict], np.ndarray]:
-  """Joins rows to marks in the order of the text, and the repaired tokens.
-
-  Args:
-    ids: of the text.
-    starts: of the rows.
-    found: {"marked", "before", "tokens", "after"}, [N, L]: whether a token is
-      suspicious, its probability, what was filled in, and the probability of
-      that.
-
-  Returns:
-    Marks {"position", "repaired", "p_found", "p_repair", "confidence"}, and
-    ids after repair. Confidence is the share that the repair has of the two
-    probabilities.
-  """
-  marks, repaired, done = [], ids.copy(), 0
-  for row, start in enumerate(starts):
-    for i in range(done - start, found["marked"].shape[1]):
-      if not found["marked"][row, i]:
-        continue
-      before, after = (float(found[k][row, i]) for k in ("before", "after"))
-      token = int(found["tokens"][row, i])
-      better = token != ids[start + i] and after > before
-      marks.append(
-        {
-          "position": start + i,
-          "repaired": bool(better),
-          "p_found": before,
-          "p_repair": after,
-          "confidence": after / max(after + before, 1e-30),
-        }
-      )
-      if better:
-        repaired[start + i] = token
-    done = start + found["marked"].shape[1]
-  return marks, repaired
-
-
-def show(ids, repaired, marks, decode) -> str:
-  """Returns the text with [found -> repair], or [found ?] without a repair."""
-  marked = {mark["position"]: mark["repaired"] for mark in marks}
-  parts = []
-  runs = itertools.groupby(range(len(ids)), key=marked.get)
-  for kind, run in runs:
-    run = list(run)
-    here = decode(ids[run])
-    if kind is None:
-      parts.append(here)
-    elif kind:
-      parts.append(f"[{here} -> {decode(repaired[run])}]")
-    else:
-      parts.append(f"[{here} ?]")
-  return "".join(parts)
-
-
-def _repair(cfg, params, rows_NL, edge):
-  """What `collect` takes, for rows with `edge` markers at both ends."""
-  denoiser = denoiser_lib.make_denoiser(cfg.net)
-  clean = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
-  groups = min(_GROUPS, rows_NL.shape[1])
-  judge = jax.jit(functools.partial(probes.suspicion, groups=groups, **clean))
-  key = state_lib.stream(cfg.seed, "correct")
-  size = min(cfg.eval.batch_size, len(rows_NL))
-  parts = []
-  batches = list(held_out.batched(rows_NL, size))
-  for i, (tokens_BL, mask_BL) in enumerate(tqdm.tqdm(batches, unit="batch")):
-    keys = jax.random.split(jax.random.fold_in(key, i), 3)
-    before, best, _ = jax.device_get(judge(params, keys[0], tokens_BL))
-    marked = (before < cfg.eval.suspicion) & (best != tokens_BL)
-    marked &= mask_BL > 0
-    if edge:
-      marked[:, [0, -1]] = False
-    filled, after = tokens_BL, before
-    if most := int(marked.sum(axis=1).max()):
-      steps = min(most, _REPAIRS)
-      path = np.zeros((steps + 1, *tokens_BL.shape), np.float32)
-      path[-1] = np.inf
-      filled = samplers.sample(
-        params,
-        keys[1],
-        paths.hold(path, ~marked),
-        temperature=0.0,
-        policy=samplers.policies.most_confident(-(-most // steps)),
-        prompt_BL=tokens_BL,
-        **clean,
-      ).tokens_BL
-      filled = np.asarray(filled)
-      after = jax.device_get(judge(params, keys[0], filled))[0]
-    found = {
-      "marked": marked,
-      "before": before,
-      "tokens": filled,
-      "after": after,
-    }
-    used = int(mask_BL.any(axis=1).sum())
-    parts.append({name: x[:used] for name, x in found.items()})
-  return {
-    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
-  }

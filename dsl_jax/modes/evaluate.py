@@ -8,9 +8,10 @@ import pathlib
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 
 from dsl_jax import likelihood
-from dsl_jax.modes import held_out, inputs, named_samplers
+from dsl_jax.modes import named_samplers, trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import estimate, ngrams
 from dsl_jax.runtime import checkpoint, errors
@@ -19,13 +20,186 @@ from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
-_NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick yardstick
+_NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick reference
 _PROTOCOLS = {
   "endpoint": "masked bound, L E_k[mean cross-entropy], k ~ U{0..L-1} visible",
   "integral": "I-MMSE integral up to eval.snr_max, then factorised read-out",
   "path": "finite-step bound of the sampler's own path, tokens sampled",
   "ngram": "interpolated Witten-Bell n-grams fitted to the training rows",
 }
+_COLUMNS = {  # number -> its standard error
+  "bits_per_token": "stderr",
+  "bits_per_char": "bits_per_char_stderr",
+  "perplexity": "perplexity_stderr",
+}
+
+
+def parse_bounds(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
+  """Parses eval.bounds, such as "endpoint,integral,masked:64".
+
+  Args:
+    cfg: a path without a number of steps takes sample.steps.
+
+  Returns:
+    {bound: the sample section of its path, None for endpoint and integral}.
+
+  Raises:
+    errors.UserError: an unknown name, a bad number, or a path that falls.
+  """
+  # The path "information" has a curve of its own, which is measured later.
+  paths = [name for name in named_samplers.names() if name != "information"]
+  sections: dict[str, config_lib.Sample | None] = {}
+  for word in cfg.eval.bounds.split(","):
+    word = word.strip()
+    name, _, steps = word.partition(":")
+    if word in ("endpoint", "integral"):
+      sections[word] = None
+      continue
+    if name not in paths:
+      hint = errors.nearest(name, ["endpoint", "integral", *paths])
+      raise errors.UserError(f"eval.bounds has {word!r}{hint}")
+    if steps and not (steps.isdecimal() and int(steps)):
+      raise errors.UserError(
+        f"eval.bounds has {word!r}; write {name}:64 for 64 steps."
+      )
+    count = int(steps) if steps else cfg.sample.steps
+    section = dataclasses.replace(cfg.sample, path=name, steps=count)
+    with_path = dataclasses.replace(cfg, sample=section)
+    schedule = named_samplers.build(with_path, jax.random.key(0), 4)
+    if schedule.policy or schedule.falls:
+      raise errors.UserError(
+        f"eval.bounds has {word!r}, whose SNRs may fall; the bound holds for "
+        "rising paths such as masked."
+      )
+    sections[f"{name}_{count}_steps"] = section
+  return sections
+
+
+def table(bounds: dict[str, dict]) -> str:
+  """Returns the bounds as lines of text, every number with its error."""
+  head = "".join(f"{x.replace('_per_', '/'):>12}{'+-':>9}" for x in _COLUMNS)
+  lines = [f"{'bound':<24}{head}"]
+  for name, row in bounds.items():
+    line = f"{name:<24}"
+    for column, error in _COLUMNS.items():
+      digits = ".5g" if column == "perplexity" else ".4f"
+      line += f"{format(row[column], digits) if column in row else '':>12}"
+      line += f"{format(row[error], '.2g') if error in row else '':>9}"
+    lines.append(line)
+  return "\n".join(lines)
+
+
+def _find_tokenizer(cfg):
+  """Loads the tokenizer, or warns that characters cannot be counted."""
+  try:
+    return trained.load_tokenizer(cfg)
+  except errors.UserError:
+    raise
+  except (ValueError, ImportError) as error:
+    logging.warning("no bits per character: %s", error)
+    return None
+
+
+def _path_bound(cfg, path_nats, params, key, tokens_BL):
+  """Scores along cfg.sample.path; draws the path again for every draw."""
+  nats_SB = []
+  for draw in jax.random.split(key, cfg.eval.draws):
+    path_key, noise_key = jax.random.split(draw)
+    path = named_samplers.build(cfg, path_key, len(tokens_BL)).path
+    nats_BL = path_nats(params, noise_key, tokens_BL, np.asarray(path))
+    nats_SB.append(np.asarray(nats_BL).sum(axis=1))
+  if len(nats_SB) == 1:
+    return nats_SB[0], np.full(len(tokens_BL), np.nan)
+  stderr_B = np.std(nats_SB, axis=0, ddof=1) / math.sqrt(len(nats_SB))
+  return np.mean(nats_SB, axis=0), stderr_B
+
+
+def _scorers(cfg, mesh, sections):
+  """Returns (params, key, tokens_BL) -> nats_B, stderr_B by bound, and mmse."""
+  denoiser, grid = denoiser_lib.make_denoiser(cfg.net), cfg.eval.snr_grid()
+  clean_snr, draws = cfg.clean_snr, cfg.eval.draws
+
+  def jit(function, **settings):
+    function = functools.partial(function, denoiser=denoiser, **settings)
+    return jax.jit(function, out_shardings=sharding_lib.replicated(mesh))
+
+  path_nats = jit(likelihood.path_nats, clean_snr=clean_snr)
+  scorers = {
+    "endpoint": jit(likelihood.endpoint_nats, clean_snr=clean_snr, draws=draws),
+    "integral": jit(likelihood.integral_nats, snr_grid=grid, draws=draws),
+  }
+  for name, section in sections.items():
+    if section:
+      with_path = dataclasses.replace(cfg, sample=section)
+      scorers[name] = functools.partial(_path_bound, with_path, path_nats)
+  return scorers, jit(likelihood.mmse_curve, snr_grid=grid)
+
+
+def _score(cfg, mesh, params, rows_NL, sections):
+  """Returns {bound: (nats_N, their stderr_N over draws)} and mmse_T."""
+  scorers, mmse_curve = _scorers(cfg, mesh, sections)
+  stream = state_lib.stream(cfg.seed, "eval")
+  scores = {name: [] for name in sections}
+  curves, weights = [], []
+  batches = list(trained.batched(rows_NL, cfg.eval.batch_size))
+  for i, (tokens, mask) in enumerate(tqdm.tqdm(batches, unit="batch")):
+    valid_B = mask.any(axis=1)
+    tokens_BL = sharding_lib.put_batch(mesh, tokens)
+    key = jax.random.fold_in(stream, i)
+    key, *keys = jax.random.split(key, len(sections) + 1)
+    for name, bound_key in zip(sections, keys):
+      score = jax.device_get(scorers[name](params, bound_key, tokens_BL))
+      scores[name].append([x_B[valid_B] for x_B in score])
+    curves.append(jax.device_get(mmse_curve(params, key, tokens_BL)))
+    weights.append(valid_B.sum())
+  for name, parts in scores.items():
+    scores[name] = [np.concatenate(x) for x in zip(*parts)]
+  return scores, np.average(curves, axis=0, weights=weights)
+
+
+def _numbers(nats_N, length, characters_N):
+  """Returns bits per token and character, perplexity, and their errors."""
+  sizes = {"bits_per_token": np.full(len(nats_N), length)}
+  if characters_N is not None and characters_N.sum():
+    sizes["bits_per_char"] = characters_N
+  numbers = {}
+  for name, size_N in sizes.items():
+    bits = estimate.ratio(nats_N / math.log(2), size_N, group=likelihood.GROUP)
+    numbers[name] = bits.value
+    if math.isfinite(bits.stderr):
+      numbers[_COLUMNS[name]] = bits.stderr
+  numbers["perplexity"] = 2 ** numbers["bits_per_token"]
+  if "stderr" in numbers:
+    slope = math.log(2) * numbers["perplexity"]
+    numbers["perplexity_stderr"] = slope * numbers["stderr"]
+  return numbers
+
+
+def _description(cfg, name, section):
+  """Returns protocol, seed and the settings that a bound depends on."""
+  settings = {"draws": cfg.eval.draws, "clean_snr": cfg.clean_snr}
+  if name == "integral":
+    keys, section = ("snr_min", "snr_max", "snr_points"), cfg.eval
+  else:
+    keys = ("path", "steps", "snr_min", "snr_max", "block") if section else ()
+  settings |= {key: getattr(section, key) for key in keys}
+  protocol = _PROTOCOLS.get(name, _PROTOCOLS["path"])
+  return {"protocol": protocol, "seed": cfg.seed, "settings": settings}
+
+
+def _ngrams(cfg, train_rows, test_rows):
+  """Returns the numbers of n-gram models, which are exact."""
+  numbers = {}
+  for order in (2, 3):
+    bits = ngrams.bits(
+      train_rows.tokens_NL, test_rows.tokens_NL, cfg.net.vocab_size, order
+    )
+    numbers[f"ngram_{order}"] = {
+      "bits_per_token": bits,
+      "perplexity": 2**bits,
+      "protocol": _PROTOCOLS["ngram"],
+    }
+  return numbers
 
 
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:
@@ -38,49 +212,46 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   vocabularies n-gram models of order 2 and 3 fitted to the training rows.
 
   Args:
-    cfg: its eval section says what and how much.
+    cfg: its eval section says what is scored, and how much of it.
     workdir: of a trained run.
 
   Raises:
     errors.UserError: nothing trained, an unknown bound, or data that do not
-      fit; found before any compilation.
+      fit; raised before any compilation.
   """
   with errors.user_errors():
     config_lib.validate(cfg)
     c = cfg.eval
     mesh = sharding_lib.make_mesh(cfg.mesh)
-    plans = plan(cfg)
-    train_rows = None
+    trained.check_batch("eval.batch_size", c.batch_size, divisor=mesh.size)
+    sections = parse_bounds(cfg)
     if c.text:
-      tokenizer = held_out.tokenizer(cfg)
-      rows_NL = held_out.text_rows(cfg, tokenizer)
+      tokenizer = trained.load_tokenizer(cfg)
+      rows_NL = trained.text_rows(cfg, tokenizer)
       workdir_lib.compare(workdir, cfg)
     else:
-      train_rows = inputs.open_split(cfg, "train")
-      test_rows = inputs.open_split(cfg, "validation")
-      inputs.check_batch("eval.batch_size", c.batch_size, test_rows)
-      rows_NL = held_out.draw_rows(test_rows, c.sequences, cfg.seed)
-      tokenizer = held_out.tokenizer(cfg)
+      train_rows = trained.open_rows(cfg, "train")
+      test_rows = trained.open_rows(cfg, "validation")
+      trained.check_batch("eval.batch_size", c.batch_size, packed=test_rows)
+      tokenizer = _find_tokenizer(cfg)
+      rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
       workdir_lib.compare(workdir, cfg, train_rows.manifest["data_sha256"])
-    held_out.check_batch(cfg, mesh)
     whole = sharding_lib.replicated(mesh)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
 
-  nats, within, mmse = _score(cfg, mesh, params, rows_NL, plans)
-  characters_N = held_out.characters(rows_NL, tokenizer)
+  scores, mmse = _score(cfg, mesh, params, rows_NL, sections)
+  characters_N = None
+  if tokenizer is not None:
+    characters_N = trained.characters(rows_NL, tokenizer)
   bounds = {}
-  for name, values_N in nats.items():
-    bounds[name] = _entry(values_N, rows_NL.shape[1], characters_N) | {
-      "protocol": _PROTOCOLS[name if name in _PROTOCOLS else "path"],
-      "seed": cfg.seed,
-      "settings": _settings(cfg, name, plans[name]),
-    }
-    error_N = within[name]
-    if np.isfinite(error_N).all():
-      spread = np.sqrt(np.square(error_N).sum()) / rows_NL.size
-      bounds[name]["stderr_draws"] = float(spread / math.log(2))
-  if train_rows and cfg.net.vocab_size <= _NGRAM_VOCABULARY:
-    bounds |= _baselines(cfg, train_rows, test_rows)
+  for name, (nats_N, stderr_N) in scores.items():
+    bounds[name] = _numbers(nats_N, rows_NL.shape[1], characters_N)
+    bounds[name] |= _description(cfg, name, sections[name])
+    if np.isfinite(stderr_N).all():
+      over_draws = np.sqrt(np.square(stderr_N).sum()) / rows_NL.size
+      bounds[name]["stderr_draws"] = float(over_draws / math.log(2))
+  if not c.text and cfg.net.vocab_size <= _NGRAM_VOCABULARY:
+    bounds |= _ngrams(cfg, train_rows, test_rows)
   result = {
     "train_step": step,
     "split": c.text or "validation",
@@ -97,167 +268,3 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     name = f"eval-{pathlib.Path(c.text).stem}" if c.text else "eval"
     print(table(bounds))
     workdir_lib.write_json(workdir, f"{name}.json", result)
-
-
-def plan(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
-  """Reads eval.bounds, "endpoint,integral,masked:64": names and paths.
-
-  Args:
-    cfg: a path takes sample.steps where it names no number of its own.
-
-  Returns:
-    The sample section of every path's bound, None for the other bounds.
-
-  Raises:
-    errors.UserError: a name that is none, a bad number, or a path that falls.
-  """
-  plans = {}
-  for word in cfg.eval.bounds.split(","):
-    name, _, steps = word.strip().partition(":")
-    if name in ("endpoint", "integral") and not steps:
-      plans[name] = None
-      continue
-    # The path "information" has a curve of its own that is measured later.
-    named = [n for n in named_samplers.names() if n != "information"]
-    known = ["endpoint", "integral", *named]
-    if name not in known or name in known[:2]:
-      raise errors.UserError(
-        f"eval.bounds has {word.strip()!r}" + errors.nearest(name, known)
-      )
-    if steps and not (steps.isdecimal() and int(steps)):
-      raise errors.UserError(
-        f"eval.bounds has {word.strip()!r}; write {name}:64 for 64 steps."
-      )
-    steps = int(steps) if steps else cfg.sample.steps
-    section = dataclasses.replace(cfg.sample, path=name, steps=steps)
-    asked = dataclasses.replace(cfg, sample=section)
-    made = named_samplers.build(asked, jax.random.key(0), 4)
-    if made.policy or made.falls:
-      raise errors.UserError(
-        f"eval.bounds has {word.strip()!r}, whose SNRs may fall; the bound "
-        "holds for rising paths such as masked."
-      )
-    plans[f"{name}_{steps}_steps"] = section
-  return plans
-
-
-def table(bounds: dict) -> str:
-  """Returns the bounds as lines of text, every number with its error."""
-  columns = ("bits_per_token", "bits_per_char", "perplexity")
-  head = "".join(f"{x.replace('_per_', '/'):>12}{'+-':>9}" for x in columns)
-  lines = [f"{'bound':<24}{head}"]
-  for name, row in bounds.items():
-    line = f"{name:<24}"
-    for column in columns:
-      value, error = row.get(column), row.get(_error_of(column))
-      digits = ".5g" if column == "perplexity" else ".4f"
-      line += f"{'' if value is None else format(value, digits):>12}"
-      line += f"{'' if error is None else f'{error:.2g}':>9}"
-    lines.append(line)
-  return "\n".join(lines)
-
-
-def _score(cfg, mesh, params, rows_NL, plans):
-  """Nats and their errors over draws for every row and bound, and mmse."""
-  key = state_lib.stream(cfg.seed, "eval")
-  scorers, curve = _scorers(cfg, mesh, plans)
-  nats = {name: [] for name in plans}
-  within = {name: [] for name in plans}
-  curves, weights = [], []
-  parts = list(held_out.batched(rows_NL, cfg.eval.batch_size))
-  for i, (tokens, mask) in enumerate(tqdm.tqdm(parts, unit="batch")):
-    rows = mask.any(axis=1)
-    tokens_BL = sharding_lib.put_rows(mesh, tokens)
-    keys = jax.random.split(jax.random.fold_in(key, i), len(plans) + 1)
-    for bound_key, (name, scorer) in zip(keys[1:], scorers.items()):
-      nats_B, error_B = jax.device_get(scorer(params, bound_key, tokens_BL))
-      nats[name].append(nats_B[rows])
-      within[name].append(error_B[rows])
-    curves.append(jax.device_get(curve(params, keys[0], tokens_BL)))
-    weights.append(rows.sum())
-  nats = {name: np.concatenate(parts) for name, parts in nats.items()}
-  within = {name: np.concatenate(parts) for name, parts in within.items()}
-  return nats, within, np.average(curves, axis=0, weights=weights)
-
-
-def _scorers(cfg, mesh, plans):
-  """(params, key, tokens_BL) -> nats_B, stderr_B of every bound; mmse curve."""
-  c, denoiser = cfg.eval, denoiser_lib.make_denoiser(cfg.net)
-  jit = functools.partial(jax.jit, out_shardings=sharding_lib.replicated(mesh))
-  clean = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
-  grid = {"denoiser": denoiser, "snr_grid": c.snr_grid()}
-  endpoint = functools.partial(likelihood.endpoint_nats, draws=c.draws, **clean)
-  integral = functools.partial(likelihood.integral_nats, draws=c.draws, **grid)
-  path_nats = jit(functools.partial(likelihood.path_nats, **clean))
-
-  def along(section):
-    def scorer(params, key, tokens_BL):
-      found = []
-      for draw in jax.random.split(key, c.draws):
-        path_key, noise_key = jax.random.split(draw)
-        asked = dataclasses.replace(cfg, sample=section)
-        path = named_samplers.build(asked, path_key, len(tokens_BL)).path
-        nats_BL = path_nats(params, noise_key, tokens_BL, np.asarray(path))
-        found.append(np.asarray(nats_BL).sum(axis=1))
-      if c.draws == 1:
-        return found[0], np.full(len(found[0]), np.nan)
-      error_B = np.std(found, axis=0, ddof=1) / math.sqrt(c.draws)
-      return np.mean(found, axis=0), error_B
-
-    return scorer
-
-  whole = {"endpoint": endpoint, "integral": integral}
-  scorers = {
-    name: along(section) if section else jit(whole[name])
-    for name, section in plans.items()
-  }
-  return scorers, jit(functools.partial(likelihood.mmse_curve, **grid))
-
-
-def _entry(nats_N, length, characters_N):
-  """Bits per token and character, perplexity, and their errors."""
-  sizes = {"bits_per_token": np.full(len(nats_N), length)}
-  if characters_N is not None and characters_N.sum():
-    sizes["bits_per_char"] = characters_N
-  entry = {}
-  for name, size_N in sizes.items():
-    bits = estimate.ratio(nats_N / math.log(2), size_N, group=likelihood.GROUP)
-    entry[name] = bits.value
-    if math.isfinite(bits.stderr):
-      entry[_error_of(name)] = bits.stderr
-  entry["perplexity"] = 2 ** entry["bits_per_token"]
-  if "stderr" in entry:
-    slope = math.log(2) * entry["perplexity"]
-    entry[_error_of("perplexity")] = slope * entry["stderr"]
-  return entry
-
-
-def _baselines(cfg, train_rows, test_rows):
-  """Entries of n-gram models, which are exact."""
-  entries = {}
-  for order in (2, 3):
-    bits = ngrams.bits(
-      train_rows.tokens_NL, test_rows.tokens_NL, cfg.net.vocab_size, order
-    )
-    entries[f"ngram_{order}"] = {
-      "bits_per_token": bits,
-      "perplexity": 2**bits,
-      "protocol": _PROTOCOLS["ngram"],
-    }
-  return entries
-
-
-def _error_of(name):
-  """Key of a number's standard error."""
-  return "stderr" if name == "bits_per_token" else f"{name}_stderr"
-
-
-def _settings(cfg, name, section):
-  """What a bound's number hangs on, beside the rows."""
-  c = cfg.eval
-  settings = {"draws": c.draws, "clean_snr": cfg.clean_snr}
-  if name == "integral":
-    keys, section = ("snr_min", "snr_max", "snr_points"), c
-  else:
-    keys = ("path", "steps", "snr_min", "snr_max", "block") if section else ()
-  return settings | {k: getattr(section, k) for k in keys}

@@ -25,13 +25,89 @@ from dsl_jax.runtime import workdir as workdir_lib
 ITEMS = ("params", "ema", "rest")
 
 
+def _items(state):
+  """Splits a state into the items of a checkpoint."""
+  rest = {"step": state.step, "opt_state": state.opt_state}
+  return dict(zip(ITEMS, (state.params, state.ema, rest)))
+
+
+def _folders(root):
+  """Returns the folders of complete checkpoints, newest first."""
+  folders = (root / "checkpoints").glob("*")
+  folders = [folder for folder in folders if folder.name.isdigit()]
+  return sorted(folders, key=lambda folder: int(folder.name), reverse=True)
+
+
+@jax.jit
+def _digest(tree):
+  """Sums all bits as integers: the same in any order, so on every mesh."""
+  bits = [
+    jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    for x in jax.tree.leaves(tree)
+  ]
+  return sum(jnp.sum(x, dtype="uint32") for x in bits)
+
+
+def _restore_on_all(path, abstract):
+  """Restores a tree on every process, or fails on every process."""
+  tree, error = None, None
+  try:
+    tree = ocp.StandardCheckpointer().restore(path, abstract)
+  except Exception as raised:  # told to the other processes first
+    error = raised
+  if jax.process_count() > 1:
+    succeeded = multihost_utils.process_allgather(np.bool_(error is None))
+    if error is None and not succeeded.all():
+      first = int(np.argmin(succeeded))
+      error = ValueError(f"process {first} cannot read {path}")
+  if error is not None:
+    raise error
+  return tree
+
+
+def _restore_item(folder, name, abstract):
+  """Restores one item; its digest must be the saved one."""
+  # Digests as NumPy arrays: the devices that saved them may not be here.
+  digests = {item: np.zeros((), np.uint32) for item in ITEMS}
+  tree = _restore_on_all(folder / name, abstract)
+  digests = _restore_on_all(folder / "digest", digests)
+  if int(_digest(tree)) != int(digests[name]):
+    raise ValueError(f"{name} is not what was saved")
+  return tree
+
+
+def _one_line(error):
+  reason = str(error).split("\n")[0][:200]
+  return f"{type(error).__name__}: {reason}"
+
+
+def _restore_newest(root, abstract):
+  """Returns the newest readable items, their step and unreadable folders."""
+  unreadable = []
+  for folder in _folders(root):
+    try:
+      items = {k: _restore_item(folder, k, x) for k, x in abstract.items()}
+      return items, int(folder.name), unreadable
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+      logging.warning(
+        "checkpoint %s cannot be read (%s); trying the one before it",
+        folder,
+        _one_line(error),
+      )
+      unreadable.append(folder)
+  steps = ", ".join(folder.name for folder in unreadable)
+  raise errors.UserError(
+    f"none of the checkpoints {steps} in {root / 'checkpoints'} can be read; "
+    "bring back a copy or choose a new --workdir."
+  )
+
+
 class Checkpoints:
   """Saves and restores train states; files are written in the background.
 
   Keeps the newest `keep` and the one with the lowest held-out loss. A save
-  first waits until the save before it is written, so a process that is killed
-  loses at most the steps between two saves and those taken while the last
-  checkpoint was being written.
+  first waits for the save before it, so a process that is killed loses at most
+  the steps between two saves and those taken while one was being written.
   """
 
   def __init__(self, workdir: str, *, keep: int):
@@ -59,7 +135,7 @@ class Checkpoints:
 
     Args:
       step: updates done.
-      state: what to save.
+      state: with any sharding.
       scores: {"loss"} on held-out rows, if it was measured.
 
     Raises:
@@ -125,6 +201,11 @@ class Checkpoints:
       ) from error
 
 
+def exists(workdir: str) -> bool:
+  """Returns whether the workdir has a checkpoint, readable or not."""
+  return bool(_folders(pathlib.Path(workdir)))
+
+
 def restore_params(
   workdir: str,
   *,
@@ -158,89 +239,3 @@ def restore_params(
   item, root = "ema" if ema else "params", pathlib.Path(workdir).absolute()
   items, step, _ = _restore_newest(root, {item: abstract})
   return items[item], step
-
-
-def exists(workdir: str) -> bool:
-  """Returns whether the workdir has a checkpoint, readable or not."""
-  return bool(_folders(pathlib.Path(workdir)))
-
-
-def _items(state):
-  """Splits a state into the items of a checkpoint."""
-  rest = {"step": state.step, "opt_state": state.opt_state}
-  return dict(zip(ITEMS, (state.params, state.ema, rest)))
-
-
-def _folders(root):
-  """Returns the folders of complete checkpoints, newest first."""
-  folders = (root / "checkpoints").glob("*")
-  folders = [folder for folder in folders if folder.name.isdigit()]
-  return sorted(folders, key=lambda folder: int(folder.name), reverse=True)
-
-
-@jax.jit
-def _digest(tree):
-  """Sums all bits as integers: the same in any order, so on every mesh."""
-  bits = [
-    jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    for x in jax.tree.leaves(tree)
-  ]
-  return sum(jnp.sum(x, dtype="uint32") for x in bits)
-
-
-def _restore_newest(root, abstract):
-  """Restores items of the newest readable checkpoint.
-
-  Returns:
-    The items, their step and the newer folders, which cannot be read.
-  """
-  unreadable = []
-  for folder in _folders(root):
-    try:
-      items = {k: _restore_item(folder, k, x) for k, x in abstract.items()}
-      return items, int(folder.name), unreadable
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-      logging.warning(
-        "checkpoint %s cannot be read (%s); trying the one before it",
-        folder,
-        _one_line(error),
-      )
-      unreadable.append(folder)
-  steps = ", ".join(folder.name for folder in unreadable)
-  raise errors.UserError(
-    f"none of the checkpoints {steps} in {root / 'checkpoints'} can be read; "
-    "bring back a copy or choose a new --workdir."
-  )
-
-
-def _restore_item(folder, name, abstract):
-  """Restores one item; its digest must be the saved one."""
-  # Digests as NumPy arrays: the devices that saved them may not be here.
-  digests = {item: np.zeros((), np.uint32) for item in ITEMS}
-  tree = _restore_on_all(folder / name, abstract)
-  digests = _restore_on_all(folder / "digest", digests)
-  if int(_digest(tree)) != int(digests[name]):
-    raise ValueError(f"{name} is not what was saved")
-  return tree
-
-
-def _restore_on_all(path, abstract):
-  """Restores a tree on every process, or fails on every process."""
-  tree, error = None, None
-  try:
-    tree = ocp.StandardCheckpointer().restore(path, abstract)
-  except Exception as raised:  # told to the other processes first
-    error = raised
-  if jax.process_count() > 1:
-    succeeded = multihost_utils.process_allgather(np.bool_(error is None))
-    if error is None and not succeeded.all():
-      first = int(np.argmin(succeeded))
-      error = ValueError(f"process {first} cannot read {path}")
-  if error is not None:
-    raise error
-  return tree
-
-
-def _one_line(error):
-  reason = str(error).split("\n")[0][:200]
-  return f"{type(error).__name__}: {reason}"

@@ -37,48 +37,6 @@ _FLAGS = ["config", "workdir", "mode", *_ABBREVIATIONS]
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def parse(
-  argv: Sequence[str], modes: Mapping[str, Mode]
-) -> tuple[config_lib.Config | None, str, str]:
-  """Parses --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
-
-  --text=X abbreviates --config.eval.text=X, and so on. A boolean key is also
-  set by --config.key alone, and reset by --noconfig.key.
-
-  Args:
-    argv: program name and arguments.
-    modes: what --mode may be; the first is the default.
-
-  Returns:
-    The validated config, or None where the mode needs none and none is given;
-    the workdir; the mode.
-
-  Raises:
-    errors.UserError: anything wrong with the above.
-  """
-  flags = _split(argv[1:])
-  mode = flags.pop("mode", next(iter(modes)))
-  if mode not in modes:
-    raise errors.UserError(f"--mode is {mode!r}" + errors.nearest(mode, modes))
-  for name in modes[mode].needs:
-    if not flags.get(name):
-      raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
-  path, workdir = flags.pop("config", ""), flags.pop("workdir", "")
-  if not path and not flags:
-    return None, workdir, mode
-  config = _load(path)
-  defaults = config_lib.flatten(config)
-  for name, value in flags.items():
-    key = _key(name, value, mode)
-    if key not in defaults:
-      hint = errors.nearest(key, defaults)
-      raise errors.UserError(f"unknown config key {key!r}{hint}")
-    text = "false" if name.startswith("noconfig.") else value
-    typed = _convert(key, text, type(defaults[key]))
-    config.update_from_flattened_dict({key: typed})
-  return config_lib.from_config_dict(config), workdir, mode
-
-
 def _split(args):
   """Returns {name: value} of --name=value and --name value, "" for none."""
   args, flags = list(args), {}
@@ -137,3 +95,45 @@ def _convert(key, text, kind):
     raise errors.UserError(
       f"{key} is {text!r}; give a value of type {kind.__name__}."
     ) from error
+
+
+def parse(
+  argv: Sequence[str], modes: Mapping[str, Mode]
+) -> tuple[config_lib.Config | None, str, str]:
+  """Parses --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
+
+  --text=X abbreviates --config.eval.text=X, and so on. A boolean key is also
+  set by --config.key alone, and reset by --noconfig.key.
+
+  Args:
+    argv: program name and arguments.
+    modes: what --mode may be; the first is the default.
+
+  Returns:
+    The validated config, or None where the mode needs none and none is given;
+    the workdir; the mode.
+
+  Raises:
+    errors.UserError: anything wrong with the above.
+  """
+  flags = _split(argv[1:])
+  mode = flags.pop("mode", next(iter(modes)))
+  if mode not in modes:
+    raise errors.UserError(f"--mode is {mode!r}" + errors.nearest(mode, modes))
+  for name in modes[mode].needs:
+    if not flags.get(name):
+      raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
+  path, workdir = flags.pop("config", ""), flags.pop("workdir", "")
+  if not path and not flags:
+    return None, workdir, mode
+  config = _load(path)
+  defaults = config_lib.flatten(config)
+  for name, value in flags.items():
+    key = _key(name, value, mode)
+    if key not in defaults:
+      hint = errors.nearest(key, defaults)
+      raise errors.UserError(f"unknown config key {key!r}{hint}")
+    text = "false" if name.startswith("noconfig.") else value
+    typed = _convert(key, text, type(defaults[key]))
+    config.update_from_flattened_dict({key: typed})
+  return config_lib.from_config_dict(config), workdir, mode

@@ -26,12 +26,7 @@ _T = TypeVar("_T")
 
 
 def _within(contains: Callable, fix: str) -> Callable[[_T], _T]:
-  """Returns default -> a field whose values `contains` must accept.
-
-  Args:
-    contains: value -> whether it is allowed; must be False for NaN.
-    fix: what to use instead, for the error.
-  """
+  """Returns default -> a field whose value `contains` must accept."""
   metadata = {"contains": contains, "fix": fix}
   return lambda default: dataclasses.field(default=default, metadata=metadata)
 
@@ -230,11 +225,80 @@ def to_config_dict(cfg: Config) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(dataclasses.asdict(cfg))
 
 
-def from_config_dict(values: Mapping) -> Config:
-  """Builds and validates a `Config` from nested mappings.
+def _check_ranges(section, prefix):
+  for field in dataclasses.fields(section):
+    name, value = prefix + field.name, getattr(section, field.name)
+    if dataclasses.is_dataclass(value):
+      _check_ranges(value, name + ".")
+    elif type(value) is int and value >= 2**32:
+      raise errors.UserError(f"{name} is {value}; use one below 2**32.")
+    elif field.metadata and not field.metadata["contains"](value):
+      raise errors.UserError(f"{name} is {value!r}; {field.metadata['fix']}.")
 
-  Args:
-    values: a `ConfigDict` or parsed JSON; absent keys take their defaults.
+
+def validate(cfg: Config) -> None:
+  """Checks every value that can be judged without data or devices.
+
+  Raises:
+    errors.UserError: names the key, its value and the fix.
+  """
+  _check_ranges(cfg, "")
+  if cfg.law.name not in TRAINING_LAWS:
+    raise errors.UserError(
+      f"law.name is {cfg.law.name!r}"
+      + errors.nearest(cfg.law.name, TRAINING_LAWS)
+    )
+  if cfg.train.batch_size % cfg.train.microbatches:
+    raise errors.UserError(
+      f"train.microbatches is {cfg.train.microbatches}; it must divide "
+      f"train.batch_size, which is {cfg.train.batch_size}."
+    )
+  if cfg.eval.snr_min >= cfg.eval.snr_max:
+    raise errors.UserError(
+      f"eval.snr_min is {cfg.eval.snr_min}; it must be below eval.snr_max, "
+      f"which is {cfg.eval.snr_max}."
+    )
+
+
+def _cast(cls, value, name):
+  """Returns value as cls; only exact conversions."""
+  if dataclasses.is_dataclass(cls):
+    return _build(cls, value, name + ".")
+  if cls is float and type(value) is int:
+    return float(value)
+  if type(value) is not cls:
+    raise errors.UserError(
+      f"{name} is {value!r}; give a value of type {cls.__name__}."
+    )
+  return value
+
+
+def _build(cls, values, prefix):
+  """Builds a section from a mapping."""
+  if not isinstance(values, (Mapping, config_dict.ConfigDict)):
+    raise errors.UserError(
+      f"{prefix[:-1]} is {values!r}; it is a section of keys."
+    )
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  for key in values:
+    if key not in fields:
+      hint = errors.nearest(prefix + key, [prefix + name for name in fields])
+      raise errors.UserError(f"unknown config key {prefix + key!r}{hint}")
+  for key, field in fields.items():
+    optional = field.default_factory is not dataclasses.MISSING
+    optional |= field.default is not dataclasses.MISSING
+    if key not in values and not optional:
+      raise errors.UserError(f"{prefix}{key} is missing; set it.")
+  types = typing.get_type_hints(cls)
+  cast = {k: _cast(types[k], v, prefix + k) for k, v in values.items()}
+  try:
+    return cls(**cast)
+  except ValueError as error:  # a section that checks itself
+    raise errors.UserError(f"{prefix}{error}") from error
+
+
+def from_config_dict(values: Mapping) -> Config:
+  """Builds a `Config` from a `ConfigDict` or parsed JSON.
 
   Raises:
     errors.UserError: unknown key, wrong type or a value out of range.
@@ -262,75 +326,3 @@ def variant(arg: str, variants: Mapping[str, _T], config: str) -> _T:
   named = [name for name in variants if name]
   hint = errors.nearest(arg, named) if named else " or any other; leave it out."
   raise errors.UserError(f"{config} has no variant {arg!r}{hint}")
-
-
-def validate(cfg: Config) -> None:
-  """Checks every value that can be judged without data or devices.
-
-  Raises:
-    errors.UserError: names the key, its value and the fix.
-  """
-  _check_ranges(cfg, "")
-  if cfg.law.name not in TRAINING_LAWS:
-    raise errors.UserError(
-      f"law.name is {cfg.law.name!r}"
-      + errors.nearest(cfg.law.name, TRAINING_LAWS)
-    )
-  if cfg.train.batch_size % cfg.train.microbatches:
-    raise errors.UserError(
-      f"train.microbatches is {cfg.train.microbatches}; it must divide "
-      f"train.batch_size, which is {cfg.train.batch_size}."
-    )
-  if cfg.eval.snr_min >= cfg.eval.snr_max:
-    raise errors.UserError(
-      f"eval.snr_min is {cfg.eval.snr_min}; it must be below eval.snr_max, "
-      f"which is {cfg.eval.snr_max}."
-    )
-
-
-def _check_ranges(section, prefix):
-  for field in dataclasses.fields(section):
-    name, value = prefix + field.name, getattr(section, field.name)
-    if dataclasses.is_dataclass(value):
-      _check_ranges(value, name + ".")
-    elif type(value) is int and value >= 2**32:
-      raise errors.UserError(f"{name} is {value}; use one below 2**32.")
-    elif field.metadata and not field.metadata["contains"](value):
-      raise errors.UserError(f"{name} is {value!r}; {field.metadata['fix']}.")
-
-
-def _build(cls, values, prefix):
-  """Builds a section from a mapping."""
-  if not isinstance(values, (Mapping, config_dict.ConfigDict)):
-    raise errors.UserError(
-      f"{prefix[:-1]} is {values!r}; it is a section of keys."
-    )
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  for key in values:
-    if key not in fields:
-      hint = errors.nearest(prefix + key, [prefix + name for name in fields])
-      raise errors.UserError(f"unknown config key {prefix + key!r}{hint}")
-  for key, field in fields.items():
-    optional = field.default_factory is not dataclasses.MISSING
-    optional |= field.default is not dataclasses.MISSING
-    if key not in values and not optional:
-      raise errors.UserError(f"{prefix}{key} is missing; set it.")
-  types = typing.get_type_hints(cls)
-  cast = {k: _cast(types[k], v, prefix + k) for k, v in values.items()}
-  try:
-    return cls(**cast)
-  except ValueError as error:  # a section that checks itself
-    raise errors.UserError(f"{prefix}{error}") from error
-
-
-def _cast(cls, value, name):
-  """Returns value as cls; only exact conversions."""
-  if dataclasses.is_dataclass(cls):
-    return _build(cls, value, name + ".")
-  if cls is float and type(value) is int:
-    return float(value)
-  if type(value) is not cls:
-    raise errors.UserError(
-      f"{name} is {value!r}; give a value of type {cls.__name__}."
-    )
-  return value

@@ -14,6 +14,33 @@ from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
 
 
+def _remove_after(workdir, step):
+  """Removes the lines of later steps, and a last line cut short."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line + "\n")
+    except ValueError:
+      continue
+  workdir_lib.write(workdir, path.name, "".join(kept))
+
+
+def _tensorboard(workdir, start):
+  """Returns a TensorBoard writer if tensorboardX is installed."""
+  try:
+    import tensorboardX
+  except ImportError:
+    logging.info("no TensorBoard files: tensorboardX is not installed")
+    return None
+  return tensorboardX.SummaryWriter(
+    os.path.join(workdir, "tensorboard"), purge_step=start + 1
+  )
+
+
 class Recorder:
   """Writes what training reports, on process 0 only.
 
@@ -123,30 +150,3 @@ class Recorder:
     for output in (self._bar, self._file, self._board):
       if output is not None:
         output.close()
-
-
-def _remove_after(workdir, step):
-  """Removes the lines of later steps, and a last line cut short."""
-  path = pathlib.Path(workdir) / "metrics.jsonl"
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
-    try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line + "\n")
-    except ValueError:
-      continue
-  workdir_lib.write(workdir, path.name, "".join(kept))
-
-
-def _tensorboard(workdir, start):
-  """Returns a TensorBoard writer if tensorboardX is installed."""
-  try:
-    import tensorboardX
-  except ImportError:
-    logging.info("no TensorBoard files: tensorboardX is not installed")
-    return None
-  return tensorboardX.SummaryWriter(
-    os.path.join(workdir, "tensorboard"), purge_step=start + 1
-  )

@@ -19,33 +19,22 @@ _FREE_KEYS = ("net.remat", "net.unroll", "net.attention", "name")
 _ROWS = ("data.corpus", "data.tokenizer", "data.dir")
 
 
-def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
-  """Writes config.json, unless the workdir belongs to another run.
-
-  Args:
-    workdir: created if absent.
-    cfg: the config; may differ from the stored one in the free keys.
-    data_hash: of the packed training rows.
+def stored(workdir: str) -> tuple[config_lib.Config, str]:
+  """Returns the config and the data hash of the run in a workdir.
 
   Raises:
-    errors.UserError: not writable, or the workdir of another run; then nothing
-      is written.
+    errors.UserError: config.json is absent or damaged.
   """
-  root = pathlib.Path(workdir)
-  compare(workdir, cfg, data_hash)
-  if (root / "checkpoints").exists() and not (root / "config.json").exists():
-    raise errors.UserError(
-      f"{workdir} has checkpoints and no config.json; choose a new --workdir."
-    )
+  path = pathlib.Path(workdir) / "config.json"
   try:
-    root.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      stored = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
-      write(workdir, "config.json", json.dumps(stored, indent=2))
-  except OSError as error:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    config, data_hash = content["config"], content["data_hash"]
+    for section, key in config_lib.REMOVED:
+      config[section].pop(key, None)
+    return config_lib.from_config_dict(config), data_hash
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise errors.UserError(
-      f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
-      "choose another."
+      f"{path} is not the config of a run ({error}); choose another --workdir."
     ) from error
 
 
@@ -81,22 +70,41 @@ def compare(
       )
 
 
-def stored(workdir: str) -> tuple[config_lib.Config, str]:
-  """Returns the config and the data hash of the run in a workdir.
+def write(workdir: str, name: str, text: str) -> None:
+  """Writes a file of a workdir, completely or not at all."""
+  target = pathlib.Path(workdir) / name
+  temporary = target.with_name(target.name + ".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  os.replace(temporary, target)
+
+
+def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
+  """Writes config.json, unless the workdir belongs to another run.
+
+  Args:
+    workdir: created if absent.
+    cfg: the config; may differ from the stored one in the free keys.
+    data_hash: of the packed training rows.
 
   Raises:
-    errors.UserError: config.json is absent or damaged.
+    errors.UserError: not writable, or the workdir of another run; then nothing
+      is written.
   """
-  path = pathlib.Path(workdir) / "config.json"
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    config, data_hash = content["config"], content["data_hash"]
-    for section, key in config_lib.REMOVED:
-      config[section].pop(key, None)
-    return config_lib.from_config_dict(config), data_hash
-  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+  root = pathlib.Path(workdir)
+  compare(workdir, cfg, data_hash)
+  if (root / "checkpoints").exists() and not (root / "config.json").exists():
     raise errors.UserError(
-      f"{path} is not the config of a run ({error}); choose another --workdir."
+      f"{workdir} has checkpoints and no config.json; choose a new --workdir."
+    )
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      stored = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
+      write(workdir, "config.json", json.dumps(stored, indent=2))
+  except OSError as error:
+    raise errors.UserError(
+      f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
+      "choose another."
     ) from error
 
 
@@ -114,20 +122,6 @@ def make_folder(key: str, path: str) -> None:
     )
 
 
-def write(workdir: str, name: str, text: str) -> None:
-  """Writes a file of a workdir, completely or not at all."""
-  target = pathlib.Path(workdir) / name
-  temporary = target.with_name(target.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, target)
-
-
-def write_json(workdir: str, name: str, tree: dict) -> None:
-  """Writes a tree of dicts, lists and numbers; null for NaN and infinity."""
-  text = json.dumps(_finite(tree), indent=2, allow_nan=False)
-  write(workdir, name, text)
-
-
 def _finite(tree):
   """Returns the tree with None for NaN and infinities, which JSON lacks."""
   if isinstance(tree, dict):
@@ -137,3 +131,9 @@ def _finite(tree):
   if isinstance(tree, float) and not math.isfinite(tree):
     return None
   return tree
+
+
+def write_json(workdir: str, name: str, tree: dict) -> None:
+  """Writes a tree of dicts, lists and numbers; null for NaN and infinity."""
+  text = json.dumps(_finite(tree), indent=2, allow_nan=False)
+  write(workdir, name, text)

@@ -1,0 +1,201 @@
+"""Opens a trained run and its text: packed rows, tokenizer, a user's file."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
+
+_EMBEDDED = ("kjv",)  # comes with a package and is packed in seconds
+
+
+def rows_folder(data: config_lib.Data) -> str:
+  """Returns where the packed rows are: data.dir, or a name per setting."""
+  if data.dir:
+    return data.dir
+  name = f"{data.corpus}_{data.tokenizer}_{data.length}"
+  name += "_wrapped" if data.wrap else ""
+  return "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
+
+
+def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
+  """Opens the packed rows of a split; packs an embedded corpus first.
+
+  Args:
+    cfg: its data section and the vocabulary size of its network.
+    split: train, validation or test.
+
+  Raises:
+    errors.UserError: not prepared, or of another length or vocabulary.
+    ValueError: damaged.
+  """
+  data, folder = cfg.data, rows_folder(cfg.data)
+  if data.corpus in _EMBEDDED:
+    prepare.prepare(
+      corpus=data.corpus,
+      tokenizer=data.tokenizer,
+      length=data.length,
+      out=folder,
+      wrap=data.wrap,
+    )
+  elif not packing.is_finished(folder, split):
+    corpora.check(data.corpus)
+    raise errors.UserError(
+      f"{folder} has no prepared {split} rows; run python -m "
+      f"dsl_jax.data.prepare --corpus={data.corpus} "
+      f"--tokenizer={data.tokenizer} --length={data.length} "
+      f"--wrap={data.wrap} --out={folder}."
+    )
+  packed = packing.load(folder, split)
+  manifest = packed.manifest
+  kind = data.tokenizer.partition(":")[0]
+  for key, value, packed_value in (
+    ("data.tokenizer", kind, manifest["tokenizer"].partition(":")[0]),
+    ("data.length", data.length, manifest["length"]),
+    ("data.wrap", data.wrap, manifest["wrap"]),
+    ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
+  ):
+    if value != packed_value:
+      raise errors.UserError(
+        f"{key} is {value}; the rows in {folder} were made with "
+        f"{packed_value}, so set it to that or prepare others."
+      )
+  return packed
+
+
+def draw_rows(packed: packing.Packed, count: int, seed: int) -> np.ndarray:
+  """Draws rows without replacement, int32 [N, L]; all if there are fewer."""
+  N = len(packed.tokens_NL)
+  rows = batches.row_at(np.arange(min(count, N)), N, seed)
+  return np.asarray(packed.tokens_NL[rows], np.int32)
+
+
+def batched(
+  rows_NL: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields tokens_BL and mask_BL of one shape; see `batches.eval_batches`."""
+  return batches.eval_batches(packing.Packed(rows_NL, {}), batch_size)
+
+
+def check_batch(
+  key: str,
+  size: int,
+  *,
+  packed: packing.Packed | None = None,
+  divisor: int = 1,
+) -> None:
+  """Rejects a batch that the rows or the devices cannot provide.
+
+  Args:
+    key: of the size in the config.
+    size: rows of the batch.
+    packed: rows it is taken from; None does not limit the size.
+    divisor: equal parts the batch is split into.
+
+  Raises:
+    errors.UserError: too large, or not divisible.
+  """
+  if packed is not None and size > len(packed.tokens_NL):
+    raise errors.UserError(
+      f"{key} is {size}; there are only {len(packed.tokens_NL)} "
+      f"{packed.manifest['split']} rows, so use at most that."
+    )
+  if size % divisor:
+    raise errors.UserError(
+      f"{key} is {size}; use a multiple of {divisor}, to split it equally over "
+      "devices and microbatches."
+    )
+
+
+def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
+  """Loads the tokenizer of the run.
+
+  Raises:
+    errors.UserError: its ids are not those of the network.
+    ValueError, ImportError: it cannot be loaded.
+  """
+  tokenizer = tokenizers.load(cfg.data.tokenizer)
+  if tokenizer.vocab_size != cfg.net.vocab_size:
+    raise errors.UserError(
+      f"net.vocab_size is {cfg.net.vocab_size}; tokenizer "
+      f"{cfg.data.tokenizer!r} has {tokenizer.vocab_size} ids, so set it to "
+      "that."
+    )
+  return tokenizer
+
+
+def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+  """Returns the tokens of a text, int32 [n], normalised as the corpus was."""
+  arrays = packing.encode_documents([text], tokenizer)
+  ids = np.concatenate([np.zeros(0, np.int32), *arrays])
+  return ids[:-1] if len(ids) and ids[-1] == tokenizer.eos_id else ids
+
+
+def text_ids(
+  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
+) -> np.ndarray:
+  """Returns the tokens of the file eval.text, int32 [n].
+
+  Raises:
+    errors.UserError: the file cannot be read, is not UTF-8, or is empty.
+  """
+  path = cfg.eval.text
+  try:
+    with open(path, encoding="utf-8") as file:
+      text = file.read()
+  except UnicodeDecodeError as error:
+    raise errors.UserError(
+      f"eval.text is {path!r}, which is not UTF-8 at byte {error.start}; "
+      "convert it."
+    ) from error
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f"eval.text is {path!r}, which cannot be read; give the path of a text "
+      "file."
+    ) from error
+  if not text.strip():
+    raise errors.UserError(
+      f"eval.text is {path!r}, which is empty; give a file with text."
+    )
+  return encode(text, tokenizer)
+
+
+def add_markers(
+  rows_NL: np.ndarray, tokenizer: tokenizers.Tokenizer
+) -> np.ndarray:
+  """Puts BOS before and EOS after every row, as `wrap` does."""
+  bos_N1 = np.full((len(rows_NL), 1), tokenizer.bos_id, np.int32)
+  eos_N1 = np.full((len(rows_NL), 1), tokenizer.eos_id, np.int32)
+  return np.concatenate([bos_N1, rows_NL, eos_N1], axis=1)
+
+
+def text_rows(
+  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
+) -> np.ndarray:
+  """Splits the file eval.text into rows as the corpus was, int32 [N, L].
+
+  Raises:
+    errors.UserError: the text is shorter than a row.
+  """
+  ids, L = text_ids(cfg, tokenizer), cfg.data.length
+  inner = L - 2 * cfg.data.wrap
+  if len(ids) < inner:
+    raise errors.UserError(
+      f"eval.text is {cfg.eval.text!r} with {len(ids)} tokens, shorter than "
+      f"the context of {inner}; give a longer text."
+    )
+  rows_NL = ids[: len(ids) // inner * inner].reshape(-1, inner)
+  return add_markers(rows_NL, tokenizer) if cfg.data.wrap else rows_NL
+
+
+def characters(
+  rows_NL: np.ndarray, tokenizer: tokenizers.Tokenizer
+) -> np.ndarray:
+  """Counts the characters of every row without its markers, [N]."""
+  markers = [x for x in (tokenizer.bos_id, tokenizer.eos_id) if x is not None]
+  return np.array(
+    [len(tokenizer.decode(row[~np.isin(row, markers)])) for row in rows_NL]
+  )
