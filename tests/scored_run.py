@@ -1,7 +1,6 @@
 """A tiny run for the modes that score, and a judge of letters."""
 
 import pathlib
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from dsl_jax.data import corpora, packing, tokenizers
 from dsl_jax.quality import judge as judges
 from dsl_jax.runtime import command
 
-ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = pathlib.Path(__file__).parent.parent / "configs/quickstart.py"
 TINY = {
   "data.corpus": "text:none",
   "net.width": 16,
@@ -55,33 +54,31 @@ class LetterJudge:
 
 def quickstart(*extra):
   """The quickstart's config with changes."""
-  config = f"--config={ROOT / 'configs/quickstart.py'}"
-  return command.parse(["main", config, "--workdir=x", *extra], ("eval",))[0]
+  argv = ["main", f"--config={CONFIG}", "--workdir=x", "--mode=reproduce"]
+  return command.parse([*argv, *extra], main.MODES)[0]
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
+  """A folder with a trained run, and (mode, *flags, **keys) -> argv."""
   root = tmp_path_factory.mktemp("scoring")
-  tokenizer = tokenizers.load("text8")
+  (root / "rows").mkdir()
   chapters = corpora.kjv().splits["validation"]
   for split, text in (("train", chapters[:1]), ("validation", chapters[1:2])):
-    (root / "rows").mkdir(exist_ok=True)
     packing.write(
       str(root / "rows"),
       split,
       text,
-      tokenizer,
+      tokenizers.load("text8"),
       length=16,
-      corpus="text",
-      source="two chapters",
-      spec="text8",
+      origin=packing.Origin("text", "two chapters", "text8"),
     )
 
   def of(mode, *extra, workdir="run", **changes):
     settings = TINY | {"data.dir": str(root / "rows")} | changes
     return [
       "main",
-      f"--config={ROOT / 'configs/quickstart.py'}",
+      f"--config={CONFIG}",
       f"--workdir={root / workdir}",
       f"--mode={mode}",
       *(f"--config.{key}={value}" for key, value in settings.items()),
@@ -94,8 +91,7 @@ def arguments(tmp_path_factory):
 
 @pytest.fixture
 def run(arguments, monkeypatch):
-  """Runs a mode; returns its exit code."""
+  """The folder, and a function that runs a mode and returns its exit code."""
   monkeypatch.setattr(judges, "CausalJudge", LetterJudge)
-  monkeypatch.setitem(sys.modules, "mauve", None)  # as where it is absent
   root, of = arguments
   return root, lambda *args, **kwargs: main.main(of(*args, **kwargs))

@@ -47,18 +47,18 @@ def test_corrected_perplexity_scores_every_token_once():
   for length in (1, 2, 7, 8, 9, 12, 13, 30):
     text = "".join("abcd"[i * i % 4] for i in range(length))
     ids = [0, *judge.encode(text)]
-    found = perplexity.corrected(judge, [text])
+    result = perplexity.corrected(judge, [text])
     expected = math.exp(cost(judge, itertools.pairwise(ids)))
-    assert found.value == pytest.approx(expected) and found.tokens == length
+    assert result.value == pytest.approx(expected) and result.tokens == length
 
 
 def test_published_perplexity_leaves_out_what_it_is_said_to():
   judge = BigramJudge()
   ids = judge.encode("ab$cd$$abc")  # pieces of 8: "ab$cd$$a" and "bc"
   pairs = [(ids[i], ids[i + 1]) for i in (0, 1, 2, 3, 6, 8)]
-  found = perplexity.remdm(judge, ["ab$cd$$abc"])
-  assert found.value == pytest.approx(math.exp(cost(judge, pairs)))
-  assert found.tokens == 6 and found.protocol == "remdm"
+  result = perplexity.remdm(judge, ["ab$cd$$abc"])
+  assert result.value == pytest.approx(math.exp(cost(judge, pairs)))
+  assert result.tokens == 6 and result.protocol == "remdm"
 
 
 def test_perplexity_is_weighted_by_token_and_has_an_error():
@@ -67,11 +67,11 @@ def test_perplexity_is_weighted_by_token_and_has_an_error():
   texts = [
     "".join(rng.choice(list("abcd"), rng.integers(2, 8))) for _ in range(400)
   ]
-  found = perplexity.remdm(judge, texts)
+  result = perplexity.remdm(judge, texts)
   pairs = [p for x in texts for p in itertools.pairwise(judge.encode(x))]
-  assert found.value == pytest.approx(math.exp(cost(judge, pairs)))
+  assert result.value == pytest.approx(math.exp(cost(judge, pairs)))
   halves = [perplexity.remdm(judge, texts[i::20]).value for i in range(20)]
-  assert found.stderr == pytest.approx(np.std(halves) / 20**0.5, rel=0.5)
+  assert result.stderr == pytest.approx(np.std(halves) / 20**0.5, rel=0.5)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_texts_that_cannot_be_judged(texts, words):
 
 def test_features_are_of_the_end_of_the_cut_text():
   judge = BigramJudge()
-  found = perplexity.features(judge, ["ab", "aaaaaaab" + "d"])
-  np.testing.assert_array_equal(found, judge.table[[2, 2]])
+  result = perplexity.features(judge, ["ab", "aaaaaaab" + "d"])
+  np.testing.assert_array_equal(result, judge.table[[2, 2]])
 
 
 def test_unigram_entropy_is_that_of_the_counts():
@@ -158,14 +158,16 @@ def test_ece_of_a_calibrated_and_of_an_overconfident_guess():
 
 def test_ratio_has_the_error_of_its_repetitions():
   rng = np.random.default_rng(0)
-  found = []
+  estimates = []
   for _ in range(400):
     size = rng.integers(5, 15, 64)
     shared = np.repeat(rng.normal(size=16), 4)  # neighbours depend
     total = size * (2 + shared + rng.normal(size=64))
-    found.append(estimate.ratio(total, size, group=4))
-  spread = np.std([x.value for x in found])
-  assert np.mean([x.stderr for x in found]) == pytest.approx(spread, rel=0.1)
+    estimates.append(estimate.ratio(total, size, group=4))
+  spread = np.std([x.value for x in estimates])
+  assert np.mean([x.stderr for x in estimates]) == pytest.approx(
+    spread, rel=0.1
+  )
   one = estimate.ratio([3.0], [2.0])
   assert one.value == 1.5 and math.isnan(one.stderr)
   with pytest.raises(ValueError, match="0 units"):
@@ -174,9 +176,9 @@ def test_ratio_has_the_error_of_its_repetitions():
 
 def test_jackknife_of_a_mean_is_the_usual_error_and_counts_stay_right():
   x = np.random.default_rng(0).normal(size=50)
-  found = estimate.jackknife(lambda kept: x[kept].mean(), 50, groups=50)
-  assert found.value == pytest.approx(x.mean())
-  assert found.stderr == pytest.approx(x.std(ddof=1) / 50**0.5)
+  result = estimate.jackknife(lambda kept: x[kept].mean(), 50, groups=50)
+  assert result.value == pytest.approx(x.mean())
+  assert result.stderr == pytest.approx(x.std(ddof=1) / 50**0.5)
   seen = []
   estimate.jackknife(lambda kept: seen.append(len(set(kept))) or 0.0, 25)
   assert seen[0] == 25 and sorted(seen[1:]) == [22] * 5 + [23] * 5

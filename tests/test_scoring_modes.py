@@ -1,6 +1,7 @@
-"""The modes that score, analyse and correct, end to end; all mistakes."""
+"""The modes that score, analyse and correct, end to end; user errors."""
 
 import json
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,22 +10,30 @@ import scored_run
 from scored_run import quickstart
 
 from dsl_jax.data import tokenizers
-from dsl_jax.modes import correct, evaluate, held_out, report
+from dsl_jax.modes import analyze, correct, evaluate, trained
 
 arguments, run = scored_run.arguments, scored_run.run
+
+
+class State(NamedTuple):
+  """What `analyze.Changes` reads of a sampler's state."""
+
+  tokens_BL: np.ndarray
+  snr_BL: np.ndarray
 
 
 def test_every_number_has_its_error_and_protocol(run, capsys):
   root, mode = run
   bounds = "endpoint,integral,masked,left_to_right:16,continuous:4"
   assert mode("eval", **{"eval.bounds": bounds, "eval.draws": 2}) == 0
-  found = json.loads((root / "run/eval.json").read_text())
-  assert found["sequences"] == 11
+  text = (root / "run/eval.json").read_text()
+  result = json.loads(text)
+  assert result["sequences"] == 11
   names = ["endpoint", "integral", "masked_3_steps"]
   names += ["left_to_right_16_steps", "continuous_4_steps"]
-  assert list(found["bounds"]) == [*names, "ngram_2", "ngram_3"]
+  assert list(result["bounds"]) == [*names, "ngram_2", "ngram_3"]
   for name in names:
-    row = found["bounds"][name]
+    row = result["bounds"][name]
     assert row["bits_per_token"] == pytest.approx(row["bits_per_char"])
     assert row["perplexity"] == pytest.approx(2 ** row["bits_per_token"])
     slope = np.log(2) * row["perplexity"]
@@ -32,20 +41,13 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
     assert row["perplexity_stderr"] == pytest.approx(slope * error) and error
     assert row["stderr_draws"] >= 0 and row["protocol"] and "seed" in row
     assert row["settings"]["draws"] == 2
-  assert found["bounds"]["continuous_4_steps"]["settings"]["steps"] == 4
+  assert result["bounds"]["continuous_4_steps"]["settings"]["steps"] == 4
   lines = capsys.readouterr().out.splitlines()
   head = next(i for i, x in enumerate(lines) if x.startswith("bound"))
   assert "bits/char" in lines[head]
   assert lines[head + 4].startswith("left_to_right_16_steps")
-
-
-def test_evaluation_repeats_itself(run):
-  root, mode = run
-  short = {"eval.bounds": "endpoint"}
-  assert mode("eval", **short) == 0
-  first = (root / "run/eval.json").read_text()
-  assert mode("eval", **short) == 0
-  assert (root / "run/eval.json").read_text() == first
+  assert mode("eval", **{"eval.bounds": bounds, "eval.draws": 2}) == 0
+  assert (root / "run/eval.json").read_text() == text  # it repeats itself
 
 
 def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path):
@@ -53,13 +55,13 @@ def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path):
   text = tmp_path / "verse.txt"
   text.write_text("In the beginning, God created: the heaven and the earth.")
   assert mode("eval", f"--text={text}") == 0
-  found = json.loads((root / "run/eval-verse.json").read_text())
-  assert found["sequences"] == 3 and "ngram_2" not in found["bounds"]
+  result = json.loads((root / "run/eval-verse.json").read_text())
+  assert result["sequences"] == 3 and "ngram_2" not in result["bounds"]
   tokens = tokenizers.load("text8").encode(
     "in the beginning god created the heaven and the earth "
   )
   cfg = quickstart(f"--text={text}", "--config.data.length=16")
-  rows = held_out.text_rows(cfg, tokenizers.load("text8"))
+  rows = trained.text_rows(cfg, tokenizers.load("text8"))
   np.testing.assert_array_equal(rows.reshape(-1), tokens[:48])
 
 
@@ -69,24 +71,43 @@ def test_analysis_writes_numbers_plots_and_a_page(run):
   assert mode("train", **other) == 0
   control = {"eval.control": root / "control", "sample.path": "remask_cap"}
   assert mode("analyze", **control, **{"sample.eta": 0.5}) == 0
-  found = json.loads((root / "run/analysis.json").read_text())
+  result = json.loads((root / "run/analysis.json").read_text())
   names = {"calibration", "repair", "information", "changes", "invariance"}
-  assert names <= set(found)
-  assert {x.stem for x in (root / "run/analysis").iterdir()} == names
-  for picture in (root / "run/analysis").iterdir():
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-  assert len(found["repair"]) == 15 and found["repair"][4]["snr"] == "clean"
-  assert 0 < found["calibration"]["ece"] < 1
-  assert 0 < found["calibration"]["ece_stderr"] < 1
-  assert sum(found["calibration"]["count"]) >= 11
-  assert found["changes"]["remask_cap"]["remasks"] > 0
-  assert found["changes"]["masked"]["remasks"] == 0
-  assert found["invariance"]["gain_stderr"] > 0
-  assert (np.diff(found["information"]["bits_per_token"]) > 0).all()
+  assert names <= set(result)
+  pictures = list((root / "run/analysis").iterdir())
+  assert {x.stem for x in pictures} == names - {"changes"} | {"mmse"}
+  assert all(x.read_bytes()[:4] == b"\x89PNG" for x in pictures)
+  assert len(result["repair"]) == 15 and result["repair"][4]["snr"] == "clean"
+  assert 0 < result["calibration"]["ece"] < 1
+  assert 0 < result["calibration"]["ece_stderr"] < 1
+  assert sum(result["calibration"]["count"]) >= 11
+  assert result["changes"]["remask_cap"]["remasks"] > 0
+  assert result["changes"]["masked"]["remasks"] == 0
+  gain = result["invariance"]
+  assert gain["gain_stderr"] > 0
+  difference = np.subtract(gain["bits_without"], gain["bits_given"])
+  np.testing.assert_allclose(gain["gain_by_snr"], difference, atol=1e-5)
+  # Information is half the integral of the mmse: trapezoids in log SNR.
+  x, y = (np.array(result["information"][k]) for k in ("snr", "mmse"))
+  bits = (x[0] * y[0] + np.trapezoid(x * y, np.log(x))) / 2 / np.log(2)
+  assert result["information"]["bits_per_token"][-1] == pytest.approx(bits)
   assert mode("eval", **{"eval.bounds": "endpoint"}) == 0
   assert mode("sample") == 0
-  page = report.write(str(root / "run")).read_text()
-  assert page.count("data:image/png;base64,") == 2 + len(names)
+  assert mode("report") == 0
+  page = (root / "run/report.html").read_text()
+  assert page.count("data:image/png;base64,") == 2 + len(pictures)
+
+
+def test_changes_follow_one_token_through_rows():
+  counter = analyze.Changes(1, 1)
+  inf = np.inf
+  rows = [(5, 0), (5, inf), (5, 2.0), (6, inf), (9, 0), (6, inf), (7, inf)]
+  for i, (token, snr) in enumerate(rows):
+    # 5 is committed, remasked, 6, remasked, 6 again, 7.
+    state = State(np.array([[token]]), np.array([[snr]]))
+    counter(i, state)
+  assert counter.remasks_BL.tolist() == [[2]]
+  assert counter.rewrites_BL.tolist() == [[2]]
 
 
 def test_correction_marks_and_keeps_the_rest(run, tmp_path, capsys):
@@ -95,14 +116,14 @@ def test_correction_marks_and_keeps_the_rest(run, tmp_path, capsys):
   text.write_text("and the lord said unto moses in the wilderness of sinai")
   code = mode("correct", f"--text={text}", **{"eval.suspicion": 0.04})
   assert code == 0
-  found = json.loads((root / "run/correct-letter.json").read_text())
+  result = json.loads((root / "run/correct-letter.json").read_text())
   after = (root / "run/correct-letter.txt").read_text()
   before = text.read_text()
-  assert found["tokens"] == len(before) == len(after)
-  assert found["marked"] == len(found["marks"]) > 0
+  assert result["tokens"] == len(before) == len(after)
+  assert result["marked"] == len(result["marks"]) > 0
   changed = {i for i, (a, b) in enumerate(zip(before, after)) if a != b}
-  assert changed == {m["position"] for m in found["marks"] if m["repaired"]}
-  for mark in found["marks"]:
+  assert changed == {m["position"] for m in result["marks"] if m["repaired"]}
+  for mark in result["marks"]:
     assert mark["p_found"] < 0.04 and 0 <= mark["confidence"] <= 1
     assert mark["found"] == before[mark["position"]]
     if mark["repaired"]:
@@ -116,13 +137,12 @@ def test_correction_marks_and_keeps_the_rest(run, tmp_path, capsys):
 def test_windows_cover_a_text_once():
   for n in (1, 4, 5, 8, 11):
     ids = np.arange(n)
-    rows, starts = correct.windows(ids, 4)
-    for row, start in zip(rows, starts):
-      np.testing.assert_array_equal(row, ids[start : start + len(row)])
-    marked = np.ones(rows.shape, bool)
-    found = {"marked": marked, "tokens": rows + 100}
-    found |= {"before": 0.1 * marked, "after": 0.3 * marked}
-    marks, repaired = correct.collect(ids, starts, found)
+    rows = correct.windows(ids, 4)
+    assert rows.shape[1] == min(n, 4)
+    np.testing.assert_array_equal(correct.join(rows, n), ids)
+    marked, p = np.ones(n, bool), np.full(n, 0.1)
+    verdict = correct.Verdict(marked, p, ids + 100, 3 * p)
+    marks, repaired = correct.collect(ids, verdict, str)
     assert [mark["position"] for mark in marks] == list(range(n))
     np.testing.assert_array_equal(repaired, ids + 100)
     assert marks[0]["confidence"] == pytest.approx(0.75)
@@ -151,7 +171,8 @@ def test_windows_cover_a_text_once():
     ("reproduce", {"eval.samples": 10**6}, "validation rows"),
     ("reproduce", {"eval.samples": 1}, "eval.samples is 1"),
     ("analyze", {"eval.control": "nowhere"}, "nowhere/config.json"),
-    ("analyze", {"eval.control": "SAME"}, "name a run that differs in that"),
+    ("analyze", {"eval.control": "SAME"}, "and net.snr_condition True"),
+    ("analyze", {"sample.path": "maskd"}, "did you mean 'masked'"),
     ("analyze", {"eval.batch_size": 9}, "eval.batch_size is 9"),
   ],
 )
@@ -176,10 +197,11 @@ def test_mistakes_are_one_sentence(
   assert error.startswith("error: ") and words in error
 
 
-def test_bounds_are_read_with_their_steps():
+def test_bounds_are_parsed_with_their_steps():
   cfg = quickstart(
     "--config.eval.bounds= blocks:8 , endpoint", "--config.sample.block=4"
   )
-  plans = evaluate.plan(cfg)
-  assert list(plans) == ["blocks_8_steps", "endpoint"]
-  assert plans["endpoint"] is None and plans["blocks_8_steps"].steps == 8
+  sections = evaluate.parse_bounds(cfg)
+  assert list(sections) == ["blocks_8_steps", "endpoint"]
+  assert sections["endpoint"] is None
+  assert sections["blocks_8_steps"].steps == 8

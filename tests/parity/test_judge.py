@@ -42,9 +42,9 @@ def test_nats_are_those_of_the_logits(smollm2, texts):
 
 
 def test_features_serve_mauve(smollm2, texts):
-  found = perplexity.features(smollm2, texts)
-  assert found.shape == (2, 576) and np.isfinite(found).all()
-  assert mauve.score(found, found).value == pytest.approx(1)
+  result = perplexity.features(smollm2, texts)
+  assert result.shape == (2, 576) and np.isfinite(result).all()
+  assert mauve.score(result, result).value == pytest.approx(1)
 
 
 @pytest.mark.parametrize("spec", ["nowhere/model", "nowhere.gguf"])
