@@ -48,7 +48,7 @@ def test_four_hosts_then_two_then_one_end_like_one(rows, alone, tmp_path):
   kill_runs.kill(started, signal.SIGKILL)
   saved, last = kill_runs.newest(workdir), max(kill_runs.reported(workdir))
   # The steps since the last save, and those taken while it was written.
-  assert last - 2 * kill_runs.EVERY < saved <= last
+  assert last - 2 * kill_runs.EVERY <= saved <= last
 
   started = start(processes=2, devices=2)
   wait_for(workdir, last + 5)
