@@ -27,6 +27,6 @@ def test_score_is_that_of_mauve_text(human, samples, width, shift):
   ours = mauve.score(p, q)
   assert ours.value == pytest.approx(theirs.mauve, abs=0.01)
   assert ours.buckets == theirs.num_buckets
-  if (human, samples) == (200, 200):  # here the order can be told
+  if (human, samples) == (200, 200):  # here the order changes the score
     swapped = package.compute_mauve(p_features=q, q_features=p)
     assert abs(ours.value - swapped.mauve) > 0.02
