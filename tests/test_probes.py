@@ -18,14 +18,14 @@ law = oracle.law
 
 def exact_conditionals(law):
   """p(s_i = v | the other tokens) of every sequence, [S, L, V]."""
-  found = np.zeros((len(law.probs), 3, 4))
+  joint = np.zeros((len(law.probs), 3, 4))
   index = {tuple(row): i for i, row in enumerate(law.sequences)}
   for s, row in enumerate(law.sequences):
     for i in range(3):
       for v in range(4):
         other = (*row[:i], v, *row[i + 1 :])
-        found[s, i, v] = law.probs[index[other]]
-  return found / found.sum(axis=-1, keepdims=True)
+        joint[s, i, v] = law.probs[index[other]]
+  return joint / joint.sum(axis=-1, keepdims=True)
 
 
 def test_suspicion_is_the_conditional_of_the_other_tokens(law):
@@ -34,11 +34,11 @@ def test_suspicion_is_the_conditional_of_the_other_tokens(law):
     probes.suspicion, denoiser=law.denoiser, clean_snr=CLEAN
   )
   p, best, best_p = judge(law.params, KEY, tokens, groups=3)
-  want = exact_conditionals(law)
-  here = np.take_along_axis(want, law.sequences[..., None], axis=-1)[..., 0]
+  expected = exact_conditionals(law)
+  here = np.take_along_axis(expected, law.sequences[..., None], axis=-1)[..., 0]
   np.testing.assert_allclose(p, here, atol=1e-4)
-  np.testing.assert_allclose(best_p, want.max(axis=-1), atol=1e-4)
-  assert (np.asarray(best) == want.argmax(axis=-1)).all()
+  np.testing.assert_allclose(best_p, expected.max(axis=-1), atol=1e-4)
+  assert (np.asarray(best) == expected.argmax(axis=-1)).all()
   for groups in (0, 4):
     with pytest.raises(ValueError, match=f"groups is {groups}; use 1 to 3"):
       judge(law.params, KEY, tokens, groups=groups)
@@ -73,22 +73,22 @@ def test_repair_agrees_with_bayes_at_both_ends(law):
     denoiser=law.denoiser,
     clean_snr=CLEAN,
   )
-  clean = run(rate=0.3, snr=jnp.inf)  # what is committed is believed
+  clean = run(rate=0.3, snr=jnp.inf)  # committed tokens are believed
   assert float(clean["repaired"].sum()) == 0
   assert float(clean["kept"].sum()) == float(clean["clean"].sum())
   assert float((clean["wrong"] + clean["clean"]).sum()) == 3 * 4096
   share = float(clean["wrong"].sum()) / (3 * 4096)
   assert share == pytest.approx(0.3, abs=0.02)
-  # Nothing is seen at SNR 0, so wrong or not, the most probable token is read.
+  # Nothing is seen at SNR 0, so wrong or not, the most probable token is predicted.
   blind = run(rate=0.3, snr=0.0)
   marginals = np.einsum("s,slv->lv", law.probs, np.eye(4)[law.sequences])
-  want = marginals.max(axis=1).mean()
+  expected = marginals.max(axis=1).mean()
   for key, total in (("repaired", "wrong"), ("kept", "clean")):
-    found = float(blind[key].sum() / blind[total].sum())
-    assert found == pytest.approx(want, abs=0.03)
+    rate = float(blind[key].sum() / blind[total].sum())
+    assert rate == pytest.approx(expected, abs=0.03)
 
 
-def test_being_told_the_snr_gains_nothing_with_unit_norms(law):
+def test_seeing_the_snr_gains_nothing_with_unit_norms(law):
   given = law.denoiser._replace(
     hidden=lambda p, z, key=None, snr_BL=None: law.denoiser.hidden(p, z),
     sees_snr=True,
