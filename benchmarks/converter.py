@@ -1,10 +1,10 @@
-"""The converter's forward pass beside plain PyTorch, turn by turn.
+"""The converter's forward pass compared with plain PyTorch.
 
 python -m benchmarks.converter [--tokens=1024] [--vocab=50257] [--sphere_dim=64]
   [--width=768] [--rounds=9] [--json=FILE]
 
-softmax(z e^T + b) B in f32 on all cores. "of peak" is the share of the FLOP/s
-that a large product reaches in the same rounds.
+softmax(z e^T + b) B in f32 on all cores. "of peak" is the fraction of the
+FLOP/s of a large matrix product in the same rounds.
 """
 
 import statistics
@@ -18,29 +18,32 @@ from dsl_jax import vocab
 
 
 def measure(args):
-  """Times all sides in turn; returns a row of figures."""
+  """Times all sides in turns; returns a row of figures."""
   rng = np.random.default_rng(0)
-  draw = lambda *shape: rng.standard_normal(shape, np.float32)
-  z, table = (
-    draw(args.tokens, args.sphere_dim),
-    draw(args.vocab, args.sphere_dim),
+
+  def normal(*shape):
+    return rng.standard_normal(shape, np.float32)
+
+  noise, table = (
+    normal(rows, args.sphere_dim) for rows in (args.tokens, args.vocab)
   )
   table /= np.linalg.norm(table, axis=-1, keepdims=True)
-  z = 20 * table[: args.tokens] + 20**0.5 * z  # the channel at an SNR of 20
-  values, bias = draw(args.vocab, args.width), draw(args.vocab)
-  ours = jax.jit(
-    lambda z, e, b, rows: vocab.expectation(z[None], e, rows, bias_V=b)
-  )
-  theirs = [torch.from_numpy(x) for x in (z, table, bias, values)]
-  arrays = [jax.device_put(x) for x in (z, table, bias, values)]
+  z = 20 * table[: args.tokens] + 20**0.5 * noise  # the channel at an SNR of 20
+  values, bias = normal(args.vocab, args.width), normal(args.vocab)
+  jax_arrays = [jax.device_put(x) for x in (z, table, bias, values)]
+  torch_arrays = [torch.from_numpy(x) for x in (z, table, bias, values)]
+
+  @jax.jit
+  def expectation(z, table, bias, values):
+    return vocab.expectation(z[None], table, values, bias_V=bias)
 
   @torch.no_grad()
   def run_torch():
-    z, e, b, rows = theirs
-    return torch.softmax(torch.addmm(b, z, e.T), -1) @ rows
+    z, table, bias, values = torch_arrays
+    return torch.softmax(torch.addmm(bias, z, table.T), -1) @ values
 
   sides = {
-    "dsl_jax": lambda: jax.block_until_ready(ours(*arrays)),
+    "dsl_jax": lambda: jax.block_until_ready(expectation(*jax_arrays)),
     "pytorch": run_torch,
     "peak": side_by_side.peak(),
   }

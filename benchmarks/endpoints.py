@@ -1,12 +1,12 @@
-"""How close a fresh DSL model is to its MDLM at the endpoints.
+"""The distance between a converted DSL model and its MDLM at the endpoints.
 
 python -m benchmarks.endpoints [--mdlm=runs/finetune/mdlm.ckpt] [--random=...]
 
 Two models: the one that benchmarks/finetune.py trains, on held-out text, and a
 twin of ROWS,WIDTH,DEPTH,HEADS with random weights, on random tokens. Half of
-the places are hidden (z = 0), the others clean (z = clean_snr e(v)). At the
-hidden places the log-probabilities of all tokens are compared with those of the
-masked model inside the same weights: the largest and the mean absolute
+the positions are masked (z = 0), the others clean (z = clean_snr e(v)). At the
+masked positions the log-probabilities of all tokens are compared with those of
+the masked model inside the same weights: the largest and the mean absolute
 difference and the mean KL(MDLM || DSL), in nats.
 """
 
@@ -23,14 +23,14 @@ import torch
 from benchmarks import finetune, torch_twin
 from dsl_jax import convert
 from dsl_jax.core import channel, sphere
-from dsl_jax.modes import inputs
+from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 
 CLEAN_SNRS = (10, 30, 100, 300, 1000)
 
 
-def differences(path, tokens_BL, sphere_dim, beta, clean_snrs, prior=0.99):
-  """Returns (largest, mean, KL) for every clean_snr; None takes any token."""
+def differences(path, tokens_BL, sphere_dim, beta, prior):
+  """Returns (largest, mean, KL) for every clean_snr; None takes any tokens."""
   params, cfg = convert.mdlm.load(
     path, sphere_dim=sphere_dim, beta_init=beta, mask_prior=prior
   )
@@ -38,8 +38,8 @@ def differences(path, tokens_BL, sphere_dim, beta, clean_snrs, prior=0.99):
   rng = np.random.default_rng(0)
   if tokens_BL is None:
     tokens_BL = rng.integers(0, cfg.vocab_size, (2, 64))
-  places = np.arange(tokens_BL.size) % 2 == 0
-  visible_BL = rng.permuted(places).reshape(tokens_BL.shape)
+  half = np.arange(tokens_BL.size) % 2 == 0
+  visible_BL = rng.permuted(half).reshape(tokens_BL.shape)
   x_BLD = sphere.embed(net.table(params), jnp.asarray(tokens_BL))
 
   @jax.jit
@@ -50,19 +50,19 @@ def differences(path, tokens_BL, sphere_dim, beta, clean_snrs, prior=0.99):
 
   hidden = jax.jit(net.hidden)
   masked_BL = np.where(visible_BL, tokens_BL, cfg.vocab_size)
-  want = np.asarray(log_probs(net.hidden_tokens(params, masked_BL)))
-  rows = []
-  for clean_snr in clean_snrs:
+  mdlm_BLV = np.asarray(log_probs(net.hidden_tokens(params, masked_BL)))
+  results = []
+  for clean_snr in CLEAN_SNRS:
     z_BLD = channel.hard(x_BLD, jnp.asarray(visible_BL), clean_snr=clean_snr)
-    found = np.asarray(log_probs(hidden(params, z_BLD)))
-    gap = (want - found)[~visible_BL]
-    kl = np.sum(np.exp(want[~visible_BL]) * gap, axis=-1).mean()
-    rows.append((np.abs(gap).max(), np.abs(gap).mean(), kl))
-  return rows
+    dsl_BLV = np.asarray(log_probs(hidden(params, z_BLD)))
+    gap_NV = (mdlm_BLV - dsl_BLV)[~visible_BL]
+    kl = np.sum(np.exp(mdlm_BLV[~visible_BL]) * gap_NV, axis=-1).mean()
+    results.append((np.abs(gap_NV).max(), np.abs(gap_NV).mean(), kl))
+  return results
 
 
 def random_twin(folder, sizes):
-  """Writes a twin in which every weight is random; returns its file."""
+  """Writes a twin with random weights; returns its file."""
   rows, width, depth, heads = sizes
   torch.manual_seed(0)
   cfg = torch_twin.Config(rows, width, depth, heads, mask_id=rows - 1)
@@ -81,15 +81,17 @@ def random_twin(folder, sizes):
 
 def table(path, tokens_BL, sphere_dim):
   """Returns Markdown: a line for every beta, a column for every clean_snr."""
-  heads = " | ".join(f"clean_snr {snr}" for snr in CLEAN_SNRS)
-  lines = [f"| beta | q_M at 0 | {heads} |"]
+  columns = " | ".join(f"clean_snr {snr}" for snr in CLEAN_SNRS)
+  lines = [f"| beta | q_M at 0 | {columns} |"]
   lines += ["|---" * (len(CLEAN_SNRS) + 2) + "|"]
-  for beta, prior in (
-    *((beta, 0.99) for beta in (1 / math.sqrt(sphere_dim), 0.5, 1.0, 2.0)),
-    (1.0, 0.999),
-  ):
-    found = differences(path, tokens_BL, sphere_dim, beta, CLEAN_SNRS, prior)
-    cells = " | ".join(f"{a:.3f} / {b:.4f} / {c:.1e}" for a, b, c in found)
+  settings = [(b, 0.99) for b in (1 / math.sqrt(sphere_dim), 0.5, 1.0, 2.0)]
+  for beta, prior in [*settings, (1.0, 0.999)]:
+    cells = " | ".join(
+      f"{largest:.3f} / {mean:.4f} / {kl:.1e}"
+      for largest, mean, kl in differences(
+        path, tokens_BL, sphere_dim, beta, prior
+      )
+    )
     lines.append(f"| {beta:g} | {prior} | {cells} |")
   return "\n".join(lines)
 
@@ -101,8 +103,8 @@ def main():
   args = parser.parse_args()
   print("max / mean / KL in nats")
   if pathlib.Path(args.mdlm).exists():
-    cfg = finetune.read_config("", "unused")
-    rows_NL = inputs.open_split(cfg, "validation").tokens_NL
+    cfg = finetune.load_config("", "unused")
+    rows_NL = trained.open_rows(cfg, "validation").tokens_NL
     tokens_BL = np.asarray(rows_NL[:64], np.int32)
     print(
       f"\n{args.mdlm}, trained, D = 16\n\n{table(args.mdlm, tokens_BL, 16)}"

@@ -1,13 +1,13 @@
-"""Masked sampling beside MDLM's sampler in plain PyTorch, turn by turn.
+"""Masked sampling compared with MDLM's sampler in plain PyTorch.
 
 python -m benchmarks.sampling [--lengths 256 1024] [--steps 64 256 1024]
   [--peaks] [--json=FILE]
 python -m benchmarks.sampling --schedules  # traces of ten schedules
 
-Both sides draw sequences from a network of the same shape by T ancestral steps
-in f32, with draws that keep rare tokens: the twin draws Gumbel noise in f64 for
-every position and token, as the published sampler does. Its steps all cost the
-same, so --twin_steps of them are timed and scaled to T; ours run whole.
+Both draw sequences from a network of the same shape in T ancestral steps in
+f32, with draws that keep rare tokens: the twin draws Gumbel noise in f64 for
+every position and token, as the published sampler does. All its steps cost the
+same, so --twin_steps of them are timed and scaled to T; ours are all timed.
 """
 
 import functools
@@ -23,9 +23,9 @@ from dsl_jax.nets import denoiser as denoiser_lib
 
 
 def jax_sampler(args, length, steps):
-  """Returns a function that draws a batch with ours: network calls.
+  """Returns a function that draws a batch with ours, for its network calls.
 
-  It has run once, on a path of one step: paths of any length share a program.
+  It is compiled on a path of one step: paths of any length share a program.
   """
   net = denoiser_lib.NetConfig(args.vocab, args.width, args.depth, 4, 64)
   denoiser = denoiser_lib.make_denoiser(net)
@@ -34,7 +34,7 @@ def jax_sampler(args, length, steps):
   path = paths.masked(path_key, steps, args.batch, length)
 
   def run(path=path):
-    found = samplers.sample(
+    samples = samplers.sample(
       params,
       key,
       path,
@@ -43,30 +43,35 @@ def jax_sampler(args, length, steps):
       top_p=args.top_p,
       strict_top_p=True,
     )
-    np.asarray(found.tokens_BL)
-    return found.calls
+    samples.tokens_BL.block_until_ready()
+    return samples.calls
 
   run(paths.masked(path_key, 1, args.batch, length))
   return run
 
 
 def traces(args, length):
-  """Runs ten schedules of up to 1,024 steps; how often the net was traced."""
+  """Runs ten schedules; returns their number and the traces of the network."""
   denoiser = denoiser_lib.make_denoiser(
     denoiser_lib.NetConfig(args.vocab, args.width, args.depth, 4, 64)
   )
-  seen, key = [], jax.random.key(0)
+  num_traces, key = 0, jax.random.key(0)
 
   def trunk(*arguments):
-    seen.append(1)
+    nonlocal num_traces
+    num_traces += 1
     return denoiser.trunk(*arguments)
 
   params = denoiser.init(key)
   remask = functools.partial(paths.remask, key, 16, 1, length)
-  soft = {"length": length, "snr_min": 1.0, "snr_max": 40.0}
+  # A prompt leaves the longest path a few rows that move.
+  prompt_mask_L = np.arange(length) >= 16
   schedules = [
-    *(paths.masked(key, steps, 1, length) for steps in (1, 16, 1024)),
-    *(paths.geometric(steps, **soft) for steps in (2, 9)),
+    paths.masked(key, 1, 1, length),
+    paths.masked(key, 16, 1, length),
+    paths.hold(paths.masked(key, 1024, 1, length), prompt_mask_L),
+    paths.geometric(2, length, snr_min=1.0, snr_max=40.0),
+    paths.geometric(9, length, snr_min=1.0, snr_max=40.0),
     paths.linear(5, length, snr_max=40.0),
     paths.lognormal_quantiles(6, length, mu=1.4, sigma=0.55),
     remask(kind="cap", eta=0.1),
@@ -74,9 +79,6 @@ def traces(args, length):
     paths.left_to_right(length, tokens_per_step=-(-length // 8)),
   ]
   for path in schedules:
-    # The longest is cut by a prompt, which leaves it a few rows that move.
-    known = np.arange(length) >= 16
-    path = paths.hold(path, known) if len(path) > 100 else path
     samplers.sample(
       params,
       key,
@@ -85,7 +87,7 @@ def traces(args, length):
       clean_snr=100.0,
       prompt_BL=np.zeros((1, length), np.int32),
     )
-  return len(schedules), len(seen)
+  return len(schedules), num_traces
 
 
 def torch_sampler(args, length, steps):
@@ -101,7 +103,7 @@ def torch_sampler(args, length, steps):
 
 
 def measure(args, length, steps):
-  """Times both sides in turn; returns a row of figures."""
+  """Times both sides in turns; returns a row of figures."""
   timed = min(steps, args.twin_steps)
   ours = jax_sampler(args, length, steps)
   twin = torch_sampler(args, length, timed)
@@ -109,11 +111,11 @@ def measure(args, length, steps):
   calls = []
   sides = {"dsl_jax": lambda: calls.append(ours()), "pytorch": twin}
   seconds = side_by_side.take_turns(sides, args.rounds)
-  # Past its last step the twin runs the network once more, for left masks.
+  # After its last step the twin calls the network once more, for masks left.
   scale = {"dsl_jax": 1.0, "pytorch": (steps + 1) / (timed + 1)}
   each = {
-    name: [s * scale[name] / args.batch for s in found]
-    for name, found in seconds.items()
+    name: [s * scale[name] / args.batch for s in times]
+    for name, times in seconds.items()
   }
   row = {"length": length, "steps": steps, "seconds_per_sequence": each}
   row |= side_by_side.ratio(each["pytorch"], each["dsl_jax"])
@@ -128,7 +130,7 @@ def measure(args, length, steps):
 
 
 def _child(args, length, steps, side):
-  """Arguments of a process that runs one side once and prints its memory."""
+  """Arguments of a process that calls one side once and prints its memory."""
   shared = ("batch", "width", "depth", "vocab", "top_p", "twin_steps")
   options = [f"--{name}={getattr(args, name)}" for name in shared]
   where = ["--lengths", str(length), "--steps", str(steps)]
@@ -147,7 +149,7 @@ def _parse():
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--twin_steps", type=int, default=4)
   parser.add_argument(
-    "--peaks", action="store_true", help="also the memory of either side alone"
+    "--peaks", action="store_true", help="also measure each side's memory"
   )
   parser.add_argument(
     "--schedules", action="store_true", help="count traces instead"
@@ -167,8 +169,8 @@ def main():
     return
   if args.schedules:
     for length in args.lengths:
-      number, seen = traces(args, length)
-      print(f"L={length}: {number} schedules, {seen} trace(s) of the network")
+      number, num_traces = traces(args, length)
+      print(f"L={length}: {number} schedules, {num_traces} network trace(s)")
     return
   rows = []
   print(

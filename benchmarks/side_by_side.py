@@ -1,7 +1,7 @@
-"""Two sides of a comparison, measured turn by turn in one process.
+"""Comparisons of several sides, measured in turns in one process.
 
-A slow minute of a shared machine then hits both, and a ratio is taken within
-each round, so its spread says how far the figures can be trusted.
+A slow minute of a shared machine then affects all sides, and ratios are taken
+within each round, so their range shows how reliable the figures are.
 """
 
 import argparse
@@ -24,11 +24,11 @@ def take_turns(
 
   Args:
     sides: name -> a function that returns when its work is done; call each
-      before, so that it is compiled and warm.
-    rounds: how many.
+      once before, so that it is compiled.
+    rounds: number of rounds.
     settle: calls at the start of each turn that are not timed. Memory that
-      the side before gave back is cold: a first step takes up to twice as
-      long as those that follow it.
+      the previous side freed is cold: a first step takes up to twice as long
+      as the following ones.
 
   Returns:
     name -> seconds, one per round.
@@ -46,21 +46,21 @@ def take_turns(
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict:
   """Returns median, lowest and highest of over / under, round by round."""
-  found = [a / b for a, b in zip(over, under)]
+  ratios = [a / b for a, b in zip(over, under)]
   return {
-    "ratio": statistics.median(found),
-    "ratio_range": [min(found), max(found)],
+    "ratio": statistics.median(ratios),
+    "ratio_range": [min(ratios), max(ratios)],
   }
 
 
-def spread(found: Mapping) -> str:
-  """Returns a ratio as text, "5.10 (4.90 to 5.30)"."""
-  low, high = found["ratio_range"]
-  return f"{found['ratio']:.2f} ({low:.2f} to {high:.2f})"
+def spread(result: Mapping) -> str:
+  """Returns a `ratio` as text, "5.10 (4.90 to 5.30)"."""
+  low, high = result["ratio_range"]
+  return f"{result['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def peak_memory(argv: Sequence[str]) -> int:
-  """Runs a Python module in a process of its own.
+  """Runs a Python module in its own process.
 
   Args:
     argv: module and arguments; it prints `memory()` as its last line.
@@ -68,15 +68,15 @@ def peak_memory(argv: Sequence[str]) -> int:
   Returns:
     The bytes it printed.
   """
-  found = subprocess.run(
+  process = subprocess.run(
     [sys.executable, "-m", *argv], check=True, capture_output=True, text=True
   )
-  return int(found.stdout.split()[-1])
+  return int(process.stdout.split()[-1])
 
 
 def memory() -> int:
-  """Returns the most memory this process has held, in bytes."""
-  try:  # what getrusage says includes the process that started this one
+  """Returns the peak memory of this process, in bytes."""
+  try:  # getrusage would include the process that started this one
     with open("/proc/self/status", encoding="ascii") as file:
       lines = dict(line.split(":", 1) for line in file)
     return int(lines["VmHWM"].split()[0]) * 1024
@@ -88,10 +88,7 @@ PEAK = 2 * 2048**3  # FLOPs of `peak`
 
 
 def peak() -> Callable[[], object]:
-  """Returns the side that tells the machine's peak: an f32 product of 2048^3.
-
-  It runs in JAX on all cores, as the sides it is compared with.
-  """
+  """Returns the side of the machine's peak: an f32 product of 2048^3 in JAX."""
   import jax
   import jax.numpy as jnp
 
@@ -103,22 +100,22 @@ def peak() -> Callable[[], object]:
 def of_peak(
   flops: float, seconds: Sequence[float], peak_seconds: Sequence[float]
 ) -> dict:
-  """Returns `ratio`: FLOP/s over those of `peak`, round by round."""
+  """Returns the `ratio` of FLOP/s to those of `peak`, round by round."""
   return ratio([s * flops / PEAK for s in peak_seconds], seconds)
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
   """Returns a parser with the flags of every comparison."""
-  found = argparse.ArgumentParser(description=doc.split("\n")[0])
-  found.add_argument("--json", help="also write the figures to this file")
-  return found
+  result = argparse.ArgumentParser(description=doc.split("\n")[0])
+  result.add_argument("--json", help="also write the figures to this file")
+  return result
 
 
 def write(path: str | None, rows: object) -> None:
-  """Writes figures, the machine and the command as JSON, if there is a path."""
+  """Writes figures, machine and command as JSON, unless path is None."""
   if not path:
     return
   machine = {"system": platform.platform(), "cores": os.cpu_count()}
-  found = {"machine": machine, "command": sys.argv[1:], "rows": rows}
+  result = {"machine": machine, "command": sys.argv[1:], "rows": rows}
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  pathlib.Path(path).write_text(json.dumps(found, indent=2) + "\n")
+  pathlib.Path(path).write_text(json.dumps(result, indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""DSL in plain PyTorch: the twin of MDLM with the converter in front.
+"""DSL in plain PyTorch: the MDLM twin with the converter in front.
 
-It has the parameters of our network and takes our training step, with all
+It has the parameters of our network and the same training step, with all
 scores of converter and head in memory (arXiv 2605.12836).
 """
 
@@ -14,7 +14,7 @@ from benchmarks import torch_twin
 
 
 class DSL(torch_twin.MDLM):
-  """MDLM whose input embeddings are a mean over rows, weighed by z.
+  """MDLM with input embeddings that are a mean over rows, weighted by z.
 
   The mask is the last id; its key is zero.
   """
@@ -43,7 +43,7 @@ def draw_snr(tokens, law, clean_snr, generator=None):
 
   Args:
     tokens: ids, [B, L].
-    law: `schema.Law`, smooth and one SNR for a sequence.
+    law: `config.Law`, smooth and one SNR per sequence.
     clean_snr: of a visible token.
     generator: of random numbers.
 
@@ -51,12 +51,17 @@ def draw_snr(tokens, law, clean_snr, generator=None):
     SNRs, [B, L].
   """
   B, L = tokens.shape
-  draw = lambda *shape: torch.rand(shape, generator=generator)
+
+  def uniform(*shape):
+    return torch.rand(shape, generator=generator)
+
   normal = torch.randn((B, 1), generator=generator)
-  visible = draw(B, L).argsort(-1) < torch.floor(draw(B, 1) * L)
-  ends = torch.where(visible, clean_snr * (0.8 + 0.2 * draw(B, L)), draw(B, L))
-  snr = torch.exp(law.mu + law.sigma * normal)
-  return torch.where(draw(B, 1) < law.endpoint_share, ends, snr)
+  visible = uniform(B, L).argsort(-1) < torch.floor(uniform(B, 1) * L)
+  clean = clean_snr * (0.8 + 0.2 * uniform(B, L))
+  endpoint = torch.where(visible, clean, uniform(B, L))
+  continuous = torch.exp(law.mu + law.sigma * normal)
+  is_endpoint = uniform(B, 1) < law.endpoint_share
+  return torch.where(is_endpoint, endpoint, continuous)
 
 
 def make_loss(law, clean_snr):

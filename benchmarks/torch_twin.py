@@ -1,9 +1,9 @@
 """A masked diffusion language model (MDLM) in plain PyTorch.
 
-The twin has the published model's parameter names and order, its loss, its
-average of the weights and its samplers, so that it can stand in for it: weights
-are converted from it, speed is compared with it. Masked Diffusion Language
-Models, arXiv 2406.07524; remasking, ReMDM, arXiv 2503.00307.
+The twin has the parameter names and order of the published model, its loss, its
+moving average of the weights and its samplers, so that tests convert its
+weights and benchmarks compare its speed. Masked Diffusion Language Models,
+arXiv 2406.07524; remasking, ReMDM, arXiv 2503.00307.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Config:
 
 
 class Embedding(nn.Module):
-  """A table of rows, named as MDLM names it."""
+  """A table of rows, with MDLM's parameter name."""
 
   def __init__(self, vocab_size, width):
     super().__init__()
@@ -188,7 +188,7 @@ class MDLM(nn.Module):
 
 
 class EMA:
-  """Exponential average of the parameters, as MDLM's checkpoints keep it."""
+  """Exponential average of the parameters, as in MDLM's checkpoints."""
 
   def __init__(self, model, decay=0.9999):
     self.decay, self.num_updates = decay, 0
@@ -214,12 +214,12 @@ def loss(model, tokens, generator=None):
   probability (1 - eps) t and its cross-entropy weighs 1/t.
   """
   batch, mask_id = tokens.shape[0], model.cfg.mask_id
-  draw = lambda *shape: torch.rand(
-    shape, generator=generator, device=tokens.device
-  )
-  time = (draw(batch) + torch.arange(batch, device=tokens.device)) / batch
+  device = tokens.device
+  uniform_B = torch.rand(batch, generator=generator, device=device)
+  time = (uniform_B + torch.arange(batch, device=device)) / batch
   time = ((1 - _TIME_EPS) * time + _TIME_EPS)[:, None]
-  masked = draw(*tokens.shape) < (1 - _TIME_EPS) * time
+  uniform_BL = torch.rand(tokens.shape, generator=generator, device=device)
+  masked = uniform_BL < (1 - _TIME_EPS) * time
   logits = model(torch.where(masked, mask_id, tokens))
   logits[..., mask_id] = -torch.inf
   nats = F.cross_entropy(
@@ -251,7 +251,7 @@ def train_step(model, optimizer, ema, tokens, generator=None, loss_fn=loss):
 
 
 def _nucleus(probs, top_p):
-  """Keeps the sorted prefix of mass up to top_p, the first token always."""
+  """Keeps the sorted prefix of mass at most top_p, and always the first."""
   values, order = probs.sort(-1, descending=True)
   keep = values.cumsum(-1) <= top_p
   keep[..., 0] = True

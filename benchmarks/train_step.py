@@ -1,14 +1,14 @@
-"""A training step beside plain PyTorch, turn by turn.
+"""A training step compared with plain PyTorch.
 
 python -m benchmarks.train_step [--shapes 4,128,27,16,128 ...] [--json=FILE]
 
-All sides do a whole step: noise, forward, backward, clipping, AdamW and the
-moving average, in f32 on all cores. PyTorch does it for two networks: ours,
+Both compute a whole step: noise, forward, backward, clipping, AdamW and the
+moving average, in f32 on all cores. PyTorch computes it for two networks: ours,
 with the same parameters, and MDLM's, which has no converter. Our step is timed
-with one in a program and with several (train.steps_per_call), and the loss
-alone as "forward". "of peak" is the share of the FLOP/s that a large product of
-ours reaches in the same rounds; FLOPs are counted from the shapes, recomputed
-ones left out.
+with one step per program and with several (train.steps_per_call), and the loss
+alone as "forward". "of peak" is the fraction of the FLOP/s of a large matrix
+product in the same rounds; FLOPs are counted from shapes, without those that
+are computed again.
 """
 
 import functools
@@ -21,8 +21,8 @@ import torch
 
 from benchmarks import side_by_side, torch_dsl, torch_twin
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import build, costs, optim
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import costs, optim
 from dsl_jax.runtime import state as state_lib
 
 # depth, width, vocabulary, batch, length
@@ -38,7 +38,8 @@ def make_net(depth, width, vocab):
 
 def jax_forward(net, tokens):
   """Returns a function that computes the loss of a batch."""
-  loss = jax.jit(build.loss(config_lib.Config("bench", net), dropout=False))
+  cfg = config_lib.Config("bench", net)
+  loss = jax.jit(state_lib.make_loss(cfg, dropout=False))
   params = denoiser_lib.make_denoiser(net).init(jax.random.key(0))
   key_B = jax.random.split(jax.random.key(1), len(tokens))
   mask_BL = jnp.ones(tokens.shape, bool)
@@ -50,23 +51,23 @@ def jax_steps(net, tokens, count):
   cfg = config_lib.Config(name="bench", net=net)
   tx = optim.make(cfg.optim, 1000)
   params = denoiser_lib.make_denoiser(net).init(jax.random.key(0))
-  holder = [state_lib.create(params, tx)]
-  step = functools.partial(
-    state_lib.train_step,
-    loss_fn=build.loss(cfg, dropout=True),
+  state = state_lib.create(params, tx)
+  recipe = state_lib.Recipe(
+    loss_fn=state_lib.make_loss(cfg, dropout=True),
     tx=tx,
     seed=0,
-    ema_decay=0.9999,
+    ema_decay=cfg.optim.ema_decay,
   )
   steps = jax.jit(
-    functools.partial(state_lib.train_steps, step=step), donate_argnums=0
+    functools.partial(state_lib.train_steps, recipe=recipe), donate_argnums=0
   )
   batches = (jnp.asarray(tokens),) * count
   mask_BL = jnp.ones(tokens.shape, bool)
 
   def run():
-    holder[0], sums = steps(holder[0], batches, mask_BL, jnp.int32(count))
-    jax.block_until_ready((holder[0], sums))
+    nonlocal state
+    state, sums = steps(state, batches, mask_BL, jnp.int32(count))
+    jax.block_until_ready((state, sums))
 
   return run
 
@@ -92,7 +93,7 @@ def torch_step(net, tokens, converter):
 
 
 def measure(shape, rounds, count):
-  """Times all sides in turn; returns a row of figures, tokens/s."""
+  """Times all sides in turns; returns a row of figures, tokens/s."""
   depth, width, vocab, batch, length = (int(n) for n in shape.split(","))
   tokens = np.random.default_rng(0).integers(0, vocab, (batch, length))
   ids, net = tokens.astype(np.int32), make_net(depth, width, vocab)
@@ -105,7 +106,8 @@ def measure(shape, rounds, count):
     "peak": side_by_side.peak(),
   }
   for run in sides.values():
-    run(), run()  # compile and warm up
+    run()  # compiles
+    run()
   seconds = side_by_side.take_turns(sides, rounds, settle=1)
   seconds["several"] = [s / count for s in seconds["several"]]
   row = {"shape": shape, "steps_per_call": count}
@@ -116,12 +118,11 @@ def measure(shape, rounds, count):
     row[name] = tokens.size / statistics.median(times)
     if name in ("one", "several"):
       for twin in ("dsl", "mdlm"):
-        found = side_by_side.ratio(seconds[twin], times)
-        row[f"{name}_over_{twin}"] = found
+        row[f"{name}_over_{twin}"] = side_by_side.ratio(seconds[twin], times)
     if name not in ("dsl", "mdlm"):
-      done = flops / 3 if name == "forward" else flops
-      found = side_by_side.of_peak(done, times, peak_seconds)
-      row[f"{name}_of_peak"] = found
+      row[f"{name}_of_peak"] = side_by_side.of_peak(
+        flops / 3 if name == "forward" else flops, times, peak_seconds
+      )
   return row
 
 

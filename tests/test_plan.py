@@ -80,8 +80,11 @@ def test_a_plan_reports_the_compiled_step(
 def test_a_plan_that_does_not_fit_says_what_to_change(
   capsys, monkeypatch, fake_topology
 ):
-  small = lambda topology: fake_topology(topology, memory=2**16)
-  monkeypatch.setattr(plan, "topology_devices", small)
+
+  def small_topology(topology):
+    return fake_topology(topology, memory=2**16)
+
+  monkeypatch.setattr(plan, "topology_devices", small_topology)
   out = run_plan(capsys, "v5e:2x4")[1]
   assert "does not fit" in out
   for change in ("mesh.rows below 4", "remat to dots or full", "fsdp above 1"):
