@@ -113,30 +113,28 @@ def test_tiles_of_positions_change_no_result(data, monkeypatch):
     )
     return (
       both(*data[:4]),
-      vocab.entropy(h, head, bias_V=bias, chunks=3),
-      vocab.argmax(h, head, chunks=3),
+      vocab.entropy(h, head, bias_V=bias),
+      vocab.argmax(h, head),
     )
 
   whole = run()
   monkeypatch.setattr(vocab, "TILE_SCORES", 25)
+  monkeypatch.setattr(vocab, "WHOLE_SCORES", 3 * 2 * 13)
   assert_close(run(), whole)
 
 
-@some_chunks
-def test_entropy(data, chunks):
+def test_entropy(data):
   h, head, bias, *_ = data
   bias = bias.at[3].set(-jnp.inf)
   logp = log_probs(h, head, bias)
   expected = -jnp.sum(jnp.exp(logp) * jnp.maximum(logp, -1e3), -1)
-  entropy = vocab.entropy(h, head, bias_V=bias, chunks=chunks)
-  assert_close(entropy, expected)
+  assert_close(vocab.entropy(h, head, bias_V=bias), expected)
 
 
-@some_chunks
-def test_argmax_is_the_lowest_of_equal_rows(data, chunks):
+def test_argmax_is_the_lowest_of_equal_rows(data):
   h, head, *_ = data
   twice = jnp.concatenate([head, head])
-  rows = vocab.argmax(h, twice, chunks=chunks)
+  rows = vocab.argmax(h, twice)
   np.testing.assert_array_equal(rows, np.argmax(h @ head.T, axis=-1))
 
 

@@ -372,6 +372,22 @@ def expectation_terms(
   return mean_BLC, top_BL, total_BL
 
 
+def _map_rows(fn, q_BLK, keys_VK, bias_V, *xs, num=None):
+  """Maps fn(scores_NV, *xs) over tiles of positions with whole rows of scores.
+
+  Returns [B, L] arrays; the work is cut along L alone.
+  """
+  B, L, _ = q_BLK.shape
+  tiles = _Tiles.of(B, L, num or -(-B * L * len(keys_VK) // WHOLE_SCORES))
+  keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)
+
+  def tile(q, *xs):
+    return fn(_scores(q, keys, bias), *xs)
+
+  results = _map(tile, tiles.split(q_BLK), *map(tiles.split, xs))
+  return jax.tree.map(tiles.join, results)
+
+
 def draw(
   key: jax.Array,
   h_BLM: jax.Array,
@@ -385,9 +401,8 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws tokens from softmax(<h, w_v> + b_v), exactly, rare tokens included.
 
-  A draw needs the whole row of logits, so the work is cut along L alone. The
-  tokens do not depend on how. Derivatives are not defined: logp is minus the
-  `nll` of the tokens, which has them.
+  The tokens do not depend on how the work is cut. Derivatives are not defined:
+  logp is minus the `nll` of the tokens, which has them.
 
   Args:
     key: typed random key, or one for every position, [B, L].
@@ -400,80 +415,39 @@ def draw(
     tokens_BL, int32, and logp_BL, f32: the log-probability in nats that the
     model itself gives the token, before temperature and truncation.
   """
-  B, L, _ = h_BLM.shape
-  tiles = _Tiles.of(B, L, chunks or -(-B * L * len(head_VM) // WHOLE_SCORES))
-  head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
   if key.ndim == 0:
-    key = jax.random.split(key, (B, L))
+    key = jax.random.split(key, h_BLM.shape[:2])
 
-  def draw_tile(h, key_data):
+  def draw_rows(logits_NV, key_data):
     return draws.draw(
       jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(key)),
-      _scores(h, head, bias),
+      logits_NV,
       temperature=temperature,
       top_p=top_p,
       strict=strict,
     )
 
-  key_data = tiles.split(jax.random.key_data(key))
-  tokens_BL, logp_BL = map(
-    tiles.join, _map(draw_tile, tiles.split(h_BLM), key_data)
-  )
-  return tokens_BL, logp_BL
+  key_data = jax.random.key_data(key)
+  return _map_rows(draw_rows, h_BLM, head_VM, bias_V, key_data, num=chunks)
 
 
 def entropy(
-  h_BLM: jax.Array,
-  head_VM: jax.Array,
-  *,
-  bias_V: jax.Array | None = None,
-  chunks: int | None = None,
+  h_BLM: jax.Array, head_VM: jax.Array, *, bias_V: jax.Array | None = None
 ) -> jax.Array:
-  """Entropy of softmax(<h, w_v> + b_v).
+  """Entropy of softmax(<h, w_v> + b_v), [B, L], f32, nats."""
 
-  Returns:
-    entropy_BL, f32, nats.
-  """
-  tiles, chunks = _tile(h_BLM.shape, len(head_VM), chunks)
-  head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
-  cut = _Chunks(len(head), chunks)
+  def entropy_rows(logits_NV):
+    logp_NV = jax.nn.log_softmax(logits_NV)
+    p_NV = jnp.exp(logp_NV)
+    return -jnp.sum(jnp.where(p_NV > 0, p_NV * logp_NV, 0.0), axis=-1)
 
-  def tile_entropy(h):
-    def step(carry, j):
-      top, total, mean = carry  # mean: sum of exp(s - top) (top - s)
-      s = _scores(h, cut.cut(head, j), cut.cut_bias(bias, j))
-      new, more, shrink, p = _accumulate(top, total, s)
-      gap = jnp.where(p > 0, new[:, None] - s, 0.0)  # 0 times inf is 0
-      mean = shrink * (mean + total * (new - top)) + jnp.sum(p * gap, axis=-1)
-      return new, more, mean
-
-    _, total, mean = cut.fold(step, (*_empty(len(h)), jnp.zeros(len(h))))
-    return jnp.log(total) + mean / total
-
-  return tiles.join(_map(tile_entropy, tiles.split(h_BLM)))
+  return _map_rows(entropy_rows, h_BLM, head_VM, bias_V)
 
 
-def argmax(
-  q_BLK: jax.Array, keys_VK: jax.Array, *, chunks: int | None = None
-) -> jax.Array:
-  """Row of the largest inner product, the lowest where several tie.
+def argmax(q_BLK: jax.Array, keys_VK: jax.Array) -> jax.Array:
+  """Row of the largest inner product, [B, L], int32; the lowest of several."""
 
-  Returns:
-    tokens_BL, int32.
-  """
-  tiles, chunks = _tile(q_BLK.shape, len(keys_VK), chunks)
-  keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(None, keys_VK)
-  cut = _Chunks(len(keys), chunks)
+  def argmax_rows(scores_NV):
+    return jnp.argmax(scores_NV, axis=-1).astype(jnp.int32)
 
-  def tile_argmax(q):
-    def step(carry, j):
-      top, best = carry
-      s = _scores(q, cut.cut(keys, j), cut.cut_bias(bias, j))
-      new = jnp.max(s, axis=-1)
-      row = cut.start(j) + jnp.argmax(s, axis=-1).astype(jnp.int32)
-      return jnp.maximum(top, new), jnp.where(new > top, row, best)
-
-    start = jnp.full(len(q), NEG_INF), jnp.zeros(len(q), jnp.int32)
-    return cut.fold(step, start)[1]
-
-  return tiles.join(_map(tile_argmax, tiles.split(q_BLK)))
+  return _map_rows(argmax_rows, q_BLK, keys_VK, None)
