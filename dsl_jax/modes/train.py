@@ -4,7 +4,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,24 +46,12 @@ def convert_checkpoint(cfg: config_lib.Config) -> dict:
   return params
 
 
-class Opened(NamedTuple):
-  """What a run needs from disk.
+def open_run(cfg: config_lib.Config, workdir: str):
+  """Checks everything that a user can get wrong, then claims the workdir.
 
-  Attributes:
-    mesh: its devices.
-    packed: training rows.
-    held_out: rows to evaluate on.
-    converted: parameters of cfg.init_from, or None.
+  Returns the mesh, training rows, held-out rows, and the parameters of
+  cfg.init_from or None.
   """
-
-  mesh: jax.sharding.Mesh
-  packed: packing.Packed
-  held_out: packing.Packed
-  converted: dict | None
-
-
-def open_run(cfg: config_lib.Config, workdir: str) -> Opened:
-  """Checks everything that a user can get wrong, then claims the workdir."""
   c = cfg.train
   config_lib.validate(cfg)
   mesh = sharding_lib.make_mesh(cfg.mesh)
@@ -88,7 +75,7 @@ def open_run(cfg: config_lib.Config, workdir: str) -> Opened:
   if cfg.init_from and not checkpoint.exists(workdir):
     converted = convert_checkpoint(cfg)
   workdir_lib.claim(workdir, cfg, packed.manifest["data_sha256"])
-  return Opened(mesh, packed, held_out, converted)
+  return mesh, packed, held_out, converted
 
 
 def make_loader(
@@ -177,17 +164,8 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   """Trains to cfg.train.steps, from the newest checkpoint if there is one.
 
   Saves and returns early on SIGTERM (on several hosts: on the pod's notice of
-  preemption) and after cfg.train.max_minutes.
-
-  Args:
-    cfg: the run.
-    workdir: for config.json, checkpoints and metrics.jsonl; made if absent.
-
-  Raises:
-    errors.UserError: a mistake in config, data or workdir, found before any
-      compilation; nothing is overwritten.
-    FloatingPointError: loss or gradient not finite; the checkpoints are of
-      earlier steps.
+  preemption) and after cfg.train.max_minutes. Raises FloatingPointError if the
+  loss or the gradient is not finite; the checkpoints are of earlier steps.
   """
   start_time, c = time.monotonic(), cfg.train
   with errors.user_errors():

@@ -19,19 +19,12 @@ from dsl_jax.runtime import sharding as sharding_lib
 
 
 class TrainState(NamedTuple):
-  """Everything a checkpoint holds; nothing random is in it.
+  """Everything a checkpoint holds; nothing random is in it."""
 
-  Attributes:
-    step: int32, updates done.
-    params: nested dict of f32 arrays.
-    opt_state: of the optimiser.
-    ema: moving average of params.
-  """
-
-  step: jax.Array
-  params: dict
+  step: jax.Array  # int32, updates done
+  params: dict  # nested, f32
   opt_state: optax.OptState
-  ema: dict
+  ema: dict  # moving average of params
 
 
 class Recipe(NamedTuple):

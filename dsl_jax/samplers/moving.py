@@ -23,15 +23,7 @@ def apply_in_tiles(
   old: Arrays,
   vocab_size: int,
 ) -> Arrays:
-  """Replaces `old` by fn(position_BK, x_BKC) where asked.
-
-  Args:
-    where_BL: bool.
-    fn: work over the vocabulary, position by position.
-    x_BLC: inputs of fn.
-    old: arrays [B, L, ...], kept elsewhere.
-    vocab_size: V.
-  """
+  """Replaces `old` by fn(position_BK, x_BKC) where asked."""
   B, L = where_BL.shape
   size = max(1, min(L, vocab.WHOLE_SCORES // (B * vocab_size)))
   count_B1 = jnp.sum(where_BL, axis=1, dtype=jnp.int32)[:, None]
@@ -63,13 +55,6 @@ def apply(
 
   Where most of a sequence is asked for, all positions at once are cheaper than
   gathered ones.
-
-  Args:
-    where_BL: bool.
-    fn: work over the vocabulary, position by position.
-    x_BLC: inputs of fn.
-    old_BLC: kept elsewhere.
-    vocab_size: V.
   """
 
   def everywhere(old):

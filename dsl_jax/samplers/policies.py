@@ -29,15 +29,12 @@ class Rule(Protocol):
 class Policy(NamedTuple):
   """A rule, and when it needs candidates.
 
-  Attributes:
-    rule: see `Rule`.
-    needs_confidence: step -> bool, or None for never. In other steps the
-      confidence is that of committed tokens when they were drawn, and elsewhere
-      1 or that of an earlier candidate.
+  In other steps the confidence is that of committed tokens when they were
+  drawn, and elsewhere 1 or that of an earlier candidate.
   """
 
   rule: Partial
-  needs_confidence: Partial | None = None
+  needs_confidence: Partial | None = None  # step -> bool, or None for never
 
   def __call__(self, confidence_BL, snr_BL, step):
     return self.rule(confidence_BL, snr_BL, step)
@@ -55,9 +52,6 @@ def most_confident(tokens_per_step: int) -> Partial:
 
   Args:
     tokens_per_step: k, at least 1.
-
-  Returns:
-    The policy.
   """
   tokens_per_step = checks.count("tokens_per_step", tokens_per_step)
   return Partial(_most_confident, jnp.int32(tokens_per_step))
@@ -74,9 +68,6 @@ def above(least: float) -> Partial:
 
   Args:
     least: confidence in [0, 1].
-
-  Returns:
-    The policy.
   """
   checks.probability("least", least)
   return Partial(_above, jnp.float32(least))
@@ -113,9 +104,6 @@ def remask_low_confidence(
     num_steps: T of the path it is used with.
     strength: in [0, 1].
     soft_snr: what remasked tokens fall to, 0 for the mask.
-
-  Returns:
-    The policy.
   """
   checks.key(key)
   checks.probability("strength", strength)
@@ -150,9 +138,6 @@ def commit(path_TBL: jax.Array, row: int, least: float) -> Policy:
     path_TBL: the path given to `generate`.
     row: index of the row that is the commitment.
     least: confidence, a probability, from which a token is committed.
-
-  Returns:
-    The policy.
   """
   if not 0 < checks.count("row", row) < len(path_TBL):
     raise ValueError(

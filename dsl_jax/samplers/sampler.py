@@ -26,22 +26,13 @@ _CONFIDENCES = ("probability", "entropy")
 
 
 class Segment(NamedTuple):
-  """Consecutive rows of a path, given to one program.
+  """Consecutive rows of a path, given to one program."""
 
-  Attributes:
-    snr_RBL: the rows, without the one on which the state is.
-    step_RB: the step of the whole path that leads to each of them: the noise
-      of a step does not depend on the segment it is in.
-    first: steps before the segment.
-    stop: steps up to its end; rows beyond are padding.
-    last: steps of the whole path, up to the last that moves a token.
-  """
-
-  snr_RBL: checks.Array
-  step_RB: checks.Array
-  first: jax.Array | np.int32
-  stop: jax.Array | np.int32
-  last: jax.Array | np.int32
+  snr_RBL: checks.Array  # without the row on which the state is
+  step_RB: checks.Array  # of the whole path, which determines a step's noise
+  first: jax.Array | np.int32  # steps before the segment
+  stop: jax.Array | np.int32  # steps up to its end; rows beyond are padding
+  last: jax.Array | np.int32  # steps up to the last that moves a token
 
 
 class Options(NamedTuple):
@@ -68,15 +59,10 @@ class Request(NamedTuple):
 
 
 class Samples(NamedTuple):
-  """What `sample` returns.
+  """What `sample` returns."""
 
-  Attributes:
-    tokens_BL: int32.
-    calls: network calls, each over the whole batch.
-  """
-
-  tokens_BL: jax.Array
-  calls: int
+  tokens_BL: jax.Array  # int32
+  calls: int  # of the network, each over the whole batch
 
 
 def _check_options(options: Options) -> None:

@@ -13,25 +13,15 @@ from dsl_jax.samplers import moving
 
 
 class State(NamedTuple):
-  """The state of a batch on a row of the path.
+  """The state of a batch on a row of the path."""
 
-  Attributes:
-    prompt_mask_BL: true at prompt tokens.
-    snr_BL: current SNR per token.
-    z_BLD: the channel.
-    rows_BLM: input embeddings of z, or None for a denoiser without `embed`.
-    tokens_BL: the last token drawn at each position.
-    logp_BL: the logarithm of its confidence when it was drawn.
-    calls: network calls so far.
-  """
-
-  prompt_mask_BL: jax.Array
+  prompt_mask_BL: jax.Array  # true at prompt tokens
   snr_BL: jax.Array
   z_BLD: jax.Array
-  rows_BLM: jax.Array | None
-  tokens_BL: jax.Array
-  logp_BL: jax.Array
-  calls: jax.Array
+  rows_BLM: jax.Array | None  # input embeddings of z, if there is an `embed`
+  tokens_BL: jax.Array  # the last token drawn at each position,
+  logp_BL: jax.Array  # and the logarithm of its confidence then
+  calls: jax.Array  # of the network, so far
 
 
 class Settings(NamedTuple):
