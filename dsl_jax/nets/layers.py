@@ -152,7 +152,7 @@ class Condition(nn.Module):
     return jax.nn.silu(Dense(self.features, "float32", name="fc2")(x))
 
 
-class Table(nn.Module):
+class TokenTable(nn.Module):
   """Rows by token, and a bias if it has a size: the embedding or the head."""
 
   shape: tuple[int, int]

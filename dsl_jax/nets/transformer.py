@@ -103,13 +103,13 @@ class Network(nn.Module):
     c = self.cfg
     uniform, zeros = layers.torch_uniform(c.width), nn.initializers.zeros
     rows = self.shards.num_rows(c.vocab_size + 1)
-    self.embed = layers.Table((rows, c.width), "embedding", uniform)
+    self.embed = layers.TokenTable((rows, c.width), "embedding", uniform)
     self.converter = converter.Converter(c, self.shards)
     self.cond = layers.Condition(c.cond_dim)
     self.blocks = _stack(c)(c, self.shards)
     self.final = _Final(c)
     rows = self.shards.num_rows(c.vocab_size)
-    self.head = layers.Table(
+    self.head = layers.TokenTable(
       (rows, c.width), "kernel", zeros, bias_size=c.vocab_size
     )
 
