@@ -20,12 +20,10 @@ import zstandard
 from dsl_jax.data import characters, corpora
 
 TEXTS = [f"document {i} é\r\nline two\u2028\n end" for i in range(40)]
-PACKERS = {
-  "": bytes,
-  ".gz": gzip.compress,
-  ".xz": lzma.compress,
-  ".zst": zstandard.ZstdCompressor().compress,
-}
+PACKERS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+ENDINGS = [".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl.zst"] + [
+  ".txt" + ending for ending in PACKERS
+]
 
 
 def write(path, texts, column="text"):
@@ -43,8 +41,8 @@ def write(path, texts, column="text"):
   content = "\n<|endoftext|>\n".join(texts)
   if ".jsonl" in path.name:
     content = "".join(json.dumps(row) + "\n" for row in rows)
-  pack = PACKERS[path.suffix if path.suffix in PACKERS else ""]
-  path.write_bytes(pack(content.encode()))
+  packers = PACKERS | {".zst": zstandard.ZstdCompressor().compress}
+  path.write_bytes(packers.get(path.suffix, bytes)(content.encode()))
 
 
 def load(spec, tmp_path, **settings):
@@ -73,47 +71,34 @@ def test_kjv_is_english_prose_split_without_overlap(tmp_path):
   assert corpora.kjv().source == corpus.source
 
 
-def write_text8(path, text):
-  path.write_text(text)
-  return corpora.Text8Facts(
-    size=len(text),
-    md5=hashlib.md5(text.encode()).hexdigest(),
-    train=len(text) * 9 // 10,
-    validation=len(text) * 19 // 20,
-  )
-
-
 def test_text8_splits_restore_the_text(tmp_path, monkeypatch):
   text = " anarchism originated as a term of abuse" * 30
-  facts = write_text8(tmp_path / "text8", text)
+  (tmp_path / "text8").write_text(text)
   with zipfile.ZipFile(tmp_path / "text8.zip", "w") as archive:
     archive.write(tmp_path / "text8", "text8")
-  cut = corpora._cut_at_spaces
-  monkeypatch.setattr(corpora, "_cut_at_spaces", lambda text: cut(text, 50))
+  with pytest.raises(ValueError, match=r"1200 characters .* text8 has 100000"):
+    load(f"text8:{tmp_path / 'text8'}", tmp_path)
+  md5 = hashlib.md5(text.encode()).hexdigest()
+  monkeypatch.setattr(corpora, "_TEXT8_MD5", md5)
+  monkeypatch.setattr(corpora, "_TEXT8_ENDS", (1080, 1140, 1200))
+  monkeypatch.setattr(corpora, "_DOCUMENT", 50)
   for name in ("text8", "text8.zip"):
-    splits = as_lists(corpora.text8(str(tmp_path / name), facts))
+    splits = as_lists(load(f"text8:{tmp_path / name}", tmp_path))
     assert len(splits["train"]) > 10
     assert [len(" ".join(x)) for x in splits.values()] == [1080, 60, 60]
     assert "".join(" ".join(x) for x in splits.values()) == text
 
 
-def test_text8_rejects_what_is_not_text8(tmp_path):
-  facts = write_text8(tmp_path / "text8", " a b c d e f g h i j")
-  with pytest.raises(ValueError, match=r"20 characters .* text8 has 100000000"):
-    load(f"text8:{tmp_path / 'text8'}", tmp_path)
-  (tmp_path / "text8").write_text(" a b c d e f g h i k")
-  with pytest.raises(ValueError, match=r"download text8.zip again"):
-    corpora.text8(str(tmp_path / "text8"), facts)
-  for name in ("enwik8", "text8"):
-    path = tmp_path / f"{name}.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-      archive.writestr(name, "x")
-    content = bytearray(path.read_bytes())
-    content[content.index(b"PK\1\2") + 8] |= 1  # the flag "encrypted"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="is not an archive of text8"):
-      corpora.text8(str(path), facts)
-  with pytest.raises(ValueError, match="no such file"):
+def test_text8_rejects_other_archives(tmp_path):
+  path = tmp_path / "enwik8.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("enwik8", "x")
+  with pytest.raises(ValueError, match="no item named 'text8'"):
+    load(f"text8:{path}", tmp_path)
+  path.write_bytes(path.read_bytes().replace(b"enwik8", b"text8 "))
+  with pytest.raises(ValueError, match="download text8"):
+    load(f"text8:{path}", tmp_path)
+  with pytest.raises(ValueError, match="No such file"):
     load("text8:/nowhere", tmp_path)
 
 
@@ -148,9 +133,7 @@ def test_texts_have_documents_between_separators_or_files(tmp_path):
   assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(
-  "ending", [".parquet", ".arrow", ".jsonl", ".jsonl.gz"]
-)
+@pytest.mark.parametrize("ending", ENDINGS[:5])
 def test_tables_are_cut_90_5_5_by_rows_of_the_column(tmp_path, ending):
   write(tmp_path / "d" / f"a{ending}", TEXTS, "body")
   spec = f"text:{tmp_path}/d/*"
@@ -165,11 +148,6 @@ def test_tables_are_cut_90_5_5_by_rows_of_the_column(tmp_path, ending):
   other = load(f"{spec}#body", tmp_path)
   assert other.source != corpus.source
   assert next(iter(other.splits["train"])) == TEXTS[1]
-
-
-ENDINGS = [".parquet", ".arrow"] + [
-  kind + ending for kind in (".jsonl", ".txt") for ending in PACKERS
-]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -202,18 +180,8 @@ def test_file_names_may_have_the_characters_of_globs(tmp_path):
   assert len(corpus.splits["train"]) == 3 * len(TEXTS)
 
 
-def test_zst_of_several_frames_is_read_to_its_end(tmp_path):
-  pack = PACKERS[".zst"]
-  frames = [pack(json.dumps({"text": x}).encode() + b"\n") for x in TEXTS]
-  (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
-  frames = [pack(f"{x}\n<|endoftext|>\n".encode()) for x in TEXTS]
-  (tmp_path / "b.txt.zst").write_bytes(b"".join(frames))
-  corpus = load(f"openwebtext:{tmp_path}/*.zst", tmp_path, held_out=0)
-  assert [x.strip() for x in corpus.splits["train"]] == TEXTS * 2
-
-
 @pytest.mark.parametrize("kind", ["text", "openwebtext"])
-@pytest.mark.parametrize("ending", [x for x in ENDINGS if x != ".txt"])
+@pytest.mark.parametrize("ending", ENDINGS[:5] + ENDINGS[6:])
 def test_truncated_files_are_rejected(tmp_path, kind, ending):
   path = tmp_path / f"a{ending}"
   write(path, TEXTS)
@@ -229,11 +197,8 @@ def test_truncated_files_are_rejected(tmp_path, kind, ending):
     ("a.jsonl", b'{"text": "\xe9"}', "a.jsonl cannot be read .*UTF-8"),
     ("a.jsonl", b"", "a.jsonl cannot be read"),
     ("a.jsonl", b'{"content": "x"}\n', "no column 'text'"),
-    ("a.jsonl", b'{"text": null}\n', "no column 'text' of strings"),
-    ("a.jsonl", b'{"text": 5}\n', "no column 'text' of strings"),
-    ("a.jsonl", b'{"text": ["x"]}\n', "no column 'text' of strings"),
-    ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "1 rows without a string"),
-    ("a.jsonl", b'{"text": "x"}\n{"id": 1}\n', "1 rows without a string"),
+    ("a.jsonl", b'{"text": 5}\n', "no column 'text' with a string"),
+    ("a.jsonl", b'{"text": "x"}\n{"id": 1}\n', "with a string in every row"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl cannot be read"),
     ("b.txt", b"x", "no file matches"),
   ],
@@ -252,7 +217,7 @@ def test_openwebtext_comes_from_the_hub_without_a_glob(tmp_path, monkeypatch):
   assert as_lists(corpus) == {"train": TEXTS[:-3], "validation": TEXTS[-3:]}
   assert corpus.source == "Skylion007/openwebtext 40 3"
   hub.clear()
-  with pytest.raises(ValueError, match="cannot be loaded from the Hugging"):
+  with pytest.raises(ValueError, match="hub cannot be read"):
     load("openwebtext", tmp_path)
   monkeypatch.setitem(sys.modules, "datasets", None)
   with pytest.raises(ImportError, match=r"dsl_jax\[data\]"):
@@ -306,10 +271,10 @@ def test_tfds_rejects_other_formats_and_damaged_descriptions(tmp_path):
   prepare_tfds(tmp_path, "1.9.0")
   info = tmp_path / "lm1b" / "1.9.0" / "dataset_info.json"
   info.write_text(info.read_text().replace("array_record", "tfrecord"))
-  with pytest.raises(ValueError, match="in the format tfrecord"):
+  with pytest.raises(ValueError, match="TFRECORD"):
     load(f"lm1b:{tmp_path}", tmp_path)
   info.write_text("{")
-  with pytest.raises(ValueError, match="no TFDS data set lm1b that can be"):
+  with pytest.raises(ValueError, match="cannot be read"):
     load(f"lm1b:{tmp_path}", tmp_path)
 
 

@@ -1,7 +1,6 @@
 """Packing: exact rows, manifests, damage that is detected."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -45,13 +44,7 @@ def test_characters_are_cut_plainly_with_one_space_between_documents(tmp_path):
 def test_words_get_eos_after_every_document_and_a_wrap(tmp_path):
   packed = write(tmp_path, ["a bb", "ccc", "", "dddd a bb"], Words())
   # stream: 1 2 9 3 9 9 4 1 2 9
-  expected = [
-    [8, 1, 2, 9],
-    [8, 9, 3, 9],
-    [8, 9, 9, 9],
-    [8, 4, 1, 9],
-    [8, 2, 9, 9],
-  ]
+  expected = [[8, *x, 9] for x in ([1, 2], [9, 3], [9, 9], [4, 1], [2, 9])]
   np.testing.assert_array_equal(packed.tokens_NL, expected)
   assert packed.manifest["wrap"] is True
   plain = write(tmp_path / "..", ["a bb", "ccc"], Words(), wrap=False)
@@ -104,7 +97,6 @@ def test_a_finished_split_is_not_made_again(tmp_path):
   [
     {"length": 3},
     {"tokenizer": characters.text8_mdlm()},
-    {"origin": ORIGIN._replace(corpus="there")},
     {"origin": ORIGIN._replace(source="t")},
     {"tokenizer": characters.text8_mdlm(), "wrap": True},
   ],
@@ -149,42 +141,24 @@ def test_any_flipped_byte_is_detected(tmp_path):
       bad = bytearray(good)
       bad[place] ^= 1
       (tmp_path / name).write_bytes(bad)
-      try:
-        unharmed = json.loads(bad) == json.loads(good)  # white space
-      except ValueError:
-        unharmed = False
-      if not unharmed:
-        with pytest.raises(ValueError, match=r"(again|damaged)"):
-          packing.load(str(tmp_path), "train")
+      if good[place : place + 1].isspace():  # white space between JSON tokens
+        continue
+      with pytest.raises(ValueError, match="prepare them again"):
+        packing.load(str(tmp_path), "train")
     (tmp_path / name).write_bytes(good)
-  assert len(packing.load(str(tmp_path), "train").tokens_NL) == 2
+  (tmp_path / "train.json").write_text("[]")
+  with pytest.raises(ValueError, match="prepare them again"):
+    packing.load(str(tmp_path), "train")
 
 
-@pytest.mark.parametrize(
-  ("content", "match"),
-  [
-    (b"", "has 0 bytes instead of 32"),
-    (b"\0" * 31, "has 31 bytes"),
-    (b"\0" * 36, "has 36 bytes"),
-    (b"\0" * 32, "not the data that its manifest describes"),
-  ],
-)
-def test_other_and_truncated_data_are_rejected(tmp_path, content, match):
+@pytest.mark.parametrize("content", [b"", b"\0" * 31, b"\0" * 36, b"\0" * 32])
+def test_other_and_truncated_data_are_rejected(tmp_path, content):
   write(tmp_path, ["abcdefgh"])
   (tmp_path / "train.bin").write_bytes(content)
   for call in (lambda: packing.load(str(tmp_path), "train"),
                lambda: write(tmp_path, ["abcdefgh"])):  # fmt: skip
-    with pytest.raises(ValueError, match=match) as error:
+    with pytest.raises(ValueError, match="delete both and prepare them again"):
       call()
-    assert "prepare them again" in str(error.value)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '"x"', '{"rows": 1}'])
-def test_what_is_not_a_manifest_is_rejected(tmp_path, content):
-  write(tmp_path, ["abcdefgh"])
-  (tmp_path / "train.json").write_text(content)
-  with pytest.raises(ValueError, match="is damaged or not a manifest"):
-    packing.load(str(tmp_path), "train")
 
 
 def test_large_files_are_sampled(tmp_path, monkeypatch):
@@ -196,7 +170,7 @@ def test_large_files_are_sampled(tmp_path, monkeypatch):
   assert len(packing.load(str(tmp_path), "train").tokens_NL) == 10
   content[9 * 16] ^= 1
   (tmp_path / "train.bin").write_bytes(content)
-  with pytest.raises(ValueError, match="not the data"):
+  with pytest.raises(ValueError, match="cannot be read"):
     packing.load(str(tmp_path), "train")
 
 

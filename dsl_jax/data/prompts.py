@@ -1,27 +1,22 @@
 """Prompts with gaps: [MASK] is a gap of one token, [MASK:9] one of nine."""
 
+import pathlib
 import re
 from typing import NamedTuple
 
 import numpy as np
 
-from dsl_jax.data import tokenizers
+from dsl_jax.data import extras, tokenizers
 
 _GAP = re.compile(r"\[MASK(?::([0-9]+))?\]")
 
 
 class Prompt(NamedTuple):
-  """Given tokens of one sequence.
+  """Given tokens of one sequence."""
 
-  Attributes:
-    text: as it was written.
-    tokens_L: int32, 0 where no token is given.
-    prompt_mask_L: where a token is given.
-  """
-
-  text: str
-  tokens_L: np.ndarray
-  prompt_mask_L: np.ndarray
+  text: str  # as it was written
+  tokens_L: np.ndarray  # int32, 0 where no token is given
+  prompt_mask_L: np.ndarray  # where a token is given
 
 
 def parse(
@@ -30,20 +25,7 @@ def parse(
   """Parses a prompt; the positions after its last token are open.
 
   The texts between gaps are encoded separately, so that their tokens are the
-  same in every sample.
-
-  Args:
-    text: text and gaps in any order; "" leaves everything open.
-    tokenizer: of the model.
-    length: L.
-    name: of the prompt, for errors.
-
-  Returns:
-    The prompt, of L positions.
-
-  Raises:
-    ValueError: a gap of size 0, text that the tokenizer cannot encode, or a
-      prompt that leaves nothing open or is longer than L.
+  same in every sample. Errors begin with the name.
   """
   tokens: list[int] = []
   given: list[bool] = []
@@ -62,39 +44,26 @@ def parse(
         raise ValueError(f"{name}: {error}") from error
       tokens += ids
       given += [True] * len(ids)
-  if len(tokens) > length:
+  if len(tokens) > length or sum(given) == length:
     raise ValueError(
       f"{name} has {len(tokens)} tokens with its gaps; use at most "
-      f"data.length, which is {length}."
+      f"data.length, which is {length}, and leave a position open."
     )
-  if sum(given) == length:
-    raise ValueError(
-      f"{name} has {length} tokens, all of data.length; use fewer or leave a "
-      "gap."
-    )
-  tokens_L = np.zeros(length, np.int32)
-  tokens_L[: len(tokens)] = tokens
-  prompt_mask_L = np.zeros(length, bool)
-  prompt_mask_L[: len(given)] = given
-  return Prompt(text, tokens_L, prompt_mask_L)
+  padding = length - len(tokens)
+  return Prompt(
+    text,
+    np.pad(np.array(tokens, np.int32), (0, padding)),
+    np.pad(np.array(given, bool), (0, padding)),
+  )
 
 
 def load_lines(path: str) -> list[tuple[str, str]]:
-  """Reads a file of prompts, one per line; empty lines are left out.
+  """Loads a file of prompts, one per line; empty lines are left out.
 
-  Returns:
-    (name of the line for errors, text) of every prompt.
-
-  Raises:
-    ValueError: the file cannot be read, is not UTF-8, or has no prompt.
+  Returns the name, for errors, and the text of each.
   """
-  try:
-    with open(path, encoding="utf-8") as file:
-      lines = file.read().split("\n")
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(
-      f"the prompts {path!r} cannot be read ({error}); give a UTF-8 text file."
-    ) from error
+  with extras.reading(f"the prompts {path!r}", "give a UTF-8 text file."):
+    lines = pathlib.Path(path).read_text("utf-8").split("\n")
   prompts = [
     (f"line {number} of {path}", line)
     for number, line in enumerate(lines, 1)
