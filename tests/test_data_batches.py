@@ -21,37 +21,25 @@ def test_every_epoch_is_a_permutation(N):
 
 def test_epochs_and_seeds_have_different_orders():
   N = 1000
-  orders = [
-    batches.row_at(np.arange(N) + e * N, N, seed)
-    for e in range(3)
+  orders = [np.arange(N)] + [
+    batches.row_at(np.arange(N) + epoch * N, N, seed)
+    for epoch in range(3)
     for seed in (0, 1, -1)
   ]
-  for i, one in enumerate(orders):
-    for other in [*orders[:i], np.arange(N)]:
-      assert (one == other).sum() < 10  # 1 expected of two random orders
-
-
-def test_the_order_is_uniform_over_pairs():
-  N, trials = 8, 4000
-  first = np.array([batches.row_at(np.arange(2), N, s) for s in range(trials)])
-  pairs = np.zeros((N, N))
-  np.add.at(pairs, (first[:, 0], first[:, 1]), 1)
-  expected = trials / (N * (N - 1))
-  off = pairs[~np.eye(N, dtype=bool)]
-  assert np.diag(pairs).sum() == 0
-  assert ((off - expected) ** 2 / expected).sum() < 95  # chi2, 55 freedoms
+  for i, order in enumerate(orders):
+    for other in orders[:i]:
+      assert (order == other).sum() < 10  # 1 expected of two random orders
 
 
 def test_batches_span_epochs_and_drop_nothing():
-  packed = rows(10)
-  stream = np.concatenate(
-    [batches.batch_at(packed, s, batch_size=4, seed=3)[:, 0] for s in range(5)]
-  )
-  assert sorted(stream[:10]) == list(range(10))
-  assert sorted(stream[10:]) == list(range(10))
+  batch = [
+    batches.batch_at(rows(10), s, batch_size=4, seed=3) for s in range(5)
+  ]
+  stream = np.concatenate(batch)[:, 0]
+  assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6])
+@pytest.mark.parametrize("count", [1, 3])
 def test_the_global_batch_is_the_same_on_any_number_of_processes(count):
   packed = rows(13)
   for step in (0, 2, 7, 10**9):

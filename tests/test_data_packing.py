@@ -1,7 +1,6 @@
 """Packing: exact rows, manifests, damage that is detected."""
 
 import hashlib
-import os
 import subprocess
 import sys
 
@@ -53,9 +52,7 @@ def test_words_get_eos_after_every_document_and_a_wrap(tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 1 << 20])
-def test_rows_do_not_depend_on_how_the_stream_is_buffered(
-  tmp_path, monkeypatch, tokens
-):
+def test_rows_do_not_depend_on_buffers(tmp_path, monkeypatch, tokens):
   monkeypatch.setattr(packing, "_TOKENS", tokens)
   monkeypatch.setattr(packing, "_DOCUMENTS", 3)
   documents = ["ab " * i for i in range(20)]
@@ -86,26 +83,21 @@ def test_a_finished_split_is_not_made_again(tmp_path):
     yield
 
   first = write(tmp_path, ["abcdef"])
-  stamp = os.stat(tmp_path / "train.bin").st_mtime_ns
   again = write(tmp_path, unread())
   np.testing.assert_array_equal(first.tokens_NL, again.tokens_NL)
-  assert os.stat(tmp_path / "train.bin").st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize(
-  "change",
-  [
-    {"length": 3},
-    {"tokenizer": characters.text8_mdlm()},
-    {"origin": ORIGIN._replace(source="t")},
-    {"tokenizer": characters.text8_mdlm(), "wrap": True},
-  ],
-)
-def test_other_settings_are_rejected_and_overwrite_nothing(tmp_path, change):
+def test_other_settings_are_rejected_and_overwrite_nothing(tmp_path):
   write(tmp_path, ["abcdef"])
   before = {x.name: x.read_bytes() for x in tmp_path.iterdir()}
-  with pytest.raises(ValueError, match="was prepared with"):
-    write(tmp_path, ["abcdef"], **change)
+  for change in (
+    {"length": 3},
+    {"tokenizer": characters.text8_mdlm()},
+    {"tokenizer": characters.text8_mdlm(), "wrap": True},
+    {"origin": ORIGIN._replace(source="t")},
+  ):
+    with pytest.raises(ValueError, match="was prepared with"):
+      write(tmp_path, ["abcdef"], **change)
   assert {x.name: x.read_bytes() for x in tmp_path.iterdir()} == before
 
 
@@ -124,41 +116,30 @@ packing.write({str(tmp_path)!r}, "train", documents(), characters.text8(),
   killed = subprocess.run([sys.executable, "-c", code], check=False)
   assert killed.returncode == -9
   assert [x.name for x in tmp_path.iterdir()] == ["train.bin.partial"]
-  assert (tmp_path / "train.bin.partial").stat().st_size > 0
   with pytest.raises(ValueError, match="no prepared split 'train'"):
     packing.load(str(tmp_path), "train")
   packed = write(tmp_path, ["abcdefgh"])
   assert packed.tokens_NL.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
-  names = sorted(x.name for x in tmp_path.iterdir())
-  assert names == ["train.bin", "train.json"]
+  assert {x.name for x in tmp_path.iterdir()} == {"train.bin", "train.json"}
 
 
-def test_any_flipped_byte_is_detected(tmp_path):
+def test_damage_and_truncation_are_detected(tmp_path):
   write(tmp_path, ["abcdefgh"])
   for name in ("train.bin", "train.json"):
     good = (tmp_path / name).read_bytes()
-    for place in range(0, len(good), 1 if name == "train.bin" else 7):
-      bad = bytearray(good)
-      bad[place] ^= 1
+    flips = [
+      good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :]
+      for i in range(0, len(good), 1 if name == "train.bin" else 7)
+      if not good[i : i + 1].isspace()  # between tokens of JSON
+    ]
+    for bad in [b"", b"[]", good[:-1], good + b"\0" * 4, *flips]:
       (tmp_path / name).write_bytes(bad)
-      if good[place : place + 1].isspace():  # white space between JSON tokens
-        continue
       with pytest.raises(ValueError, match="prepare them again"):
         packing.load(str(tmp_path), "train")
+    with pytest.raises(ValueError, match="prepare them again"):
+      write(tmp_path, ["abcdefgh"])
     (tmp_path / name).write_bytes(good)
-  (tmp_path / "train.json").write_text("[]")
-  with pytest.raises(ValueError, match="prepare them again"):
-    packing.load(str(tmp_path), "train")
-
-
-@pytest.mark.parametrize("content", [b"", b"\0" * 31, b"\0" * 36, b"\0" * 32])
-def test_other_and_truncated_data_are_rejected(tmp_path, content):
-  write(tmp_path, ["abcdefgh"])
-  (tmp_path / "train.bin").write_bytes(content)
-  for call in (lambda: packing.load(str(tmp_path), "train"),
-               lambda: write(tmp_path, ["abcdefgh"])):  # fmt: skip
-    with pytest.raises(ValueError, match="delete both and prepare them again"):
-      call()
+  assert len(packing.load(str(tmp_path), "train").tokens_NL) == 2
 
 
 def test_large_files_are_sampled(tmp_path, monkeypatch):
@@ -174,16 +155,13 @@ def test_large_files_are_sampled(tmp_path, monkeypatch):
     packing.load(str(tmp_path), "train")
 
 
-@pytest.mark.parametrize(
-  ("settings", "match"),
-  [
+def test_invalid_settings_are_rejected(tmp_path):
+  for settings, match in (
     ({"length": 0}, "length is 0"),
     ({"length": 2, "tokenizer": Words()}, "wrap=True needs at least 3"),
     ({"length": 99}, "has only 8 tokens"),
     ({"wrap": True}, "has no BOS and EOS"),
-  ],
-)
-def test_invalid_settings_are_rejected(tmp_path, settings, match):
-  with pytest.raises(ValueError, match=match):
-    write(tmp_path, ["abcdefgh"], **settings)
+  ):
+    with pytest.raises(ValueError, match=match):
+      write(tmp_path, ["abcdefgh"], **settings)
   assert not (tmp_path / "train.json").exists()

