@@ -1,16 +1,16 @@
 # shellcheck shell=bash
 # Settings of XLA and JAX for training, each with its reason.
-# Sourced with the kind of accelerator: source env.sh tpu|gpu
-# What the caller has set stays and comes last, so that it wins.
+# Usage: source env.sh tpu|gpu
+# The caller's own flags come last, so they take precedence.
 
-# Programs compiled once are kept: a restart begins in seconds.
+# Compiled programs are cached, so a restart takes seconds.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/dsl_jax}"
 
-case "${1:?say tpu or gpu}" in
+case "${1:?pass tpu or gpu}" in
   tpu)
     tpu_flags=(
-      # Gathers and scatters of the weights run beside the products that do
-      # not need them; these three let XLA split and fuse them so.
+      # Overlap gathers and scatters of the weights with matrix products that
+      # do not depend on them.
       --xla_tpu_enable_async_collective_fusion=true
       --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
       --xla_tpu_overlap_compute_collective_tc=true
@@ -19,16 +19,16 @@ case "${1:?say tpu or gpu}" in
     ;;
   gpu)
     gpu_flags=(
-      # Starts the reduction of gradients before all of them are there.
+      # Starts to reduce gradients before all of them are computed.
       --xla_gpu_enable_latency_hiding_scheduler=true
-      # One large reduction keeps NVLink busier than many of 30 MB.
+      # One large reduction uses NVLink better than many of 30 MB.
       --xla_gpu_all_reduce_combine_threshold_bytes=134217728
       --xla_gpu_all_gather_combine_threshold_bytes=134217728
       --xla_gpu_reduce_scatter_combine_threshold_bytes=134217728
     )
     export XLA_FLAGS="${gpu_flags[*]} ${XLA_FLAGS:-}"
     # The default of 0.75 leaves a quarter of the memory unused; NCCL and cuDNN
-    # need a few hundred MB beside it.
+    # need a few hundred MB.
     export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
     ;;
   *)

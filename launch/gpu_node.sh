@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of this host: gpu_node.sh CONFIG WORKDIR [--config.key=...]
-# The same command resumes. DRY_RUN=1 prints what would run.
+# The same command resumes. DRY_RUN=1 prints the command instead.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   echo "usage: $0 CONFIG WORKDIR [--config.key=value ...]" >&2
@@ -23,5 +23,5 @@ fi
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet -e '.[cuda,data,convert]'
 
-# SIGTERM reaches the trainer, which saves and exits.
+# exec: SIGTERM goes to the trainer, which saves and exits.
 exec "${run[@]}"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on every host of a TPU slice, and again after it was preempted.
+# Trains on every host of a TPU slice, and again after a preemption.
 #
 #   TPU=NAME ZONE=ZONE [TYPE=v5litepod-256] tpu_pod.sh CONFIG WORKDIR [--config...]
 #
-# With TYPE the slice is asked for as a queued resource, and asked for again
-# when it is taken away. WORKDIR is on storage that all hosts see; the same
-# command resumes there. Also read: SPOT=1 for spot capacity, RUNTIME for the
-# image, RETRIES (default 100), DRY_RUN=1 to print the commands alone.
+# With TYPE the slice is requested as a queued resource, and requested again
+# after a preemption. WORKDIR must be on storage that all hosts share; the same
+# command resumes there. Other variables: SPOT=1 for spot capacity, RUNTIME for
+# the image, RETRIES (default 100), DRY_RUN=1 to only print the commands.
 set -euo pipefail
 if [ $# -lt 2 ] || [ -z "${TPU:-}" ] || [ -z "${ZONE:-}" ]; then
   echo "usage: TPU=NAME ZONE=ZONE [TYPE=...] $0 CONFIG WORKDIR [--config.key=value ...]" >&2
@@ -31,7 +31,7 @@ state() {
     --format='value(state.state)' 2>/dev/null || echo NONE
 }
 
-# Waits for the slice, and asks for it where there is none.
+# Waits for the slice, and requests it if it does not exist.
 provide() {
   [ -n "${TYPE:-}" ] || return 0
   local now
@@ -51,7 +51,7 @@ provide() {
   until [ "$(state)" = ACTIVE ]; do sleep 30; done
 }
 
-# Every argument is quoted once for the shell on the other side.
+# Every argument is quoted once for the remote shell.
 arguments=$(printf ' %q' "--config=$config" "--workdir=$workdir" "$@")
 remote="tar xzf dsl_jax.tar.gz && cd dsl_jax && python3 -m venv .venv && \
 .venv/bin/python -m pip install --quiet -e '.[tpu,data,convert]' && \
@@ -68,12 +68,12 @@ for ((try = 0; try <= ${RETRIES:-100}; try++)); do
     --zone="$ZONE" --worker=all \
     && run gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
       --command="$remote"; then
-    # A preempted run saves and exits with 0 as well.
+    # A preempted run also saves and exits with 0.
     [ -n "${TYPE:-}" ] && [ "$(state)" != ACTIVE ] || exit 0
   elif [ -z "${TYPE:-}" ] || [ "$(state)" = ACTIVE ]; then
-    echo "the run failed on a slice that is well; see its output" >&2
+    echo "the run failed on an active slice; see its output" >&2
     exit 1
   fi
-  echo "the slice was taken away; asking for it again" >&2
+  echo "the slice was preempted; requesting it again" >&2
   sleep 30
 done
