@@ -29,17 +29,7 @@ def count(name: str, value: int, least: int = 1) -> int:
 def number(
   name: str, value: float, allowed: Callable[[float], bool], fix: str
 ) -> None:
-  """Rejects a value that is out of range, NaN or not a number.
-
-  Args:
-    name: of the argument.
-    value: concrete or traced.
-    allowed: whether a number is in range; false for NaN.
-    fix: what to use instead, for the error.
-
-  Raises:
-    ValueError: names argument, value and fix.
-  """
+  """Rejects a value that is not a number or that `allowed` is false for."""
   if isinstance(value, jax.core.Tracer):
     return
   try:
@@ -79,17 +69,7 @@ def key(value: jax.Array) -> None:
 
 
 def ids(name: str, value: jax.Array, vocab_size: int, where=True) -> None:
-  """Rejects anything but token ids [B, L].
-
-  Args:
-    name: of the argument.
-    value: [B, L], concrete or traced.
-    vocab_size: V.
-    where: which of them count, broadcastable to [B, L].
-
-  Raises:
-    ValueError: names the argument and its shape, dtype, or first bad id.
-  """
+  """Rejects anything but ids [B, L] below V, where they count."""
   if np.ndim(value) != 2 or not np.size(value):
     raise ValueError(
       f"{name} has shape {np.shape(value)}; give ids [B, L], not empty."

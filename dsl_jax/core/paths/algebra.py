@@ -1,4 +1,7 @@
-"""Joins, restricts and checks paths. Host code on concrete arrays."""
+"""Joins, restricts and checks paths, [T+1, L] or [T+1, B, L], on the host.
+
+A result has a batch axis if any argument has one.
+"""
 
 import itertools
 
@@ -43,12 +46,6 @@ def concat(*paths: checks.Array) -> np.ndarray:
 
   Where a path begins with the last row of the one before, the row is kept once.
   Otherwise the step between the two rows is a move of its own.
-
-  Args:
-    *paths: [T+1, L] or [T+1, B, L].
-
-  Returns:
-    path, with the batch axis if any part has it.
   """
   if not paths:
     raise ValueError("paths is empty; give at least one path.")
@@ -103,11 +100,7 @@ def hold(path: checks.Array, known_BL: checks.Array) -> np.ndarray:
   """Commits known positions in every row: prompts and infilling.
 
   Args:
-    path: [T+1, L] or [T+1, B, L].
     known_BL: bool, [B, L] or [L], true where the token is given.
-
-  Returns:
-    path, with a batch axis if either argument has one.
   """
   path, known = _as_path("path", path), np.asarray(known_BL)
   if known.ndim not in (1, 2) or path.shape[-1] != known.shape[-1]:
@@ -115,10 +108,10 @@ def hold(path: checks.Array, known_BL: checks.Array) -> np.ndarray:
       f"known_BL has shape {known.shape}, the path length {path.shape[-1]}; "
       "give [L] or [B, L] of that length."
     )
-  if known.dtype != bool and not np.isin(known, (0, 1)).all():
+  if not np.isin(known, (0, 1)).all():
     raise ValueError(
-      f"known_BL has entries of {known.dtype} other than 0 and 1; give true "
-      "where a token is known."
+      f"known_BL has {known.dtype} entries other than 0 and 1; give true where "
+      "a token is known."
     )
   known = known.astype(bool)
   if known.ndim == 2:
@@ -158,12 +151,6 @@ def compact(path: checks.Array) -> np.ndarray:
 
   Sequences that need fewer rows repeat their last one, so the number of network
   calls is that of the busiest sequence.
-
-  Args:
-    path: [T+1, L] or [T+1, B, L].
-
-  Returns:
-    path with at most as many rows, of the same rank.
   """
   path = _as_path("path", path)
   batched = path if path.ndim == 3 else path[:, None]
@@ -173,15 +160,7 @@ def compact(path: checks.Array) -> np.ndarray:
 
 
 def pad(path: checks.Array, rows: int) -> np.ndarray:
-  """Repeats the last row, so that paths of other lengths share a program.
-
-  Args:
-    path: [T+1, L] or [T+1, B, L].
-    rows: rows of the result, at least those of the path.
-
-  Returns:
-    path of `rows` rows.
-  """
+  """Repeats the last row, so that paths of other lengths share a program."""
   path = _as_path("path", path)
   if checks.count("rows", rows) < len(path):
     raise ValueError(
@@ -194,7 +173,6 @@ def check(path: checks.Array, *, rising: bool = False) -> None:
   """Raises unless an array is a path; the error names row and column.
 
   Args:
-    path: [T+1, L] or [T+1, B, L].
     rising: reject moves down as well.
 
   Raises:
