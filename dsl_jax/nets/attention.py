@@ -9,15 +9,7 @@ _NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 
 
 def check(implementation: str, platform: str) -> None:
-  """Rejects an implementation that the devices do not run.
-
-  Args:
-    implementation: of `attend`.
-    platform: "cpu", "gpu" or "tpu".
-
-  Raises:
-    ValueError: names the key, its value and the fix.
-  """
+  """Rejects an implementation that devices of a platform do not run."""
   needed, name = _NEEDS.get(implementation, (platform, ""))
   if needed != platform:
     raise ValueError(
@@ -34,14 +26,7 @@ def is_fused(implementation: str, queries: int) -> bool:
 
 
 def num_tiles(rows: int, queries: int, keys: int, heads: int) -> int:
-  """Returns how many tiles of queries "xla" computes one after the other.
-
-  Args:
-    rows: B.
-    queries: L of the queries.
-    keys: L of the keys.
-    heads: H.
-  """
+  """Returns how many tiles of queries "xla" computes one after the other."""
   if rows * heads * queries * keys <= TILE_SCORES:
     return 1
   step = MIN_QUERIES
@@ -102,14 +87,8 @@ def _attend_tile(q_BLHK, k_BLHK, v_BLHK):
 def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:
   """softmax(q k^T) v by JAX's TPU kernel, which keeps no scores.
 
-  Args:
-    q_BLHK: queries, scaled; L a multiple of 128.
-    k_BLHK: keys.
-    v_BLHK: values.
-    interpret: run the kernel on any platform, slowly, for tests.
-
-  Returns:
-    o_BLHK, in q's dtype.
+  Queries are scaled and their number is a multiple of 128. `interpret` runs the
+  kernel on any platform, slowly, for tests.
   """
   # Imports the TPU compiler's dialect, which other platforms do not need.
   from jax.experimental.pallas.ops.tpu import splash_attention as kernels
@@ -141,9 +120,6 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
   """softmax(q k^T / sqrt(K)) v, statistics in f32.
 
   Args:
-    q_BLHK: queries.
-    k_BLHK: keys.
-    v_BLHK: values.
     implementation: "xla" everywhere, tile by tile; "cudnn" on NVIDIA GPUs in
       bf16; "splash" on TPUs for lengths that are a multiple of 128, "xla" for
       others.

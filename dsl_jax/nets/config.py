@@ -24,46 +24,28 @@ def _reject(name, value, fix):
 
 @dataclasses.dataclass(frozen=True)
 class NetConfig:
-  """Shape and arithmetic of the network.
+  """Shape and arithmetic of the network."""
 
-  Attributes:
-    vocab_size: V, without the mask.
-    width: M.
-    depth: number of blocks.
-    heads: attention heads; they divide the width.
-    sphere_dim: D.
-    cond_dim: width of adaLN's condition.
-    mlp_ratio: hidden width of the MLP over M.
-    dropout: rate on the residual branches, in training only.
-    dtype: of matrix products and the residual stream; parameters and
-      statistics stay in f32.
-    remat: what the backward pass recomputes: "none", "dots" (all but matrix
-      products) or "full".
-    unroll: blocks per step of the layer scan, 0 for all.
-    attention: "xla", "cudnn" (NVIDIA GPUs, bf16) or "splash" (TPUs).
-    beta_init: the converter's inverse temperature at the start.
-    mask_prior: weight of the mask row at z = 0 at the start.
-    evidence_skip: add <z, e(v)> to the logits.
-    snr_condition: control experiments only: adaLN also sees log t.
-  """
-
-  vocab_size: int
-  width: int
-  depth: int
-  heads: int
-  sphere_dim: int
+  vocab_size: int  # V, without the mask
+  width: int  # M
+  depth: int  # number of blocks
+  heads: int  # of attention; twice their number divides the width
+  sphere_dim: int  # D
   _: dataclasses.KW_ONLY
-  cond_dim: int = 128
-  mlp_ratio: int = 4
-  dropout: float = 0.0
+  cond_dim: int = 128  # width of adaLN's condition
+  mlp_ratio: int = 4  # hidden width of the MLP over M
+  dropout: float = 0.0  # on the residual branches, in training only
+  # Of matrix products and the residual stream, or "bfloat16"; parameters and
+  # statistics stay in f32.
   dtype: str = "float32"
+  # What the backward pass recomputes: "dots" (all but products) or "full".
   remat: str = "none"
-  unroll: int = 0
-  attention: str = "xla"
-  beta_init: float = 1.0
-  mask_prior: float = 0.99
-  evidence_skip: bool = False
-  snr_condition: bool = False
+  unroll: int = 0  # blocks per step of the layer scan, 0 for all
+  attention: str = "xla"  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)
+  beta_init: float = 1.0  # inverse temperature of the converter
+  mask_prior: float = 0.99  # initial weight of the mask row at z = 0
+  evidence_skip: bool = False  # add <z, e(v)> to the logits
+  snr_condition: bool = False  # control experiments only: adaLN sees log t
 
   def __post_init__(self):
     for name in _SIZES:

@@ -115,14 +115,7 @@ def dropout(
 ) -> jax.Array:
   """Dropout whose mask depends on the sequence's key and the position alone.
 
-  Args:
-    x_BLM: activations.
-    key_B: typed keys, one for a sequence; None turns dropout off.
-    rate: fraction of elements that become zero.
-    position_L: int32, the number of each position in its sequence.
-
-  Returns:
-    x_BLM, the rest scaled by 1 / (1 - rate).
+  Kept activations are scaled by 1 / (1 - rate); no key turns dropout off.
   """
   if key_B is None or not rate:
     return x_BLM

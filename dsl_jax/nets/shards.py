@@ -19,13 +19,9 @@ ROW_SHARDED = (("embed", "embedding"), ("head", "kernel"))
 
 
 class Shards(NamedTuple):
-  """How one device takes part.
+  """How one device takes part."""
 
-  Attributes:
-    axis: name of the mesh axis, "" for one device.
-  """
-
-  axis: str = ""
+  axis: str = ""  # of the mesh, "" for one device
 
   @property
   def num(self) -> int:
@@ -68,16 +64,9 @@ class Shards(NamedTuple):
     *,
     bias_V,
   ) -> jax.Array:
-    """`vocab.nll` from the device's rows of the head.
+    """`vocab.nll` of all positions, the same on every device.
 
-    Args:
-      h_BLM: hidden states of all positions.
-      head_RM: the device's output rows.
-      tokens_BL: target ids.
-      bias_V: the whole output bias; on one device it may be None.
-
-    Returns:
-      nll_BL, f32, nats; the same on every device.
+    head_RM are the device's own rows, bias_V is the whole output bias.
     """
     if not self.axis:
       return vocab.nll(h_BLM, head_RM, tokens_BL, bias_V=bias_V)
@@ -103,16 +92,10 @@ class Shards(NamedTuple):
     *,
     bias_V: jax.Array,
   ) -> jax.Array:
-    """`vocab.expectation` from the device's values.
+    """`vocab.expectation` of the device's own positions.
 
-    Args:
-      q_BLK: queries of all positions.
-      keys_VK: all keys: they are short.
-      values_RC: the device's values.
-      bias_V: the whole bias of the scores.
-
-    Returns:
-      mean_BLC of the device's own positions, f32.
+    q_BLK are queries of all positions, values_RC the device's own rows; keys
+    are short, and so is their bias: each device has all of them.
     """
     if not self.axis:
       return vocab.expectation(q_BLK, keys_VK, values_RC, bias_V=bias_V)
