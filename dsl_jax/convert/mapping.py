@@ -9,8 +9,9 @@ PREFIX = "backbone."
 BUFFER = "rotary_emb.inv_freq"
 CONVERTER = "dsl.converter."
 
-# MDLM's key, our path, MDLM's shape, how the layouts differ. R is the number of
-# rows of the vocabulary with the mask, M the width, C that of the condition.
+# Key and shape in a file, our path, how the layouts differ. R is the number of
+# rows of the vocabulary with the mask, V without it, M the width, C that of the
+# condition, D the sphere's dimension.
 _BEFORE = (
   ("vocab_embed.embedding", "embed.embedding", "R M", "mask last"),
   ("sigma_map.mlp.0.weight", "cond.fc1.kernel", "C 256", "transposed"),
@@ -37,19 +38,21 @@ _OUTPUT = (
   ("adaLN_modulation.weight", "final.adaln.kernel", "2M C", "transposed"),
   ("adaLN_modulation.bias", "final.adaln.bias", "2M", "same"),
 )
+_CONVERTER = (("table", "V D"), ("beta", ""), ("bias", "V"), ("mask_bias", ""))
 
 
 class Sizes(NamedTuple):
-  """The sizes that fix every shape; `rows` counts the mask."""
+  """The sizes that fix every shape."""
 
-  rows: int
+  rows: int  # of the vocabulary with the mask
   width: int
   depth: int
   cond_dim: int
+  sphere_dim: int | None  # None without a converter
 
 
 class Entry(NamedTuple):
-  """One weight: MDLM's key and shape, our path, block and layout."""
+  """One weight of a file, and where it is in our parameters."""
 
   key: str
   path: str
@@ -57,17 +60,17 @@ class Entry(NamedTuple):
   shape: str
   layout: str
 
-  def expected_shape(self, sizes: Sizes) -> tuple[int, ...]:
-    """Returns the shape that MDLM's tensor must have."""
-    letters = {"R": sizes.rows, "M": sizes.width, "C": sizes.cond_dim, "": 1}
-    return tuple(
-      int(word.rstrip("RMC") or 1) * letters[word.lstrip("0123456789")]
-      for word in self.shape.split()
-    )
+  def expected_shape(self, sizes: Sizes) -> tuple[int | None, ...]:
+    """Returns the shape that the file's tensor must have."""
+    M = sizes.width
+    lengths = {"R": sizes.rows, "V": sizes.rows - 1, "D": sizes.sphere_dim}
+    lengths |= {"C": sizes.cond_dim, "256": 256}
+    lengths |= {"M": M, "2M": 2 * M, "3M": 3 * M, "4M": 4 * M, "6M": 6 * M}
+    return tuple(lengths[word] for word in self.shape.split())
 
 
-def entries(depth: int) -> Iterator[Entry]:
-  """Yields every weight in the order of MDLM's parameters."""
+def entries(depth: int, with_converter: bool) -> Iterator[Entry]:
+  """Yields every weight, MDLM's in the order of its parameters."""
   for key, path, shape, layout in _BEFORE:
     yield Entry(key, path, None, shape, layout)
   for i in range(depth):
@@ -75,21 +78,21 @@ def entries(depth: int) -> Iterator[Entry]:
       yield Entry(f"blocks.{i}.{key}", f"blocks.{path}", i, shape, layout)
   for key, path, shape, layout in _OUTPUT:
     yield Entry(f"output_layer.{key}", path, None, shape, layout)
+  if with_converter:
+    for name, shape in _CONVERTER:
+      path = f"converter.{name}"
+      yield Entry(f"dsl.{path}", path, None, shape, "same")
 
 
-def converter_shapes(tokens: int, sphere_dim: int) -> dict[str, tuple]:
-  """Returns the shapes of DSL's own tensors by their names in a file."""
-  return {
-    f"{CONVERTER}table": (tokens, sphere_dim),
-    f"{CONVERTER}beta": (),
-    f"{CONVERTER}bias": (tokens,),
-    f"{CONVERTER}mask_bias": (),
-  }
-
-
-def default_mask_id(rows: int) -> int:
-  """Returns the mask's row: 4 of text8's 35 rows, else the last one."""
-  return 4 if rows == 35 else rows - 1
+def check_mask_id(mask_id: int | None, rows: int) -> int:
+  """Returns the mask's row; None is 4 of text8's 35 rows, else the last one."""
+  if mask_id is None:
+    return 4 if rows == 35 else rows - 1
+  if not 0 <= mask_id < rows:
+    raise ValueError(
+      f"mask_id is {mask_id}; give one in [0, {rows}) (mask_id, --mask_id)."
+    )
+  return mask_id
 
 
 def to_dsl(array: np.ndarray, layout: str, mask_id: int) -> np.ndarray:

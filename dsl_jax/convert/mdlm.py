@@ -20,67 +20,49 @@ from dsl_jax.nets import denoiser as denoiser_lib
 _PUBLISHED_HEADS = {768: 12}  # by width
 
 
-def _dotted(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
 def _leaves(tree) -> dict:
   """Flattens a tree to its leaves by dotted path."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {_dotted(path): leaf for path, leaf in leaves}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
-def _read_params(path, opened, like, progress) -> dict:
-  """Reads weight after weight into a tree like `like`, blocks stacked."""
+def _read_params(path, opened, progress) -> dict:
+  """Reads leaf after leaf; the blocks are stacked."""
   entries_by_path: dict[str, list[mapping.Entry]] = {}
-  for entry in mapping.entries(opened.sizes.depth):
+  has_converter = opened.sizes.sphere_dim is not None
+  for entry in mapping.entries(opened.sizes.depth, has_converter):
     entries_by_path.setdefault(entry.path, []).append(entry)
-  bar = tqdm.tqdm(
-    total=sum(tensor.nbytes for tensor in opened.tensors.values()),
-    unit="B",
-    unit_scale=True,
-    desc="reading",
-    disable=not progress,
-  )
 
-  def read(key):
-    array = source.read_finite(path, key, opened.tensors[key])
-    bar.update(opened.tensors[key].nbytes)
-    return array
-
-  def read_leaf(tree_path, _):
-    dotted = _dotted(tree_path)
-    if dotted.startswith("converter."):
-      return jnp.array(read(f"dsl.{dotted}"))
-    entries = entries_by_path[dotted]
-    arrays = [
-      mapping.to_dsl(read(entry.key), entry.layout, opened.mask_id)
-      for entry in entries
-    ]
-    stacked = entries[0].block is not None
-    return jnp.array(np.stack(arrays) if stacked else arrays[0])
-
-  with bar:
-    return jax.tree_util.tree_map_with_path(read_leaf, like)
+  params: dict = {}
+  bar = tqdm.tqdm(entries_by_path.items(), "reading", disable=not progress)
+  for dotted, entries in bar:
+    arrays = []
+    for entry in entries:
+      array = source.read_finite(path, entry.key, opened.tensors[entry.key])
+      arrays.append(mapping.to_dsl(array, entry.layout, opened.mask_id))
+    *parents, name = dotted.split(".")
+    tree = params
+    for parent in parents:
+      tree = tree.setdefault(parent, {})
+    is_stacked = entries[0].block is not None
+    tree[name] = jnp.array(np.stack(arrays) if is_stacked else arrays[0])
+  return params
 
 
 def _infer_cfg(params) -> denoiser_lib.NetConfig:
   """Takes the sizes from the leaves; the heads remain unknown."""
-  try:
-    rows, width = params["embed"]["embedding"].shape
-    converter = params.get("converter")
-    return denoiser_lib.NetConfig(
-      vocab_size=rows - 1,
-      width=width,
-      depth=len(params["blocks"]["norm1"]["scale"]),
-      heads=1,
-      sphere_dim=np.shape(converter["table"])[-1] if converter else 1,
-      cond_dim=len(params["cond"]["fc1"]["bias"]),
-    )
-  except KeyError as error:
-    raise ValueError(
-      f"params lacks {error}; give the tree of make_denoiser(cfg).init."
-    ) from error
+  rows, width = params["embed"]["embedding"].shape
+  table = params["converter"]["table"] if "converter" in params else [[0]]
+  return denoiser_lib.NetConfig(
+    vocab_size=rows - 1,
+    width=width,
+    depth=len(params["blocks"]["norm1"]["scale"]),
+    heads=_PUBLISHED_HEADS.get(width, 1),
+    sphere_dim=np.shape(table)[-1],
+    cond_dim=len(params["cond"]["fc1"]["bias"]),
+  )
 
 
 def _check_tree(params, cfg):
@@ -100,16 +82,15 @@ def _check_tree(params, cfg):
 
 
 def _mdlm_tensors(params, depth, mask_id) -> dict[str, np.ndarray]:
-  """Names and shapes every leaf as MDLM does."""
+  """Names and shapes every leaf as a file does."""
   leaves = _leaves(params)
   tensors = {}
-  for entry in mapping.entries(depth):
+  for entry in mapping.entries(depth, "converter" in params):
     leaf = leaves[entry.path]
     array = np.asarray(leaf if entry.block is None else leaf[entry.block])
-    array = mapping.to_mdlm(array, entry.layout, mask_id)
-    tensors[mapping.PREFIX + entry.key] = array
-  for name, leaf in params.get("converter", {}).items():
-    tensors[mapping.CONVERTER + name] = np.asarray(leaf)
+    is_ours = entry.key.startswith(mapping.CONVERTER)
+    name = entry.key if is_ours else mapping.PREFIX + entry.key
+    tensors[name] = mapping.to_mdlm(array, entry.layout, mask_id)
   return tensors
 
 
@@ -129,17 +110,13 @@ def load(  # noqa: PLR0913
 
   Args:
     path: a Lightning .ckpt, a .safetensors or pytorch_model.bin file, or a
-      Hugging Face folder; also what `save` wrote.
-    use_ema: take a checkpoint's averaged weights, as MDLM's evaluation does,
-      and not the raw ones; published files hold one set only.
+      Hugging Face folder.
+    use_ema: take a checkpoint's averaged weights and not the raw ones.
     mask_id: the mask's id in the file; None is the one that `save` noted there,
       else 4 for the 35 rows of text8, else the last.
     heads: attention heads, for a file with neither the rotary buffer nor a
       config.json.
-    sphere_dim: D of a fresh converter.
-    beta_init: inverse temperature of a fresh converter.
-    mask_prior: weight of a fresh converter's mask row at z = 0.
-    seed: of a fresh converter's token table.
+    sphere_dim, beta_init, mask_prior, seed: of a fresh converter.
     progress: whether to show a bar of the bytes read.
 
   Returns:
@@ -150,27 +127,24 @@ def load(  # noqa: PLR0913
     ValueError: the file is broken, or not exactly an MDLM.
   """
   opened = source.open_mdlm(path, use_ema=use_ema, mask_id=mask_id, heads=heads)
-  table = opened.tensors.get(mapping.CONVERTER + "table")
+  sizes = opened.sizes
   cfg = denoiser_lib.NetConfig(
-    vocab_size=opened.sizes.rows - 1,
-    width=opened.sizes.width,
-    depth=opened.sizes.depth,
+    vocab_size=sizes.rows - 1,
+    width=sizes.width,
+    depth=sizes.depth,
     heads=opened.heads,
-    sphere_dim=sphere_dim if table is None else table.shape[-1],
-    cond_dim=opened.sizes.cond_dim,
+    sphere_dim=sizes.sphere_dim or sphere_dim,
+    cond_dim=sizes.cond_dim,
     beta_init=beta_init,
     mask_prior=mask_prior,
     evidence_skip=opened.config.get(folder.EVIDENCE_SKIP, False),
   )
-  init = denoiser_lib.make_denoiser(cfg).init
-  key = jax.random.key(seed)
-  like = jax.eval_shape(init, key)
-  if table is not None:
-    return _read_params(path, opened, like, progress), cfg
-  del like["converter"]
-  params = _read_params(path, opened, like, progress)
-  # Only the converter is computed: the compiler drops the rest.
-  params["converter"] = jax.jit(lambda key: init(key)["converter"])(key)
+  params = _read_params(path, opened, progress)
+  if "converter" not in params:
+    init = denoiser_lib.make_denoiser(cfg).init
+    # Only the converter is computed: the compiler drops the rest.
+    fresh = jax.jit(lambda key: init(key)["converter"])
+    params["converter"] = fresh(jax.random.key(seed))
   return params, cfg
 
 
@@ -191,44 +165,30 @@ def save(
   Args:
     params: DSL parameters, with or without the converter.
     path: a .safetensors file, or a folder for Hugging Face.
-    cfg: the network's config, for the number of heads, which the parameters do
-      not show. Without it a file lacks MDLM's rotary buffer, unless the width
-      is the published 768; a folder needs it.
+    cfg: the network's config, which tells the number of heads. Without it a
+      file lacks MDLM's rotary buffer, unless the width is the published 768.
     mask_id: the mask's id in the file; None is 4 for text8's 35 rows, else the
       last.
     length: MDLM's `model_length`, for a folder's config.json.
     clean_snr: of the training, for config.json and the model card.
 
   Raises:
-    ValueError: params do not fit cfg, the number of heads is unknown, length or
-      mask_id is out of range, or the folder holds something else.
+    ValueError: params do not fit cfg, or the folder holds something else.
   """
   path = pathlib.Path(path)
-  if not 1 <= length < 2**31:
-    raise ValueError(
-      f"length is {length}; give the number of tokens of a sequence."
-    )
+  is_file = path.suffix == ".safetensors"
+  if cfg is None and not is_file:
+    raise ValueError("cfg is None; give that of these params, for the heads.")
   net = cfg or _infer_cfg(params)
   _check_tree(params, net)
-  heads = cfg.heads if cfg else _PUBLISHED_HEADS.get(net.width)
-  sizes = mapping.Sizes(net.vocab_size + 1, net.width, net.depth, net.cond_dim)
-  if mask_id is None:
-    mask_id = mapping.default_mask_id(sizes.rows)
-  if not 0 <= mask_id < sizes.rows:
-    raise ValueError(f"mask_id is {mask_id}; give one in [0, {sizes.rows}).")
-  tensors = _mdlm_tensors(params, sizes.depth, mask_id)
-  if heads:
-    frequencies = mapping.inverse_frequencies(sizes.width // heads)
+  mask_id = mapping.check_mask_id(mask_id, net.vocab_size + 1)
+  tensors = _mdlm_tensors(params, net.depth, mask_id)
+  if cfg or net.width in _PUBLISHED_HEADS:
+    frequencies = mapping.inverse_frequencies(net.width // net.heads)
     tensors[mapping.PREFIX + mapping.BUFFER] = frequencies
-  if path.suffix == ".safetensors":
+  if is_file:
     folder.write_weights(tensors, path, mask_id)
-  elif heads:
-    config = folder.make_config(
-      sizes, heads, length, net.evidence_skip, clean_snr
-    )
-    folder.write(tensors, path, mask_id, config)
   else:
-    raise ValueError(
-      f"cfg is None, and the width {sizes.width} does not determine the number "
-      "of heads; give the cfg of these params."
-    )
+    notes: dict = {"model_length": length}
+    notes |= {folder.CLEAN_SNR: clean_snr} if clean_snr else {}
+    folder.write(tensors, path, mask_id, net, notes)

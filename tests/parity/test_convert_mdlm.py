@@ -1,7 +1,6 @@
-"""Converted weights against PyTorch and against MDLM's formulas in float64."""
+"""Converted weights against MDLM in PyTorch."""
 
 import json
-import math
 
 import jax
 import numpy as np
@@ -13,7 +12,6 @@ from benchmarks import torch_dsl, torch_twin
 from dsl_jax import convert
 from dsl_jax.convert import __main__ as command
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import config as config_lib
 
 GPT2 = torch_twin.Config(50258, 8, 2, 2, mask_id=50257, cond_dim=6)
 SMALL = torch_twin.Config(41, 32, 3, 4, mask_id=40, cond_dim=16)
@@ -64,50 +62,6 @@ def write(directory, kind, raw, average):
   return directory
 
 
-def reference(state, tokens, heads):
-  """MDLM's logits [B, L, rows] in float64; shares nothing with the twin."""
-  w = {k.removeprefix("backbone."): t.double() for k, t in state.items()}
-
-  def linear(x, name):
-    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-  def silu(x):
-    return x / (1 + torch.exp(-x))
-
-  def norm(x, name, shift, scale):
-    x = x - x.mean(-1, keepdim=True)
-    x = x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5)
-    return x * w[name] * (1 + scale) + shift
-
-  def rotate(x):
-    half = x.shape[-1] // 2
-    rate = 1e4 ** (-torch.arange(half).double() / half)
-    angle = torch.arange(x.shape[1])[:, None, None] * rate
-    rotated = torch.complex(x[..., :half], x[..., half:])
-    rotated = rotated * torch.exp(1j * angle)
-    return torch.cat([rotated.real, rotated.imag], -1)
-
-  x = w["vocab_embed.embedding"][tokens]
-  B, L, M = x.shape
-  cond = torch.cat([torch.ones(128), torch.zeros(128)]).double()  # sigma = 0
-  cond = silu(linear(silu(linear(cond, "sigma_map.mlp.0")), "sigma_map.mlp.2"))
-  for i in range(sum(name.endswith("norm1.weight") for name in w)):
-    moves = linear(cond, f"blocks.{i}.adaLN_modulation").split(M)
-    y = norm(x, f"blocks.{i}.norm1.weight", *moves[:2])
-    qkv = (y @ w[f"blocks.{i}.attn_qkv.weight"].T).view(B, L, 3, heads, -1)
-    q, k, v = rotate(qkv[:, :, 0]), rotate(qkv[:, :, 1]), qkv[:, :, 2]
-    scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(M // heads)
-    y = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).reshape(B, L, M)
-    x = x + moves[2] * (y @ w[f"blocks.{i}.attn_out.weight"].T)
-    y = norm(x, f"blocks.{i}.norm2.weight", *moves[3:5])
-    y = linear(y, f"blocks.{i}.mlp.0")
-    y = y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))) / 2
-    x = x + moves[5] * linear(y, f"blocks.{i}.mlp.2")
-  moves = linear(cond, "output_layer.adaLN_modulation").split(M)
-  y = norm(x, "output_layer.norm_final.weight", *moves)
-  return linear(y, "output_layer.linear")
-
-
 def assert_same_logits(params, cfg, twin):
   mask_id, rows = twin.cfg.mask_id, twin.cfg.vocab_size
   mdlm_ids = np.array([*(i for i in range(rows) if i != mask_id), mask_id])
@@ -116,7 +70,6 @@ def assert_same_logits(params, cfg, twin):
   theirs = torch.from_numpy(mdlm_ids[ours])
   with torch.no_grad():
     expected = twin(theirs).numpy()[..., mdlm_ids[:-1]]
-  exact = reference(twin.state_dict(), theirs, twin.cfg.heads)
   net = denoiser_lib.make_denoiser(cfg)
   h_BLM = jax.jit(net.hidden_tokens)(params, ours)
   head_VM, bias_V = net.head(params)
@@ -124,8 +77,6 @@ def assert_same_logits(params, cfg, twin):
   scale = np.abs(expected).max()
   assert scale > 0.5
   np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * scale)
-  exact = exact[..., mdlm_ids[:-1]].numpy()
-  np.testing.assert_allclose(logits, exact, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +101,7 @@ def test_fresh_converter_at_the_endpoints_is_mdlm(tmp_path):
   params, cfg = convert.mdlm.load(path, sphere_dim=8, seed=3)
   net = denoiser_lib.make_denoiser(cfg)
   like = jax.eval_shape(net.init, jax.random.key(0))
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
-    lambda x: (x.shape, x.dtype), like
-  )
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, like)
   fresh, V = params["converter"], cfg.vocab_size
   np.testing.assert_allclose(np.linalg.norm(fresh["table"], axis=1), 1, 1e-6)
   assert fresh["beta"] == 1 and not fresh["bias"].any()
@@ -243,30 +192,17 @@ def test_the_twin_with_a_converter_is_our_network(tmp_path):
   np.testing.assert_allclose(logits, expected, rtol=0, atol=3e-5 * scale)
 
 
-def test_the_twin_draws_the_snrs_of_our_law():
-  cfg = config_lib.Config("toy", config_lib.NetConfig(7, 8, 1, 2, 4))
-  tokens = torch.zeros(4000, 8, dtype=torch.int64)
-  torch.manual_seed(0)
-  theirs = torch_dsl.draw_snr(tokens, cfg.law, cfg.clean_snr).numpy()
-  ours = config_lib.training_law(cfg)(jax.random.key(0), tuple(tokens.shape))
-  probs = np.linspace(0.05, 0.95, 19)
-  theirs, ours = (np.quantile(np.log(snr), probs) for snr in (theirs, ours))
-  np.testing.assert_allclose(theirs, ours, atol=0.2)
-
-
 def test_the_twin_learns_and_samples():
   cfg = torch_twin.Config(6, 16, 1, 2, mask_id=5, cond_dim=8, dropout=0.0)
   torch.manual_seed(0)
   model, generator = torch_twin.MDLM(cfg), torch.Generator().manual_seed(0)
-  optimizer = torch_twin.make_optimizer(model, 1e-2)
-  ema = torch_twin.EMA(model)
+  optimizer, ema = torch_twin.make_optimizer(model, 1e-2), torch_twin.EMA(model)
   tokens = torch.arange(4).repeat(16)[:, None].repeat(1, 8)  # constant rows
-  start = torch_twin.loss(model, tokens, generator).item()
-  assert start == pytest.approx(np.log(5), rel=0.4)  # uniform at first
   for _ in range(150):
     torch_twin.train_step(model, optimizer, ema, tokens, generator)
-  model.eval()
   for eta in (0.0, 0.2):
-    drawn = torch_twin.sample(model, 32, 8, 32, eta=eta, generator=generator)
+    drawn = torch_twin.sample(
+      model.eval(), 32, 8, 32, eta=eta, generator=generator
+    )
     assert drawn.min() >= 0 and drawn.max() < 4
     assert (drawn == drawn.mode(1, keepdim=True)[0]).float().mean() > 0.9
