@@ -88,7 +88,7 @@ def attention_inputs(queries, keys, head_dim=8):
     (300, attention.TILE_SCORES, 1),
     (300, 128 * 300 * 6, 3),
     (256, 3 * 128 * 300 * 6, 1),
-    (512, 3 * 128 * 300 * 6, 2),
+    (640, 3 * 128 * 300 * 6, 5),  # equal tiles
     (130, 1, 2),
   ],
 )

@@ -159,18 +159,13 @@ def test_rows_that_move_nothing_cost_no_network_call():
 def test_masks_need_no_converter():
   net, params = tiny()
   calls = []
-  tokens = samplers.generate(
-    params,
-    KEY,
-    masks(2),
-    denoiser=counted(net, "embed", calls),
-    clean_snr=CLEAN,
-  )
-  tokens.block_until_ready()
+  path = np.concatenate([masks(2), masks(2)])  # committed, masked again
+  samplers.generate(
+    params, KEY, path, denoiser=counted(net, "embed", calls), clean_snr=CLEAN
+  ).block_until_ready()
   jax.effects_barrier()
-  # The mask's embedding, once at the start and once for the rows, and the
-  # committed tokens.
-  assert len(calls) == 3
+  # The mask's embedding, at the start and for the loop, and two commitments.
+  assert len(calls) == 4
 
 
 def test_calls_count_only_rows_that_raise_a_token():

@@ -118,6 +118,8 @@ def test_step_follows_the_mean_loss_with_its_own_noise():
   step = jax.jit(step_fn(tx))
   new, sums = step(state, tokens, mask)
   np.testing.assert_allclose(sums["nll"] / sums["tokens"], loss, rtol=1e-6)
+  norm = optax.global_norm(grads)
+  np.testing.assert_allclose(sums["grad_norm"], norm, rtol=1e-5)
   chex.assert_trees_all_close(
     new.params, jax.tree.map(jnp.subtract, state.params, grads), atol=1e-6
   )

@@ -234,6 +234,19 @@ def test_rare_tokens_are_drawn_at_their_rate():
   assert 1 <= count <= 8
 
 
+def test_draws_use_noise_of_full_precision(monkeypatch):
+  """Too few draws are made above to see it for every group of tokens."""
+  modes, categorical = [], jax.random.categorical
+
+  def recorded(*args, mode=None):
+    modes.append(mode)
+    return categorical(*args, mode=mode)
+
+  monkeypatch.setattr(jax.random, "categorical", recorded)
+  vocab.draw(KEY, jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)))
+  assert modes == ["high", "high"]  # of the group and within it
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_nucleus_is_the_definition_in_f64(strict):
   """Every token of many rows, with top_p an argument of one program."""
