@@ -25,14 +25,11 @@ def loss(
   L = E_t E_{z ~ z(t)} mean_i -log p(s_i | z), t from the law.
 
   Args:
-    params: of the denoiser.
     key: typed random key, or one for every sequence, [B]: the noise of a
       sequence then does not depend on the microbatches.
     tokens_BL: clean ids, int32.
     mask_BL: bool or 0/1, true where the position counts.
-    denoiser: functions of the network.
     law: draws the SNR of every token.
-    clean_snr: scale of a committed token.
 
   Returns:
     The mean in nats per token, and the sums {"nll", "tokens"} it is made of.

@@ -31,19 +31,12 @@ _CURVE_SEQUENCES = 64  # held-out rows that an mmse curve is measured on
 
 
 class Schedule(NamedTuple):
-  """What `samplers.sample` runs.
+  """What `samplers.sample` runs."""
 
-  Attributes:
-    path: [T+1, L] or [T+1, B, L].
-    policy: or None.
-    confidence: what the policy sees, "probability" or "entropy".
-    falls: whether tokens may lose SNR, in this or any other draw of the path.
-  """
-
-  path: np.ndarray
+  path: np.ndarray  # [T+1, L] or [T+1, B, L]
   policy: policies.Policy | Callable | None = None
-  confidence: str = "probability"
-  falls: bool = False
+  confidence: str = "probability"  # what the policy sees, or "entropy"
+  falls: bool = False  # tokens may lose SNR, in this or another draw
 
 
 class Curve(NamedTuple):

@@ -28,25 +28,16 @@ class TrainState(NamedTuple):
 
 
 class Recipe(NamedTuple):
-  """What a training step depends on besides its state and batch.
+  """What a training step depends on besides its state and batch."""
 
-  Attributes:
-    loss_fn: (params, key_B, tokens_BL, mask_BL) -> (scalar, sums) with sums
-      {"nll": in nats, "tokens": their number}.
-    tx: the optimiser.
-    seed: of the run.
-    ema_decay: limit of the moving average's decay.
-    microbatches: parts in which a device computes its rows, one after the
-      other; a divisor of their number.
-    on_devices: `sharding.sum_over_devices`, for several of them.
-  """
-
+  # (params, key_B, tokens_BL, mask_BL) -> (scalar, sums) with sums {"nll": in
+  # nats, "tokens": their number}.
   loss_fn: Callable
   tx: optax.GradientTransformation
   seed: int
-  ema_decay: float
-  microbatches: int = 1
-  on_devices: Callable = lambda fn: fn
+  ema_decay: float  # limit of the moving average's decay
+  microbatches: int = 1  # in which a device computes its rows
+  on_devices: Callable = lambda fn: fn  # `sharding.sum_over_devices`
 
 
 def create(params: dict, tx: optax.GradientTransformation) -> TrainState:
