@@ -36,7 +36,10 @@ def _open_file(path) -> containers.Container:
     return containers.read_safetensors(path)
   if start.startswith(b"PK"):
     return torchfiles.read(path)
-  raise ValueError("neither a safetensors file nor one of PyTorch 1.6 or newer")
+  raise ValueError(
+    "it is neither a safetensors file nor a zip archive of torch.save; a file "
+    "from before PyTorch 1.6 must be saved again by a newer one"
+  )
 
 
 def _open(path) -> tuple[containers.Container, dict]:

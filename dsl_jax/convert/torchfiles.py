@@ -19,10 +19,11 @@ import numpy as np
 from dsl_jax.convert import containers
 
 _MAX_OPCODES = 5_000_000  # a checkpoint with a tokenizer has below 1 million
-# Of protocol 2, but not written by torch.save: DICT hashes keys, PUT and GET
+# Not written by torch.save: DICT hashes its keys, PUT and GET
 # index the memo by any integer, EXT* write to a cache of the interpreter, INST
 # and OBJ call classes.
-_FORBIDDEN = {"DICT", "EXT1", "EXT2", "EXT4", "GET", "INST", "OBJ", "PUT"}
+_FORBIDDEN = {"DICT", "EXT1", "EXT2", "EXT4", "GET", "INST", "OBJ"}
+_FORBIDDEN |= {"NEXT_BUFFER", "PUT", "READONLY_BUFFER"}
 
 
 class Storage(NamedTuple):
@@ -54,7 +55,7 @@ class _Inert:
   def append(self, *args):
     pass
 
-  extend = __setitem__ = append
+  add = extend = __setitem__ = append
 
 
 class _TextDict(dict):
@@ -77,7 +78,7 @@ def _rebuild_tensor(args):
 _ADMITTED = {
   "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
   "torch._utils._rebuild_parameter": lambda args: args[0],
-  "collections.OrderedDict": lambda args: _TextDict(),
+  "collections.OrderedDict": lambda args: _Inert() if args else _TextDict(),
 }
 
 
@@ -113,16 +114,29 @@ class _Unpickler(pickle._Unpickler):
       raise ValueError("its pickle calls with arguments that are not a tuple")
     self.stack[-1] = self.stack[-1](args)
 
+  def load_empty_set(self):
+    self.append(_Inert())
+
+  def load_frozenset(self):
+    self.pop_mark()
+    self.append(_Inert())
+
   def load_newobj(self):
     self.stack[-2:] = [_Inert()]
+
+  def load_newobj_ex(self):
+    self.stack[-3:] = [_Inert()]
 
   def load_build(self):
     self.stack.pop()  # a state, which would set attributes
 
   dispatch = pickle._Unpickler.dispatch | {  # type: ignore[assignment]
     pickle.EMPTY_DICT[0]: load_empty_dict,
+    pickle.EMPTY_SET[0]: load_empty_set,
+    pickle.FROZENSET[0]: load_frozenset,
     pickle.REDUCE[0]: load_reduce,
     pickle.NEWOBJ[0]: load_newobj,
+    pickle.NEWOBJ_EX[0]: load_newobj_ex,
     pickle.BUILD[0]: load_build,
   }
 
@@ -130,7 +144,7 @@ class _Unpickler(pickle._Unpickler):
 def unpickle(data: bytes) -> object:
   """Reads a pickle; what is not plain content or a tensor becomes inert."""
   for count, (opcode, _, position) in enumerate(pickletools.genops(data)):
-    if opcode.proto > 2 or opcode.name in _FORBIDDEN:
+    if opcode.name in _FORBIDDEN:
       raise ValueError(f"its pickle uses {opcode.name}; torch.save never does")
     if count >= _MAX_OPCODES:
       raise ValueError(f"its pickle has over {_MAX_OPCODES} opcodes")
@@ -211,6 +225,9 @@ def read(path: pathlib.Path) -> containers.Container:
     names = [n for n in archive.namelist() if n.endswith("/data.pkl")]
     if len(names) != 1:
       raise ValueError("it has no single data.pkl")
+    order = names[0].removesuffix("data.pkl") + "byteorder"
+    if order in archive.namelist() and _record(archive, order) != b"little":
+      raise ValueError("its numbers are not little-endian")
     content = unpickle(_record(archive, names[0]))
   if not isinstance(content, dict):
     raise ValueError("it holds no state dict")
