@@ -1,6 +1,7 @@
 """Converted weights against MDLM in PyTorch."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -62,6 +63,50 @@ def write(directory, kind, raw, average):
   return directory
 
 
+def reference(state, tokens, heads):
+  """MDLM's logits [B, L, rows] in float64; shares nothing with the twin."""
+  w = {k.removeprefix("backbone."): t.double() for k, t in state.items()}
+
+  def linear(x, name):
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+  def silu(x):
+    return x / (1 + torch.exp(-x))
+
+  def norm(x, name, shift, scale):
+    x = x - x.mean(-1, keepdim=True)
+    x = x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5)
+    return x * w[name] * (1 + scale) + shift
+
+  def rotate(x):
+    half = x.shape[-1] // 2
+    rate = 1e4 ** (-torch.arange(half).double() / half)
+    angle = torch.arange(x.shape[1])[:, None, None] * rate
+    rotated = torch.complex(x[..., :half], x[..., half:])
+    rotated = rotated * torch.exp(1j * angle)
+    return torch.cat([rotated.real, rotated.imag], -1)
+
+  x = w["vocab_embed.embedding"][tokens]
+  B, L, M = x.shape
+  cond = torch.cat([torch.ones(128), torch.zeros(128)]).double()  # sigma = 0
+  cond = silu(linear(silu(linear(cond, "sigma_map.mlp.0")), "sigma_map.mlp.2"))
+  for i in range(sum(name.endswith("norm1.weight") for name in w)):
+    moves = linear(cond, f"blocks.{i}.adaLN_modulation").split(M)
+    y = norm(x, f"blocks.{i}.norm1.weight", *moves[:2])
+    qkv = (y @ w[f"blocks.{i}.attn_qkv.weight"].T).view(B, L, 3, heads, -1)
+    q, k, v = rotate(qkv[:, :, 0]), rotate(qkv[:, :, 1]), qkv[:, :, 2]
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(M // heads)
+    y = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).reshape(B, L, M)
+    x = x + moves[2] * (y @ w[f"blocks.{i}.attn_out.weight"].T)
+    y = norm(x, f"blocks.{i}.norm2.weight", *moves[3:5])
+    y = linear(y, f"blocks.{i}.mlp.0")
+    y = y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))) / 2
+    x = x + moves[5] * linear(y, f"blocks.{i}.mlp.2")
+  moves = linear(cond, "output_layer.adaLN_modulation").split(M)
+  y = norm(x, "output_layer.norm_final.weight", *moves)
+  return linear(y, "output_layer.linear")
+
+
 def assert_same_logits(params, cfg, twin):
   mask_id, rows = twin.cfg.mask_id, twin.cfg.vocab_size
   mdlm_ids = np.array([*(i for i in range(rows) if i != mask_id), mask_id])
@@ -70,6 +115,7 @@ def assert_same_logits(params, cfg, twin):
   theirs = torch.from_numpy(mdlm_ids[ours])
   with torch.no_grad():
     expected = twin(theirs).numpy()[..., mdlm_ids[:-1]]
+  exact = reference(twin.state_dict(), theirs, twin.cfg.heads)
   net = denoiser_lib.make_denoiser(cfg)
   h_BLM = jax.jit(net.hidden_tokens)(params, ours)
   head_VM, bias_V = net.head(params)
@@ -77,6 +123,8 @@ def assert_same_logits(params, cfg, twin):
   scale = np.abs(expected).max()
   assert scale > 0.5
   np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * scale)
+  exact = exact[..., mdlm_ids[:-1]].numpy()
+  np.testing.assert_allclose(logits, exact, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(
