@@ -43,7 +43,7 @@ def draw_snr(tokens, law, clean_snr, generator=None):
 
   Args:
     tokens: ids, [B, L].
-    law: `config.Law`, smooth and one SNR per sequence.
+    law: `config.TrainingLaw`, smooth and one SNR per sequence.
     clean_snr: of a visible token.
     generator: of random numbers.
 

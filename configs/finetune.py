@@ -36,7 +36,7 @@ def get_config(arg=""):
     init_from="runs/finetune/mdlm.ckpt",
     clean_snr=100.0,  # [P] 100 log V / log 35 at MDLM's V = 35
     data=config_lib.Data(corpus="kjv", tokenizer="text8-mdlm", length=128),
-    law=config_lib.Law(
+    law=config_lib.TrainingLaw(
       mu=1.4,  # [P] text8
       sigma=0.55,  # [P] text8
       endpoint_share=0.25,  # [P]

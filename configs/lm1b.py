@@ -37,7 +37,7 @@ def get_config(arg=""):
       wrap=True,  # [M]
       dir="data_cache/lm1b",
     ),
-    law=config_lib.Law(
+    law=config_lib.TrainingLaw(
       mu=2.69,  # [O] as for OpenWebText
       sigma=1.41,  # [O]
       endpoint_share=0.25,  # [P]

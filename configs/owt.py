@@ -54,7 +54,7 @@ def fine_tune():
       wrap=True,  # [M]
       dir="data_cache/owt",
     ),
-    law=config_lib.Law(
+    law=config_lib.TrainingLaw(
       mu=2.69,  # [P] one of two seen; a token of 50,257 is read at t = 10..50
       sigma=1.41,  # [P] as above; the final choice is not public
       endpoint_share=0.25,  # [P]

@@ -37,7 +37,7 @@ def get_config(arg=""):
       wrap=True,  # [M]
       dir="data_cache/owt",
     ),
-    law=config_lib.Law(
+    law=config_lib.TrainingLaw(
       mu=2.69,  # [P] one of two seen; the final choice is not public
       sigma=1.41,  # [P] as above
       endpoint_share=0.25,  # [P]

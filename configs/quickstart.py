@@ -24,7 +24,7 @@ def get_config(arg=""):
       tokenizer="text8",
       length=128,  # [O]
     ),
-    law=config_lib.Law(
+    law=config_lib.TrainingLaw(
       mu=1.4,  # [P] text8
       sigma=0.55,  # [P] text8
       endpoint_share=0.4,  # [O] [P] has 1/4; a short run gains from more

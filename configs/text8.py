@@ -35,7 +35,7 @@ def get_config(arg=""):
       length=256,  # [P]
       dir="data_cache/text8",
     ),
-    law=config_lib.Law(
+    law=config_lib.TrainingLaw(
       mu=1.4,  # [P] seen for text8; the paper's final choice is not public
       sigma=0.55,  # [P] as above
       endpoint_share=0.25,  # [P]

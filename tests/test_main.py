@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 
+from benchmarks import kill_runs
 from dsl_jax import main
-from dsl_jax.data import packing, tokenizers
+from dsl_jax.data import packing
 from dsl_jax.modes import train
 from dsl_jax.runtime import command as command_lib
 from dsl_jax.runtime import workdir as workdir_lib
@@ -22,32 +22,16 @@ QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-  """Packed rows of length 8: 40 for training, 16 held out."""
+  """Packed rows of length 16: 59 for training, 16 held out."""
   folder = tmp_path_factory.mktemp("rows")
-  tokenizer = tokenizers.load("text8")
-  for split, count in (("train", 40), ("validation", 16)):
-    text = tokenizer.decode(np.arange(8 * count) % 27)
-    packing.write(
-      str(folder),
-      split,
-      [text],
-      tokenizer,
-      length=8,
-      origin=packing.Origin("text", "letters", "text8"),
-    )
+  kill_runs.make_rows(folder)
   return folder
 
 
 def argv(rows, workdir, changes, *extra):
-  settings = {
-    "data.corpus": "text:none",
-    "data.length": 8,
-    "data.dir": rows,
-    "train.batch_size": 16,
-    "eval.batch_size": 8,
-  }
-  overrides = [f"--config.{k}={v}" for k, v in (settings | changes).items()]
-  return ["main", QUICKSTART, f"--workdir={workdir}", *overrides, *extra]
+  changes = {"train.compilation_cache": ""} | changes
+  changes = {key.replace(".", "__"): value for key, value in changes.items()}
+  return ["main", *kill_runs.arguments(workdir, rows, **changes), *extra]
 
 
 @pytest.fixture
@@ -94,20 +78,20 @@ def claim(rows, workdir, data_hash=None):
     ({"train.steps": 0}, ["train.steps is 0; use at least 1"]),
     ({"net.width": 130}, ["net.width is 130"]),
     ({"net.attention": "splash"}, ["needs a TPU", "here are cpus"]),
-    ({"data.dir": "nowhere"}, ["nowhere has no prepared train", "--length=8"]),
+    ({"data.dir": "nowhere"}, ["nowhere has no prepared train", "--length=16"]),
     ({"data.corpus": "txt", "data.dir": "none"}, ["corpus is 'txt'"]),
-    ({"train.compilation_cache": "/proc/x"}, ["tion_cache is '/proc/x'"]),
-    ({"data.length": 16}, ["data.length is 16", "made with 8"]),
+    ({"train.compilation_cache": "/proc/x"}, ["tion_cache is /proc/x"]),
+    ({"data.length": 8}, ["data.length is 8", "made with 16"]),
     ({"data.tokenizer": "gpt2"}, ["data.tokenizer is gpt2", "text8"]),
     ({"net.vocab_size": 28}, ["net.vocab_size is 28", "made with 27"]),
-    ({"train.batch_size": 48}, ["train.batch_size is 48", "only 40 train"]),
+    ({"train.batch_size": 64}, ["train.batch_size is 64", "only 59 train"]),
     ({"eval.batch_size": 24}, ["eval.batch_size is 24", "only 16 validation"]),
     ({"train.batch_size": 12}, ["use a multiple of 8"]),
     ({"train.microbatches": 4}, ["use a multiple of 32"]),
     ({"mesh.model": 3}, ["model=3", "the 8 devices"]),
     ({"init_from": "nowhere.ckpt"}, ["nowhere.ckpt"]),
     ({"law.mu": 2}, ["another run: law.mu is 1.4 there and 2.0 here"]),
-    ({"train.batch_size": 32}, ["another run: train.batch_size is 16"]),
+    ({"train.batch_size": 32}, ["another run: train.batch_size is 8"]),
     ({"train.steps": 7}, ["another run: train.steps is"]),  # cosine
   ],
 )
@@ -133,14 +117,14 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--mode=report"], ["run/config.json cannot be read", "--mode=train"]),
     (["--wrkdir=x"], ["unknown flag --wrkdir", "'workdir'"]),
     (["train"], ["'train' is not a flag"]),
-    (["--text"], ["--text has no value; write --text=VALUE"]),
-    (["--trace=a.html"], ["--trace is 'a.html'; it needs --mode=sample"]),
+    (["--text"], ["--text is ''; write --text=VALUE"]),
+    (["--trace=a.html"], ["--trace is 'a.html'", "--mode=sample"]),
     (["--workdir="], ["--workdir is missing"]),
     (["--workdir=/proc/none"], ["--workdir is /proc/none", "be written"]),
     (["--workdir=FILE/run"], ["cannot be written"]),
     (["--config="], ["--config is missing"]),
-    (["--config=nothing.py"], ["nothing.py'", "not a file"]),
-    ([f"{QUICKSTART}:big"], ["no variant 'big' or any other"]),
+    (["--config=nothing.py"], ["nothing.py", "No such file"]),
+    ([f"{QUICKSTART}:big"], ["no variant 'big'; it has none"]),
     (["--config=FILE"], ["FILE fails with", "nothing_here"]),
   ],
 )

@@ -96,6 +96,8 @@ def saved_steps(workdir):
 
 
 def test_restores_every_bit_on_another_mesh(run):
+  unfinished = run / "checkpoints/4.orbax-checkpoint-tmp-0"  # is ignored
+  shutil.copytree(run / "checkpoints/3/params", unfinished / "params")
   mesh = sharding_lib.make_mesh(config_lib.Mesh(1, 2, 4))
   state = restore(run, mesh)
   chex.assert_trees_all_equal(jax.device_get(state), make_state(3))
@@ -141,12 +143,11 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run):
   assert restore(run).step == 3
 
 
-@pytest.mark.parametrize("ema", [True, False])
-def test_params_for_evaluation(run, ema):
+@pytest.mark.parametrize("ema, item", [(True, "ema"), (False, "params")])
+def test_params_for_evaluation(run, ema, item):
   params, step = checkpoint.restore_params(run, ema=ema)
-  state = make_state(3)
   assert step == 3
-  expected = state.ema if ema else state.params
+  expected = getattr(make_state(3), item)
   chex.assert_trees_all_equal(jax.device_get(params), expected)
 
 
@@ -190,9 +191,3 @@ def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
   assert restore(tmp_path) is None
   with pytest.raises(errors.UserError, match="train there first"):
     checkpoint.restore_params(tmp_path)
-
-
-def test_an_unfinished_save_is_not_a_checkpoint(run):
-  unfinished = run / "checkpoints/4.orbax-checkpoint-tmp-0"
-  shutil.copytree(run / "checkpoints/3/params", unfinished / "params")
-  assert restore(run).step == 3

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from dsl_jax.core import laws
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import command, errors
 from dsl_jax.runtime import config as config_lib
@@ -41,31 +40,23 @@ def test_round_trips():
 @pytest.mark.parametrize(
   "key, value, words",
   [
-    ("train.stesp", 1, "'train.stesp'; did you mean 'train.steps'?"),
     ("lwa", {}, "'lwa'; did you mean 'law'?"),
-    ("train", 3, "train is 3; it is a section"),
+    ("train", 3, "train is 3; give a value of type Train"),
     ("train.steps", 1.5, "train.steps is 1.5; give a value of type int"),
-    ("train.steps", True, "type int"),
-    ("train.steps", 0, "train.steps is 0; use at least 1"),
-    ("train.keep", 10**20, "use one below 2**32"),
-    ("train.steps_per_call", 1001, "use 1 to 1,000"),
+    ("train.keep", 10**20, "use at least 1, below 2**32"),
     ("train.microbatches", 3, "it must divide train.batch_size"),
     ("data.wrap", 1, "data.wrap is 1; give a value of type bool"),
     ("optim.ema_decay", 1.0, "use a number in [0, 1)"),
     ("optim.schedule", "cosin", "'cosin'; use constant or cosine"),
-    ("optim.eps", 1e-320, "use a positive number that float32 holds"),
+    ("optim.eps", 1e-320, "use 1e-30 to 1e30"),
     ("law.name", "mixtur", "law.name is 'mixtur'; did you mean 'mixture'?"),
     ("law.endpoint_share", 1.5, "law.endpoint_share is 1.5; use a "),
-    ("law.mu", float("nan"), "law.mu is nan; use the logarithm"),
-    ("law.sigma", float("inf"), "law.sigma is inf"),
-    ("clean_snr", float("nan"), "use a positive number"),
+    ("law.mu", float("nan"), "law.mu is nan; use -20 to 20"),
+    ("clean_snr", float("nan"), "use 1e-30 to 1e30"),
     ("seed", 2**32, "seed is 4294967296"),
-    ("sample.num", 2**31, "use 1 to 10,000,000"),
-    ("sample.top_p", 0.0, "use a probability in (0, 1]"),
     ("net.beta_init", float("nan"), "net.beta_init is nan; use a positive"),
     ("net.width", 18, "net.width is 18; use a multiple of"),
     ("net.attention", "cudnn", "dtype bfloat16"),
-    ("mesh.data", 0, "or -1"),
     ("eval.snr_min", 1e6, "below eval.snr_max"),
   ],
 )
@@ -74,13 +65,6 @@ def test_a_bad_value_is_one_sentence(key, value, words):
     config_lib.from_config_dict(changed(key, value))
   assert words in str(error.value)
   assert "\n" not in str(error.value)
-
-
-def test_a_missing_required_key_is_named():
-  values = config_lib.to_config_dict(TINY).to_dict()
-  del values["net"]["width"]
-  with pytest.raises(errors.UserError, match=r"net\.width is missing"):
-    config_lib.from_config_dict(values)
 
 
 def test_a_config_of_an_earlier_version_is_the_same_run(tmp_path):
@@ -107,14 +91,13 @@ def test_the_training_law_covers_endpoints_and_the_continuous_part():
 
 def test_a_new_law_is_one_entry(monkeypatch):
   def clean(law, clean_snr):
-    return laws.endpoint(clean_snr, smooth=law.smooth)
+    return lambda key, shape: np.full(shape, clean_snr)
 
   monkeypatch.setitem(config_lib.TRAINING_LAWS, "clean", clean)
-  values = changed("law.name", "clean")
-  values["law"]["smooth"] = False
-  cfg = config_lib.from_config_dict(values)
-  snr = np.asarray(config_lib.training_law(cfg)(jax.random.key(0), (4, 8)))
-  assert set(snr.ravel()) == {0.0, 100.0}
+  cfg = config_lib.from_config_dict(changed("law.name", "clean"))
+  assert (
+    config_lib.training_law(cfg)(None, (4, 8)).tolist() == [[100.0] * 8] * 4
+  )
 
 
 def parse(*args):

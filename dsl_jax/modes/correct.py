@@ -25,36 +25,28 @@ _REPAIRS = 64  # network calls that repair a row, at most
 
 
 class Verdict(NamedTuple):
-  """What the model says about tokens, [N, L] or [n].
+  """What the model says about tokens, [N, L] or [n]."""
 
-  Attributes:
-    marked: whether the token is suspicious.
-    p_found: probability of the token, given the others.
-    repair: the token that was filled in, where marked.
-    p_repair: probability of that one.
+  marked: np.ndarray  # whether the token is suspicious
+  p_found: np.ndarray  # probability of the token, given the others
+  repair: np.ndarray  # the token that was filled in, where marked
+  p_repair: np.ndarray  # probability of that one
+
+
+def windows(count: int, length: int) -> np.ndarray:
+  """Returns the positions [N, L] of rows that cover a text of `count` tokens.
+
+  L is at most `length`; the last row may overlap the one before it.
   """
-
-  marked: np.ndarray
-  p_found: np.ndarray
-  repair: np.ndarray
-  p_repair: np.ndarray
+  L = min(length, count)
+  starts = np.append(np.arange(0, count - L, L), count - L)
+  return starts[:, None] + np.arange(L)
 
 
-def windows(ids: np.ndarray, length: int) -> np.ndarray:
-  """Splits a text [n], n >= 1, into rows [N, L]; L is n if that is less.
-
-  The last row overlaps the one before it if L does not divide n.
-  """
-  L = min(length, len(ids))
-  rows_NL = ids[: len(ids) // L * L].reshape(-1, L)
-  return np.append(rows_NL, ids[None, -L:], 0) if len(ids) % L else rows_NL
-
-
-def join(rows_NL: np.ndarray, count: int) -> np.ndarray:
-  """Joins the rows of `windows` to a text of `count` tokens."""
-  L = rows_NL.shape[1]
-  rest = rows_NL[-1, L - count % L :]
-  return np.append(rows_NL[: count // L].reshape(-1), rest)
+def join(values_NL: np.ndarray, index_NL: np.ndarray) -> np.ndarray:
+  """Returns the values at positions 0, 1, ...; the first row that has one."""
+  _, first = np.unique(index_NL, return_index=True)
+  return values_NL.reshape(-1)[first]
 
 
 def collect(
@@ -84,48 +76,36 @@ def collect(
   return marks, repaired
 
 
-def show(
-  ids: np.ndarray,
-  repaired: np.ndarray,
-  marks: list[dict],
-  decode: Callable[[np.ndarray], str],
-) -> str:
+def show(ids, repaired, marks, decode) -> str:
   """Returns the text with [found -> repair], or [found ?] without a repair."""
   marked = {mark["position"]: mark["repaired"] for mark in marks}
   text = ""
   for kind, group in itertools.groupby(range(len(ids)), key=marked.get):
     positions = list(group)
-    found = decode(ids[positions])
-    if kind is None:
-      text += found
-    elif kind:
-      text += f"[{found} -> {decode(repaired[positions])}]"
-    else:
-      text += f"[{found} ?]"
+    word = decode(ids[positions])
+    if kind is not None:
+      repair = f"-> {decode(repaired[positions])}" if kind else "?"
+      word = f"[{word} {repair}]"
+    text += word
   return text
 
 
 def _judge_rows(cfg, params, rows_NL, inner_L):
   """Judges all rows; repairs the columns `inner_L`."""
   denoiser = denoiser_lib.make_denoiser(cfg.net)
+  settings = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
+  groups = min(_GROUPS, rows_NL.shape[1])
   suspicion = jax.jit(
-    functools.partial(
-      probes.suspicion,
-      denoiser=denoiser,
-      clean_snr=cfg.clean_snr,
-      groups=min(_GROUPS, rows_NL.shape[1]),
-    )
+    functools.partial(probes.suspicion, groups=groups, **settings)
   )
   stream = state_lib.stream(cfg.seed, "correct")
-  batch_size = min(cfg.eval.batch_size, len(rows_NL))
   verdicts = []
-  batches = list(trained.batched(rows_NL, batch_size))
+  batches = trained.batched(rows_NL, min(cfg.eval.batch_size, len(rows_NL)))
   for i, (tokens_BL, mask_BL) in enumerate(tqdm.tqdm(batches, unit="batch")):
     key, fill_key, _ = jax.random.split(jax.random.fold_in(stream, i), 3)
     p_BL, best_BL, _ = jax.device_get(suspicion(params, key, tokens_BL))
     marked_BL = (p_BL < cfg.eval.suspicion) & (best_BL != tokens_BL)
-    marked_BL &= mask_BL > 0
-    marked_BL[:, ~inner_L] = False
+    marked_BL &= (mask_BL > 0) & inner_L
     verdict = Verdict(marked_BL, p_BL, tokens_BL, p_BL)
     if most := int(marked_BL.sum(axis=1).max()):
       steps = min(most, _REPAIRS)
@@ -135,17 +115,16 @@ def _judge_rows(cfg, params, rows_NL, inner_L):
         params,
         fill_key,
         paths.hold(path, ~marked_BL),
-        denoiser=denoiser,
-        clean_snr=cfg.clean_snr,
         temperature=0.0,
         policy=samplers.policies.most_confident(-(-most // steps)),
         prompt_BL=tokens_BL,
+        **settings,
       ).tokens_BL
       after_BL = suspicion(params, key, filled_BL)[0]
       verdict = Verdict(marked_BL, p_BL, *jax.device_get((filled_BL, after_BL)))
     valid_B = mask_BL.any(axis=1)
     verdicts.append([x[valid_B] for x in verdict])
-  return Verdict(*(np.concatenate(parts) for parts in zip(*verdicts)))
+  return [np.concatenate(parts) for parts in zip(*verdicts)]
 
 
 def correct(cfg: config_lib.Config, workdir: str) -> None:
@@ -157,41 +136,24 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
   the new token is more probable than the old one was.
 
   Writes WORKDIR/correct-NAME.json (every mark with its probabilities) and
-  WORKDIR/correct-NAME.txt (the repaired text), and prints the text with
-  [found -> repair] marks.
-
-  Args:
-    cfg: its eval section names the text.
-    workdir: of a trained run.
-
-  Raises:
-    errors.UserError: no such text or nothing trained; raised before any
-      compilation.
+  WORKDIR/correct-NAME.txt (the repaired text).
   """
   with errors.user_errors():
-    config_lib.validate(cfg)
     if not cfg.eval.text:
-      raise errors.UserError(
-        "eval.text is empty; name a file with --text=FILE."
-      )
+      raise errors.UserError("eval.text is empty; write --text=FILE.")
     tokenizer = trained.load_tokenizer(cfg)
     ids = trained.text_ids(cfg, tokenizer)
-    if not len(ids):
-      raise errors.UserError(
-        f"eval.text is {cfg.eval.text!r}, which has no token of tokenizer "
-        f"{cfg.data.tokenizer!r}; give another text."
-      )
     workdir_lib.compare(workdir, cfg)
     whole = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
     params, step = checkpoint.restore_params(workdir, sharding=whole)
 
-  rows_NL = windows(ids, cfg.data.length - 2 * cfg.data.wrap)
-  inner_L = np.ones(rows_NL.shape[1], bool)
+  index_NL = windows(len(ids), cfg.data.length - 2 * cfg.data.wrap)
+  rows_NL, inner_L = ids[index_NL], np.ones(index_NL.shape[1], bool)
   if cfg.data.wrap:
     rows_NL = trained.add_markers(rows_NL, tokenizer)
     inner_L = np.pad(inner_L, 1)  # not the markers
   verdict = _judge_rows(cfg, params, rows_NL, inner_L)
-  verdict = Verdict(*(join(x[:, inner_L], len(ids)) for x in verdict))
+  verdict = Verdict(*(join(x[:, inner_L], index_NL) for x in verdict))
   marks, repaired = collect(ids, verdict, tokenizer.decode)
   result = {
     "text": cfg.eval.text,
@@ -208,6 +170,5 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     workdir_lib.write_json(workdir, f"{name}.json", result)
     workdir_lib.write(workdir, f"{name}.txt", tokenizer.decode(repaired))
     print(show(ids, repaired, marks, tokenizer.decode))
-    print(
-      f"{len(marks)} of {len(ids)} tokens marked, {result['repaired']} repaired"
-    )
+    count = result["repaired"]
+    print(f"{len(marks)} of {len(ids)} tokens marked, {count} repaired")

@@ -34,45 +34,38 @@ _COLUMNS = {  # number -> its standard error
 }
 
 
+def _parse_bound(cfg, word):
+  """Returns the key in the results and the sample section of a bound's path."""
+  if word in ("endpoint", "integral"):
+    return word, None
+  name, _, steps = word.partition(":")
+  # The path "information" has a curve of its own, which is measured later.
+  paths = [name for name in named_samplers.names() if name != "information"]
+  if name not in paths:
+    hint = errors.nearest(name, ["endpoint", "integral", *paths])
+    raise errors.UserError(f"eval.bounds has {word!r}{hint}")
+  if steps and not (steps.isdecimal() and int(steps)):
+    raise errors.UserError(
+      f"eval.bounds has {word!r}; write {name}:64 for 64 steps."
+    )
+  count = int(steps) if steps else cfg.sample.steps
+  section = dataclasses.replace(cfg.sample, path=name, steps=count)
+  with_path = dataclasses.replace(cfg, sample=section)
+  schedule = named_samplers.build(with_path, jax.random.key(0), 4)
+  if schedule.policy or schedule.falls:
+    raise errors.UserError(
+      f"eval.bounds has {word!r}, whose SNRs may fall; the bound holds for "
+      "rising paths such as masked."
+    )
+  return f"{name}_{count}_steps", section
+
+
 def parse_bounds(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
   """Parses eval.bounds, such as "endpoint,integral,masked:64".
 
-  Args:
-    cfg: a path without a number of steps takes sample.steps.
-
-  Returns:
-    {bound: the sample section of its path, None for endpoint and integral}.
-
-  Raises:
-    errors.UserError: an unknown name, a bad number, or a path that falls.
+  Returns {bound: the sample section of its path, None for endpoint, integral}.
   """
-  # The path "information" has a curve of its own, which is measured later.
-  paths = [name for name in named_samplers.names() if name != "information"]
-  sections: dict[str, config_lib.Sample | None] = {}
-  for word in cfg.eval.bounds.split(","):
-    word = word.strip()
-    name, _, steps = word.partition(":")
-    if word in ("endpoint", "integral"):
-      sections[word] = None
-      continue
-    if name not in paths:
-      hint = errors.nearest(name, ["endpoint", "integral", *paths])
-      raise errors.UserError(f"eval.bounds has {word!r}{hint}")
-    if steps and not (steps.isdecimal() and int(steps)):
-      raise errors.UserError(
-        f"eval.bounds has {word!r}; write {name}:64 for 64 steps."
-      )
-    count = int(steps) if steps else cfg.sample.steps
-    section = dataclasses.replace(cfg.sample, path=name, steps=count)
-    with_path = dataclasses.replace(cfg, sample=section)
-    schedule = named_samplers.build(with_path, jax.random.key(0), 4)
-    if schedule.policy or schedule.falls:
-      raise errors.UserError(
-        f"eval.bounds has {word!r}, whose SNRs may fall; the bound holds for "
-        "rising paths such as masked."
-      )
-    sections[f"{name}_{count}_steps"] = section
-  return sections
+  return dict(_parse_bound(cfg, w.strip()) for w in cfg.eval.bounds.split(","))
 
 
 def table(bounds: dict[str, dict]) -> str:
@@ -89,10 +82,10 @@ def table(bounds: dict[str, dict]) -> str:
   return "\n".join(lines)
 
 
-def _find_tokenizer(cfg):
-  """Loads the tokenizer, or warns that characters cannot be counted."""
+def _count_characters(cfg, rows_NL):
+  """Counts the characters of every row; None without a tokenizer."""
   try:
-    return trained.load_tokenizer(cfg)
+    return trained.characters(rows_NL, trained.load_tokenizer(cfg))
   except errors.UserError:
     raise
   except (ValueError, ImportError) as error:
@@ -139,7 +132,7 @@ def _score(cfg, mesh, params, rows_NL, sections):
   """Returns {bound: (nats_N, their stderr_N over draws)} and mmse_T."""
   scorers, mmse_curve = _scorers(cfg, mesh, sections)
   stream = state_lib.stream(cfg.seed, "eval")
-  scores = {name: [] for name in sections}
+  parts = {name: [] for name in sections}
   curves, weights = [], []
   batches = list(trained.batched(rows_NL, cfg.eval.batch_size))
   for i, (tokens, mask) in enumerate(tqdm.tqdm(batches, unit="batch")):
@@ -149,16 +142,16 @@ def _score(cfg, mesh, params, rows_NL, sections):
     key, *keys = jax.random.split(key, len(sections) + 1)
     for name, bound_key in zip(sections, keys):
       score = jax.device_get(scorers[name](params, bound_key, tokens_BL))
-      scores[name].append([x_B[valid_B] for x_B in score])
+      parts[name].append([x_B[valid_B] for x_B in score])
     curves.append(jax.device_get(mmse_curve(params, key, tokens_BL)))
     weights.append(valid_B.sum())
-  for name, parts in scores.items():
-    scores[name] = [np.concatenate(x) for x in zip(*parts)]
+  scores = {k: [np.concatenate(x) for x in zip(*v)] for k, v in parts.items()}
   return scores, np.average(curves, axis=0, weights=weights)
 
 
-def _numbers(nats_N, length, characters_N):
+def _numbers(score, length, characters_N):
   """Returns bits per token and character, perplexity, and their errors."""
+  nats_N, stderr_N = score
   sizes = {"bits_per_token": np.full(len(nats_N), length)}
   if characters_N is not None and characters_N.sum():
     sizes["bits_per_char"] = characters_N
@@ -172,34 +165,23 @@ def _numbers(nats_N, length, characters_N):
   if "stderr" in numbers:
     slope = math.log(2) * numbers["perplexity"]
     numbers["perplexity_stderr"] = slope * numbers["stderr"]
+  if np.isfinite(stderr_N).all():
+    over_draws = np.sqrt(np.square(stderr_N).sum()) / (len(nats_N) * length)
+    numbers["stderr_draws"] = float(over_draws / math.log(2))
   return numbers
 
 
 def _description(cfg, name, section):
   """Returns protocol, seed and the settings that a bound depends on."""
-  settings = {"draws": cfg.eval.draws, "clean_snr": cfg.clean_snr}
+  keys: tuple[str, ...] = ()
   if name == "integral":
     keys, section = ("snr_min", "snr_max", "snr_points"), cfg.eval
-  else:
-    keys = ("path", "steps", "snr_min", "snr_max", "block") if section else ()
+  elif section:
+    keys = ("path", "steps", "snr_min", "snr_max", "block")
+  settings = {"draws": cfg.eval.draws, "clean_snr": cfg.clean_snr}
   settings |= {key: getattr(section, key) for key in keys}
   protocol = _PROTOCOLS.get(name, _PROTOCOLS["path"])
   return {"protocol": protocol, "seed": cfg.seed, "settings": settings}
-
-
-def _ngrams(cfg, train_rows, test_rows):
-  """Returns the numbers of n-gram models, which are exact."""
-  numbers = {}
-  for order in (2, 3):
-    bits = ngrams.bits(
-      train_rows.tokens_NL, test_rows.tokens_NL, cfg.net.vocab_size, order
-    )
-    numbers[f"ngram_{order}"] = {
-      "bits_per_token": bits,
-      "perplexity": 2**bits,
-      "protocol": _PROTOCOLS["ngram"],
-    }
-  return numbers
 
 
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:
@@ -210,48 +192,37 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   with its standard error over sequences (which includes that over noise
   draws), protocol, seed and settings; the mmse curve; and for small
   vocabularies n-gram models of order 2 and 3 fitted to the training rows.
-
-  Args:
-    cfg: its eval section says what is scored, and how much of it.
-    workdir: of a trained run.
-
-  Raises:
-    errors.UserError: nothing trained, an unknown bound, or data that do not
-      fit; raised before any compilation.
   """
   with errors.user_errors():
-    config_lib.validate(cfg)
     c = cfg.eval
     mesh = sharding_lib.make_mesh(cfg.mesh)
+    whole = sharding_lib.replicated(mesh)
     trained.check_batch("eval.batch_size", c.batch_size, divisor=mesh.size)
     sections = parse_bounds(cfg)
     if c.text:
-      tokenizer = trained.load_tokenizer(cfg)
-      rows_NL = trained.text_rows(cfg, tokenizer)
+      rows_NL = trained.text_rows(cfg, trained.load_tokenizer(cfg))
       workdir_lib.compare(workdir, cfg)
     else:
       train_rows = trained.open_rows(cfg, "train")
       test_rows = trained.open_rows(cfg, "validation")
       trained.check_batch("eval.batch_size", c.batch_size, packed=test_rows)
-      tokenizer = _find_tokenizer(cfg)
       rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
       workdir_lib.compare(workdir, cfg, train_rows.manifest["data_sha256"])
-    whole = sharding_lib.replicated(mesh)
+    characters_N = _count_characters(cfg, rows_NL)
     params, step = checkpoint.restore_params(workdir, sharding=whole)
 
   scores, mmse = _score(cfg, mesh, params, rows_NL, sections)
-  characters_N = None
-  if tokenizer is not None:
-    characters_N = trained.characters(rows_NL, tokenizer)
-  bounds = {}
-  for name, (nats_N, stderr_N) in scores.items():
-    bounds[name] = _numbers(nats_N, rows_NL.shape[1], characters_N)
-    bounds[name] |= _description(cfg, name, sections[name])
-    if np.isfinite(stderr_N).all():
-      over_draws = np.sqrt(np.square(stderr_N).sum()) / rows_NL.size
-      bounds[name]["stderr_draws"] = float(over_draws / math.log(2))
+  bounds = {
+    name: _numbers(score, rows_NL.shape[1], characters_N)
+    | _description(cfg, name, sections[name])
+    for name, score in scores.items()
+  }
   if not c.text and cfg.net.vocab_size <= _NGRAM_VOCABULARY:
-    bounds |= _ngrams(cfg, train_rows, test_rows)
+    fitted_NL, tested_NL = train_rows.tokens_NL, test_rows.tokens_NL
+    for order in (2, 3):
+      bits = ngrams.bits(fitted_NL, tested_NL, cfg.net.vocab_size, order)
+      numbers = {"bits_per_token": bits, "perplexity": 2**bits}
+      bounds[f"ngram_{order}"] = numbers | {"protocol": _PROTOCOLS["ngram"]}
   result = {
     "train_step": step,
     "split": c.text or "validation",

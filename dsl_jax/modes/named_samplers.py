@@ -52,7 +52,7 @@ class _Batch(NamedTuple):
   key: jax.Array
   size: int
   length: int
-  law: config_lib.Law
+  law: config_lib.TrainingLaw
   curve: Curve | None
 
 

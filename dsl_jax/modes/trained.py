@@ -1,5 +1,6 @@
 """Opens a trained run and its text: packed rows, tokenizer, a user's file."""
 
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -8,8 +9,6 @@ import numpy as np
 from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
-
-_EMBEDDED = ("kjv",)  # comes with a package and is packed in seconds
 
 
 def rows_folder(data: config_lib.Data) -> str:
@@ -22,36 +21,21 @@ def rows_folder(data: config_lib.Data) -> str:
 
 
 def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
-  """Opens the packed rows of a split; packs an embedded corpus first.
-
-  Args:
-    cfg: its data section and the vocabulary size of its network.
-    split: train, validation or test.
-
-  Raises:
-    errors.UserError: not prepared, or of another length or vocabulary.
-    ValueError: damaged.
-  """
+  """Opens the packed rows of a split; packs the King James Bible first."""
   data, folder = cfg.data, rows_folder(cfg.data)
-  if data.corpus in _EMBEDDED:
-    prepare.prepare(
-      corpus=data.corpus,
-      tokenizer=data.tokenizer,
-      length=data.length,
-      out=folder,
-      wrap=data.wrap,
-    )
+  keys = ("corpus", "tokenizer", "length", "wrap")
+  settings = {key: getattr(data, key) for key in keys} | {"out": folder}
+  if data.corpus == "kjv":  # comes with a package and is packed in seconds
+    prepare.prepare(**settings)
   elif not packing.is_finished(folder, split):
     corpora.check(data.corpus)
+    flags = " ".join(f"--{key}={value}" for key, value in settings.items())
     raise errors.UserError(
       f"{folder} has no prepared {split} rows; run python -m "
-      f"dsl_jax.data.prepare --corpus={data.corpus} "
-      f"--tokenizer={data.tokenizer} --length={data.length} "
-      f"--wrap={data.wrap} --out={folder}."
+      f"dsl_jax.data.prepare {flags}."
     )
   packed = packing.load(folder, split)
-  manifest = packed.manifest
-  kind = data.tokenizer.partition(":")[0]
+  manifest, kind = packed.manifest, data.tokenizer.partition(":")[0]
   for key, value, packed_value in (
     ("data.tokenizer", kind, manifest["tokenizer"].partition(":")[0]),
     ("data.length", data.length, manifest["length"]),
@@ -87,17 +71,7 @@ def check_batch(
   packed: packing.Packed | None = None,
   divisor: int = 1,
 ) -> None:
-  """Rejects a batch that the rows or the devices cannot provide.
-
-  Args:
-    key: of the size in the config.
-    size: rows of the batch.
-    packed: rows it is taken from; None does not limit the size.
-    divisor: equal parts the batch is split into.
-
-  Raises:
-    errors.UserError: too large, or not divisible.
-  """
+  """Rejects a batch larger than the rows, or that `divisor` does not divide."""
   if packed is not None and size > len(packed.tokens_NL):
     raise errors.UserError(
       f"{key} is {size}; there are only {len(packed.tokens_NL)} "
@@ -111,77 +85,53 @@ def check_batch(
 
 
 def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
-  """Loads the tokenizer of the run.
-
-  Raises:
-    errors.UserError: its ids are not those of the network.
-    ValueError, ImportError: it cannot be loaded.
-  """
+  """Loads the tokenizer of the run, whose ids must be the network's."""
   tokenizer = tokenizers.load(cfg.data.tokenizer)
   if tokenizer.vocab_size != cfg.net.vocab_size:
     raise errors.UserError(
-      f"net.vocab_size is {cfg.net.vocab_size}; tokenizer "
-      f"{cfg.data.tokenizer!r} has {tokenizer.vocab_size} ids, so set it to "
-      "that."
+      f"net.vocab_size is {cfg.net.vocab_size}; set it to the "
+      f"{tokenizer.vocab_size} ids of tokenizer {cfg.data.tokenizer!r}."
     )
   return tokenizer
 
 
 def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
   """Returns the tokens of a text, int32 [n], normalised as the corpus was."""
-  arrays = packing.encode_documents([text], tokenizer)
-  ids = np.concatenate([np.zeros(0, np.int32), *arrays])
+  (ids,) = packing.encode_documents([text], tokenizer)
   return ids[:-1] if len(ids) and ids[-1] == tokenizer.eos_id else ids
 
 
 def text_ids(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
 ) -> np.ndarray:
-  """Returns the tokens of the file eval.text, int32 [n].
-
-  Raises:
-    errors.UserError: the file cannot be read, is not UTF-8, or is empty.
-  """
-  path = cfg.eval.text
+  """Returns the tokens of the file eval.text, int32 [n], n >= 1."""
+  name = f"eval.text is {cfg.eval.text!r}"
   try:
-    with open(path, encoding="utf-8") as file:
-      text = file.read()
-  except UnicodeDecodeError as error:
-    raise errors.UserError(
-      f"eval.text is {path!r}, which is not UTF-8 at byte {error.start}; "
-      "convert it."
-    ) from error
+    text = pathlib.Path(cfg.eval.text).read_text("utf-8")
   except (OSError, ValueError) as error:
     raise errors.UserError(
-      f"eval.text is {path!r}, which cannot be read; give the path of a text "
-      "file."
+      f"{name}, which cannot be read ({error}); give a UTF-8 text file."
     ) from error
-  if not text.strip():
-    raise errors.UserError(
-      f"eval.text is {path!r}, which is empty; give a file with text."
-    )
-  return encode(text, tokenizer)
+  ids = encode(text, tokenizer)
+  if not text.strip() or not len(ids):
+    raise errors.UserError(f"{name}, which is empty; give a file with text.")
+  return ids
 
 
 def add_markers(
   rows_NL: np.ndarray, tokenizer: tokenizers.Tokenizer
 ) -> np.ndarray:
   """Puts BOS before and EOS after every row, as `wrap` does."""
-  bos_N1 = np.full((len(rows_NL), 1), tokenizer.bos_id, np.int32)
-  eos_N1 = np.full((len(rows_NL), 1), tokenizer.eos_id, np.int32)
-  return np.concatenate([bos_N1, rows_NL, eos_N1], axis=1)
+  ends: list = [(0, 0), (tokenizer.bos_id, tokenizer.eos_id)]
+  return np.pad(rows_NL, [(0, 0), (1, 1)], constant_values=ends)
 
 
 def text_rows(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
 ) -> np.ndarray:
-  """Splits the file eval.text into rows as the corpus was, int32 [N, L].
-
-  Raises:
-    errors.UserError: the text is shorter than a row.
-  """
-  ids, L = text_ids(cfg, tokenizer), cfg.data.length
-  inner = L - 2 * cfg.data.wrap
+  """Splits the file eval.text into rows as the corpus was, int32 [N, L]."""
+  ids = text_ids(cfg, tokenizer)
+  inner = cfg.data.length - 2 * cfg.data.wrap
   if len(ids) < inner:
     raise errors.UserError(
       f"eval.text is {cfg.eval.text!r} with {len(ids)} tokens, shorter than "

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers as managers
 
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import errors
@@ -53,47 +53,29 @@ def _restore_on_all(path, abstract):
   tree, error = None, None
   try:
     tree = ocp.StandardCheckpointer().restore(path, abstract)
-  except Exception as raised:  # told to the other processes first
+  except Exception as raised:  # the other processes must know first
     error = raised
-  if jax.process_count() > 1:
-    succeeded = multihost_utils.process_allgather(np.bool_(error is None))
-    if error is None and not succeeded.all():
-      first = int(np.argmin(succeeded))
-      error = ValueError(f"process {first} cannot read {path}")
-  if error is not None:
-    raise error
+  if not multihost_utils.process_allgather(np.bool_(error is None)).all():
+    raise error or ValueError(f"another process cannot read {path}")
   return tree
-
-
-def _restore_item(folder, name, abstract):
-  """Restores one item; its digest must be the saved one."""
-  # Digests as NumPy arrays: the devices that saved them may not be here.
-  digests = {item: np.zeros((), np.uint32) for item in ITEMS}
-  tree = _restore_on_all(folder / name, abstract)
-  digests = _restore_on_all(folder / "digest", digests)
-  if int(_digest(tree)) != int(digests[name]):
-    raise ValueError(f"{name} is not what was saved")
-  return tree
-
-
-def _one_line(error):
-  reason = str(error).split("\n")[0][:200]
-  return f"{type(error).__name__}: {reason}"
 
 
 def _restore_newest(root, abstract):
-  """Returns the newest readable items, their step and unreadable folders."""
+  """Returns the newest items of the saved digest, step, unreadable folders."""
   unreadable = []
   for folder in _folders(root):
+    # Digests as NumPy arrays: the devices that saved them may not be here.
+    digests = {name: np.zeros((), np.uint32) for name in ITEMS}
+    items = {}
     try:
-      items = {k: _restore_item(folder, k, x) for k, x in abstract.items()}
+      digests = _restore_on_all(folder / "digest", digests)
+      for name, tree in abstract.items():
+        items[name] = _restore_on_all(folder / name, tree)
+        if int(_digest(items[name])) != int(digests[name]):
+          raise ValueError(f"{name} is not what was saved")
       return items, int(folder.name), unreadable
     except Exception as error:  # whatever a damaged file makes Orbax raise
-      logging.warning(
-        "checkpoint %s cannot be read (%s); trying the one before it",
-        folder,
-        _one_line(error),
-      )
+      logging.warning("cannot read %s: %s", folder, repr(error)[:200])
       unreadable.append(folder)
   steps = ", ".join(folder.name for folder in unreadable)
   raise errors.UserError(
@@ -112,37 +94,27 @@ class Checkpoints:
 
   def __init__(self, workdir: str, *, keep: int):
     self._root = pathlib.Path(workdir).absolute()
-    best = checkpoint_managers.BestN(
+    newest = managers.LatestN(keep)
+    best = managers.BestN(
       get_metric_fn=lambda scores: scores["loss"],
       reverse=True,
       n=1,
       keep_checkpoints_without_metrics=False,
     )
-    policy = checkpoint_managers.AnyPreservationPolicy(
-      [checkpoint_managers.LatestN(keep), best]
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=managers.AnyPreservationPolicy([newest, best]),
+      cleanup_tmp_directories=True,
     )
-    self._manager = ocp.CheckpointManager(
-      self._root / "checkpoints",
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy, cleanup_tmp_directories=True
-      ),
-    )
+    root = self._root / "checkpoints"
+    self._manager = ocp.CheckpointManager(root, options=options)
 
   def save(
     self, step: int, state: state_lib.TrainState, scores: dict | None = None
   ) -> None:
     """Starts to save; the state may be donated as soon as this returns.
 
-    Args:
-      step: updates done.
-      state: with any sharding.
-      scores: {"loss"} on held-out rows, if it was measured.
-
-    Raises:
-      errors.UserError: this save or the one before cannot be written.
+    `scores` has the held-out "loss", if it was measured.
     """
-    if step in self._manager.all_steps():
-      return
     items = _items(state)
     items["digest"] = {name: _digest(item) for name, item in items.items()}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
@@ -152,40 +124,26 @@ class Checkpoints:
   def restore(
     self, abstract: state_lib.TrainState
   ) -> state_lib.TrainState | None:
-    """Restores the newest readable checkpoint, None if there is none.
+    """Restores the newest readable checkpoint, None if there is none at all.
 
     Newer ones that cannot be read are moved to WORKDIR/unreadable.
-
-    Args:
-      abstract: shapes, dtypes and shardings of the state.
-
-    Raises:
-      errors.UserError: there are checkpoints and none can be read.
     """
-    if not _folders(self._root):
+    if not exists(self._root):
       return None
     items, _, unreadable = _restore_newest(self._root, _items(abstract))
-    if unreadable:
-      if jax.process_index() == 0:
-        aside = self._root / "unreadable"
-        aside.mkdir(exist_ok=True)
-        for folder in unreadable:
-          os.replace(folder, aside / folder.name)
-      multihost_utils.sync_global_devices("moved unreadable checkpoints aside")
+    if unreadable and jax.process_index() == 0:
+      aside = self._root / "unreadable"
+      aside.mkdir(exist_ok=True)
+      for folder in unreadable:
+        os.replace(folder, aside / folder.name)
+    multihost_utils.sync_global_devices("moved unreadable checkpoints aside")
     self._manager.reload()
     return state_lib.TrainState(**items.pop("rest"), **items)
 
   def close(self) -> None:
-    """Waits until all saves are written.
-
-    Raises:
-      errors.UserError: one of them cannot be written.
-    """
-    with self._write_errors():
-      try:
-        self._manager.wait_until_finished()
-      finally:
-        self._manager.close()
+    """Waits until all saves are written."""
+    with self._write_errors(), contextlib.closing(self._manager):
+      self._manager.wait_until_finished()
 
   @contextlib.contextmanager
   def _write_errors(self) -> Iterator[None]:
@@ -197,11 +155,11 @@ class Checkpoints:
       start = f"step {complete[0].name}" if complete else "the beginning"
       raise errors.UserError(
         f"a checkpoint cannot be written to {self._root / 'checkpoints'} "
-        f"({_one_line(error)}); make room there and start again, from {start}."
+        f"({repr(error)[:200]}); make room there and start again, from {start}."
       ) from error
 
 
-def exists(workdir: str) -> bool:
+def exists(workdir: str | pathlib.Path) -> bool:
   """Returns whether the workdir has a checkpoint, readable or not."""
   return bool(_folders(pathlib.Path(workdir)))
 
@@ -212,18 +170,9 @@ def restore_params(
   ema: bool = True,
   sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[dict, int]:
-  """Restores the newest readable parameters, without the optimiser.
+  """Restores the newest readable parameters, and their step.
 
-  Args:
-    workdir: of a run, whose config.json describes the network.
-    ema: the moving average instead of the raw parameters.
-    sharding: of every array; None is the first device.
-
-  Returns:
-    params and their step.
-
-  Raises:
-    errors.UserError: no checkpoint, or none that can be read.
+  `ema` is their moving average. By default they are on the first device.
   """
   if not exists(workdir):
     raise errors.UserError(
@@ -236,6 +185,7 @@ def restore_params(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     jax.eval_shape(init, jax.random.key(0)),
   )
-  item, root = "ema" if ema else "params", pathlib.Path(workdir).absolute()
+  item = "ema" if ema else "params"
+  root = pathlib.Path(workdir).absolute()
   items, step, _ = _restore_newest(root, {item: abstract})
   return items[item], step

@@ -1,7 +1,8 @@
-"""The command line: a mode, a config file, a workdir, typed overrides."""
+"""The command line: a mode, a config file, a workdir, typed overrides.
 
-import os
-import re
+Unlike `ml_collections.config_flags`, in any order and with one-line errors.
+"""
+
 import runpy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,17 +14,11 @@ from dsl_jax.runtime import errors
 
 
 class Mode(NamedTuple):
-  """What --mode=NAME runs: a module's function of the module's own name.
+  """What --mode=NAME calls: a module's function of the module's own name."""
 
-  Attributes:
-    module: of dsl_jax.modes.
-    description: one line of --help.
-    needs: its arguments, flags that must be given.
-  """
-
-  module: str
-  description: str
-  needs: tuple[str, ...] = ("config", "workdir")
+  module: str  # of dsl_jax.modes
+  description: str  # one line of --help
+  needs: tuple[str, ...] = ("config", "workdir")  # required flags, arguments
 
 
 # Flags that abbreviate a config key, and the modes that read the key.
@@ -33,8 +28,7 @@ _ABBREVIATIONS = {
   "trace": ("sample.trace", ("sample",)),
   "topology": ("mesh.topology", ("plan",)),
 }
-_FLAGS = ["config", "workdir", "mode", *_ABBREVIATIONS]
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_BOOLEANS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 def _split(args):
@@ -54,10 +48,6 @@ def _split(args):
 def _load(config):
   """Calls get_config of FILE[:variant]."""
   path, _, arg = config.partition(":")
-  if not os.path.isfile(path):
-    raise errors.UserError(
-      f"--config is {config!r}, which is not a file; see configs/."
-    )
   try:
     return config_dict.ConfigDict(runpy.run_path(path)["get_config"](arg))
   except errors.UserError:
@@ -69,18 +59,17 @@ def _load(config):
 
 def _key(name, value, mode):
   """Returns the config key that a flag sets."""
-  if match := re.fullmatch(r"(?:no)?config\.(.+)", name):
-    return match[1]
+  prefix, _, key = name.partition(".")
+  if key and prefix in ("config", "noconfig"):
+    return key
   if name not in _ABBREVIATIONS:
-    raise errors.UserError(
-      f"unknown flag --{name}" + errors.nearest(name, _FLAGS)
-    )
-  if not value:
-    raise errors.UserError(f"--{name} has no value; write --{name}=VALUE.")
+    hint = errors.nearest(name, ["config", "workdir", "mode", *_ABBREVIATIONS])
+    raise errors.UserError(f"unknown flag --{name}{hint}")
   key, modes = _ABBREVIATIONS[name]
-  if mode not in modes:
+  if not value or mode not in modes:
     raise errors.UserError(
-      f"--{name} is {value!r}; it needs --mode={' or --mode='.join(modes)}."
+      f"--{name} is {value!r}; write --{name}=VALUE after "
+      f"--mode={' or --mode='.join(modes)}."
     )
   return key
 
@@ -88,9 +77,7 @@ def _key(name, value, mode):
 def _convert(key, text, kind):
   """Converts the text of an override to the type of its key."""
   try:
-    if kind is bool:
-      return _BOOLEANS[text.lower() or "true"]
-    return kind(text)
+    return _BOOLEANS[text.lower()] if kind is bool else kind(text)
   except (KeyError, ValueError) as error:
     raise errors.UserError(
       f"{key} is {text!r}; give a value of type {kind.__name__}."
@@ -102,19 +89,9 @@ def parse(
 ) -> tuple[config_lib.Config | None, str, str]:
   """Parses --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
 
-  --text=X abbreviates --config.eval.text=X, and so on. A boolean key is also
-  set by --config.key alone, and reset by --noconfig.key.
-
-  Args:
-    argv: program name and arguments.
-    modes: what --mode may be; the first is the default.
-
-  Returns:
-    The validated config, or None where the mode needs none and none is given;
-    the workdir; the mode.
-
-  Raises:
-    errors.UserError: anything wrong with the above.
+  --text=X abbreviates --config.eval.text=X, and so on; the first mode is the
+  default. Returns the validated config (None if the mode needs none and none is
+  given), the workdir and the mode.
   """
   flags = _split(argv[1:])
   mode = flags.pop("mode", next(iter(modes)))
@@ -127,7 +104,7 @@ def parse(
   if not path and not flags:
     return None, workdir, mode
   config = _load(path)
-  defaults = config_lib.flatten(config)
+  defaults = config_lib.flatten(config.to_dict())
   for name, value in flags.items():
     key = _key(name, value, mode)
     if key not in defaults:

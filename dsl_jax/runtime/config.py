@@ -1,15 +1,13 @@
 """The config: frozen dataclasses with the range of every key.
 
-Config files build a `Config` and return `to_config_dict(config)`, so every key
-exists with its default and command-line overrides are typed. A new key is one
-line: its type, its range with the default, a comment.
+A new key is one line: its type, its range with the default, a comment.
 """
 
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
+import jax
 import numpy as np
 from ml_collections import config_dict
 
@@ -19,14 +17,9 @@ from dsl_jax.runtime import errors
 
 NetConfig = denoiser_lib.NetConfig  # checks itself
 
-# (section, key) of earlier versions, ignored in the config of a stored run.
-REMOVED = (("net", "vocab"),)
 
-_T = TypeVar("_T")
-
-
-def _within(contains: Callable, fix: str) -> Callable[[_T], _T]:
-  """Returns default -> a field whose value `contains` must accept."""
+def _within(contains: Callable, fix: str) -> Callable[[typing.Any], typing.Any]:
+  """Returns default -> a field whose values `contains` accepts."""
   metadata = {"contains": contains, "fix": fix}
   return lambda default: dataclasses.field(default=default, metadata=metadata)
 
@@ -36,27 +29,18 @@ def _one_of(*words: str) -> str:
   return _within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
 
 
-_count = _within(lambda v: v >= 1, "use at least 1")
-_two_or_more = _within(lambda v: v >= 2, "use at least 2")
+_count = _within(lambda v: 1 <= v < 2**32, "use at least 1, below 2**32")
 _thousand = _within(lambda v: 1 <= v <= 1000, "use 1 to 1,000")
 _millions = _within(lambda v: 1 <= v <= 10**7, "use 1 to 10,000,000")
-_grid_points = _within(lambda v: 2 <= v <= 10**7, "use 2 to 10,000,000")
-_devices = _within(
-  lambda v: v == -1 or v >= 1, "use a number of devices, or -1 for the rest"
-)
+_several = _within(lambda v: 2 <= v <= 10**7, "use 2 to 10,000,000")
+_devices = _within(lambda v: v == -1 or v >= 1, "use 1 or more, or -1")
 _not_negative = _within(lambda v: 0 <= v < 2**32, "use 0 or more, below 2**32")
-_positive = _within(
-  lambda v: 1e-30 <= v <= 1e30, "use a positive number that float32 holds"
-)
+_positive = _within(lambda v: 1e-30 <= v <= 1e30, "use 1e-30 to 1e30")
 _fraction = _within(lambda v: 0 <= v <= 1, "use a number in [0, 1]")
 _decay = _within(lambda v: 0 <= v < 1, "use a number in [0, 1)")
 _probability = _within(lambda v: 0 < v <= 1, "use a probability in (0, 1]")
-_log_snr = _within(
-  lambda v: abs(v) <= 20, "use the logarithm of an SNR, -20 to 20"
-)
-_deviation = _within(
-  lambda v: 0 <= v <= 10, "use a standard deviation of log SNR, 0 to 10"
-)
+_log_snr = _within(lambda v: abs(v) <= 20, "use -20 to 20")
+_deviation = _within(lambda v: 0 <= v <= 10, "use 0 to 10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +49,14 @@ class Data:
 
   corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
   tokenizer: str = "text8"  # or gpt2[:DIR], sentencepiece:FILE
-  length: int = _two_or_more(128)  # tokens per row
+  length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
   dir: str = ""  # of the packed rows; "" is a folder of its own in data_cache
   seed: int = _not_negative(0)  # of the order of the rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
+class TrainingLaw:
   """The SNR law of training."""
 
   name: str = "mixture"  # a name of TRAINING_LAWS
@@ -83,7 +67,7 @@ class Law:
   smooth: bool = True  # endpoint SNRs spread instead of exactly 0 or clean
 
 
-def _mixture(law: Law, clean_snr: float) -> laws.Law:
+def _mixture(law: TrainingLaw, clean_snr: float) -> laws.Law:
   """Log-normal or random-order, chosen for every sequence."""
   continuous = laws.lognormal(law.mu, law.sigma, per_token=law.per_token)
   endpoint = laws.endpoint(clean_snr, smooth=law.smooth)
@@ -93,7 +77,7 @@ def _mixture(law: Law, clean_snr: float) -> laws.Law:
 
 
 # law.name -> function of the law section and clean_snr. A new training law is
-# a function of core/laws.py, an entry here, and its keys in `Law`.
+# a function of core/laws.py, an entry here, and its keys in `TrainingLaw`.
 TRAINING_LAWS = {"mixture": _mixture}
 
 
@@ -126,9 +110,7 @@ class Train:
   log_every: int = _count(50)
   eval_every: int = _not_negative(500)  # 0 = never
   eval_batches: int = _count(8)  # of eval.batch_size held-out rows
-  # A kill costs at most the steps between two checkpoints and those taken while
-  # a checkpoint was being written in the background.
-  checkpoint_every: int = _count(500)
+  checkpoint_every: int = _count(500)  # a kill costs at most twice as many
   keep: int = _count(2)  # newest checkpoints kept, besides the best
   max_minutes: float = _not_negative(0.0)  # then save and stop, 0 = no limit
   profile_at: int = _not_negative(0)  # first step in WORKDIR/profile, 0 = none
@@ -158,7 +140,7 @@ class Eval:
   draws: int = _millions(1)  # noise draws per sequence and SNR
   snr_min: float = _positive(0.01)
   snr_max: float = _positive(100.0)
-  snr_points: int = _grid_points(48)
+  snr_points: int = _several(48)
   judge: str = "gpt2-large"  # or a folder, a .gguf file, "smollm2"
   table: str = "owt_mauve"  # of --mode=reproduce: NAME or NAME:T,T,...
   samples: int = _millions(5000)  # of every cell of a table
@@ -207,7 +189,7 @@ class Config:
   init_from: str = ""  # an MDLM checkpoint to start from
   clean_snr: float = _positive(100.0)  # SNR of committed tokens
   data: Data = dataclasses.field(default_factory=Data)
-  law: Law = dataclasses.field(default_factory=Law)
+  law: TrainingLaw = dataclasses.field(default_factory=TrainingLaw)
   optim: Optim = dataclasses.field(default_factory=Optim)
   train: Train = dataclasses.field(default_factory=Train)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -216,13 +198,21 @@ class Config:
 
 
 def training_law(cfg: Config) -> laws.Law:
-  """Returns the training law (key, (B, L)) -> snr_BL that law.name names."""
+  """Returns the training law that law.name names."""
   return TRAINING_LAWS[cfg.law.name](cfg.law, cfg.clean_snr)
 
 
 def to_config_dict(cfg: Config) -> config_dict.ConfigDict:
-  """Returns the config as a typed, nested `ConfigDict`."""
+  """Returns nested keys and values, which a config file returns."""
   return config_dict.ConfigDict(dataclasses.asdict(cfg))
+
+
+def flatten(values: dict) -> dict[str, object]:
+  """Returns {"train.steps": 10, ...} of nested mappings."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): value
+    for path, value in jax.tree.leaves_with_path(values)
+  }
 
 
 def _check_ranges(section, prefix):
@@ -230,39 +220,31 @@ def _check_ranges(section, prefix):
     name, value = prefix + field.name, getattr(section, field.name)
     if dataclasses.is_dataclass(value):
       _check_ranges(value, name + ".")
-    elif type(value) is int and value >= 2**32:
-      raise errors.UserError(f"{name} is {value}; use one below 2**32.")
     elif field.metadata and not field.metadata["contains"](value):
       raise errors.UserError(f"{name} is {value!r}; {field.metadata['fix']}.")
 
 
 def validate(cfg: Config) -> None:
-  """Checks every value that can be judged without data or devices.
-
-  Raises:
-    errors.UserError: names the key, its value and the fix.
-  """
+  """Checks every value that can be judged without data or devices."""
   _check_ranges(cfg, "")
   if cfg.law.name not in TRAINING_LAWS:
+    hint = errors.nearest(cfg.law.name, TRAINING_LAWS)
+    raise errors.UserError(f"law.name is {cfg.law.name!r}{hint}")
+  train = cfg.train
+  if train.batch_size % train.microbatches:
     raise errors.UserError(
-      f"law.name is {cfg.law.name!r}"
-      + errors.nearest(cfg.law.name, TRAINING_LAWS)
-    )
-  if cfg.train.batch_size % cfg.train.microbatches:
-    raise errors.UserError(
-      f"train.microbatches is {cfg.train.microbatches}; it must divide "
-      f"train.batch_size, which is {cfg.train.batch_size}."
+      f"train.microbatches is {train.microbatches}; it must divide "
+      "train.batch_size."
     )
   if cfg.eval.snr_min >= cfg.eval.snr_max:
     raise errors.UserError(
-      f"eval.snr_min is {cfg.eval.snr_min}; it must be below eval.snr_max, "
-      f"which is {cfg.eval.snr_max}."
+      f"eval.snr_min is {cfg.eval.snr_min}; it must be below eval.snr_max."
     )
 
 
 def _cast(cls, value, name):
   """Returns value as cls; only exact conversions."""
-  if dataclasses.is_dataclass(cls):
+  if dataclasses.is_dataclass(cls) and isinstance(value, Mapping):
     return _build(cls, value, name + ".")
   if cls is float and type(value) is int:
     return float(value)
@@ -275,54 +257,30 @@ def _cast(cls, value, name):
 
 def _build(cls, values, prefix):
   """Builds a section from a mapping."""
-  if not isinstance(values, (Mapping, config_dict.ConfigDict)):
-    raise errors.UserError(
-      f"{prefix[:-1]} is {values!r}; it is a section of keys."
-    )
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  for key in values:
-    if key not in fields:
-      hint = errors.nearest(prefix + key, [prefix + name for name in fields])
-      raise errors.UserError(f"unknown config key {prefix + key!r}{hint}")
-  for key, field in fields.items():
-    optional = field.default_factory is not dataclasses.MISSING
-    optional |= field.default is not dataclasses.MISSING
-    if key not in values and not optional:
-      raise errors.UserError(f"{prefix}{key} is missing; set it.")
   types = typing.get_type_hints(cls)
+  for key in values:
+    if key not in types:
+      hint = errors.nearest(prefix + key, [prefix + name for name in types])
+      raise errors.UserError(f"unknown config key {prefix + key!r}{hint}")
   cast = {k: _cast(types[k], v, prefix + k) for k, v in values.items()}
   try:
     return cls(**cast)
-  except ValueError as error:  # a section that checks itself
+  except (TypeError, ValueError) as error:  # a missing key, NetConfig's checks
     raise errors.UserError(f"{prefix}{error}") from error
 
 
 def from_config_dict(values: Mapping) -> Config:
-  """Builds a `Config` from a `ConfigDict` or parsed JSON.
-
-  Raises:
-    errors.UserError: unknown key, wrong type or a value out of range.
-  """
+  """Builds and validates a `Config` from a `ConfigDict` or parsed JSON."""
+  if isinstance(values, config_dict.ConfigDict):
+    values = values.to_dict()
   cfg = _build(Config, values, "")
   validate(cfg)
   return cfg
 
 
-def flatten(values: Mapping, prefix: str = "") -> dict[str, object]:
-  """Returns {"train.steps": 10, ...} of nested mappings."""
-  flat: dict[str, object] = {}
-  for key, value in values.items():
-    if isinstance(value, (Mapping, config_dict.ConfigDict)):
-      flat |= flatten(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def variant(arg: str, variants: Mapping[str, _T], config: str) -> _T:
+def variant(arg: str, variants: Mapping[str, Config], config: str) -> Config:
   """Returns the variant that `--config=FILE:arg` names."""
-  if arg in variants:
-    return variants[arg]
-  named = [name for name in variants if name]
-  hint = errors.nearest(arg, named) if named else " or any other; leave it out."
-  raise errors.UserError(f"{config} has no variant {arg!r}{hint}")
+  if arg not in variants:
+    known = ", ".join(name for name in variants if name) or "none"
+    raise errors.UserError(f"{config} has no variant {arg!r}; it has {known}.")
+  return variants[arg]

@@ -23,16 +23,11 @@ def user_errors() -> Iterator[None]:
 def nearest(word: str, known: Iterable[str]) -> str:
   """Returns "; did you mean 'x'?", or all known words when none is close.
 
-  Args:
-    word: what the user wrote.
-    known: words, possibly dotted; what follows the last dot is compared too.
+  What follows the last dot of dotted words is compared too.
   """
   known = sorted(known)
+  last = {name.split(".")[-1]: name for name in known}
   close = difflib.get_close_matches(word, known, 1)
-  if not close:
-    last = {name.split(".")[-1]: name for name in known}
-    matches = difflib.get_close_matches(word.split(".")[-1], last, 1)
-    close = [last[name] for name in matches]
-  if close:
-    return f"; did you mean {close[0]!r}?"
+  for match in close or difflib.get_close_matches(word.split(".")[-1], last, 1):
+    return f"; did you mean {last.get(match, match)!r}?"
   return f"; use one of {', '.join(known)}."

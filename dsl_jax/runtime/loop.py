@@ -2,34 +2,25 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-
-Job = TypeVar("Job")
-Data = TypeVar("Data")
 
 
 def calls(
   start: int, stop: int, most: int, *edges: int
 ) -> Iterator[tuple[int, int]]:
-  """Splits steps start..stop-1 into calls of several steps.
+  """Splits steps start..stop-1 into calls (first, count) of at most `most`.
 
-  Args:
-    start: the first step.
-    stop: one past the last.
-    most: steps of a call.
-    *edges: a call ends at every multiple of these, 0 for none.
-
-  Yields:
-    (first, count) of each call.
+  A call ends at every multiple of each edge that is not 0.
   """
   while start < stop:
     ends = [start - start % edge + edge for edge in edges if edge]
@@ -38,19 +29,12 @@ def calls(
     start = end
 
 
-def prefetch(
-  load: Callable[[Job], Data], jobs: Iterable[Job]
-) -> Iterator[tuple[Job, Data]]:
+def prefetch(load: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
   """Yields (job, load(job)) in order; loads one job ahead in a thread."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    ahead = None
-    for job in jobs:
-      following = job, pool.submit(load, job)
-      if ahead:
-        yield ahead[0], ahead[1].result()
-      ahead = following
-    if ahead:
-      yield ahead[0], ahead[1].result()
+    loads: Iterable = ((job, pool.submit(load, job)) for job in jobs)
+    for (job, data), _ in itertools.pairwise(itertools.chain(loads, [None])):
+      yield job, data.result()
 
 
 def due(step: int, every: int, last: bool) -> bool:
@@ -60,11 +44,7 @@ def due(step: int, every: int, last: bool) -> bool:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
-  """Turns SIGTERM into a question that the loop asks after every step.
-
-  Yields:
-    step -> whether to stop there; the same answer on every process.
-  """
+  """Yields step -> whether SIGTERM asks all processes to stop there."""
   if jax.process_count() > 1:  # JAX receives the signal and all agree on a step
     yield multihost_utils.reached_preemption_sync_point
     return
@@ -78,16 +58,10 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def watch(seconds: float = 300.0) -> Iterator[Callable[[str], None]]:
-  """Reports on stderr when the loop of this host is stalled.
+  """Yields a function to call with what the loop of this host does next.
 
-  Every host reports what it waits for, so the one that holds up a pod is the
-  one that does not wait for the devices.
-
-  Args:
-    seconds: between checks whether there was progress since the last one.
-
-  Yields:
-    A function to call with what the host does next.
+  Reports on stderr when it was not called for so many seconds: the host that
+  holds up a pod is the one that does not wait for the devices.
   """
   activity, since = "starting", time.monotonic()
   finished = threading.Event()
@@ -97,9 +71,7 @@ def watch(seconds: float = 300.0) -> Iterator[Callable[[str], None]]:
       stalled = time.monotonic() - since
       if stalled >= seconds:
         host = f"host {jax.process_index()} of {jax.process_count()}"
-        print(
-          f"{host} stalled for {stalled:.3g} s: {activity}", file=sys.stderr
-        )
+        sys.stderr.write(f"{host} stalled for {stalled:.3g} s: {activity}\n")
 
   def note(next_activity):
     nonlocal activity, since
@@ -118,22 +90,16 @@ def watch(seconds: float = 300.0) -> Iterator[Callable[[str], None]]:
 def profile(
   workdir: str, first: int, count: int
 ) -> Iterator[Callable[[int], None]]:
-  """Writes WORKDIR/profile for `count` steps from the step `first` on.
+  """Writes WORKDIR/profile of `count` steps from step `first` (0: none) on.
 
-  Args:
-    workdir: of the run.
-    first: 0 for no profile.
-    count: steps.
-
-  Yields:
-    A function to call with the number of steps done, at the start and after
-    every call.
+  Yields a function to call with the number of steps done, at the start and
+  after every call.
   """
   running = False
 
   def after(step):
     nonlocal running
-    inside = first and first - 1 <= step < first - 1 + count
+    inside = first > 0 and 0 <= step - (first - 1) < count
     if inside and not running:
       jax.profiler.start_trace(os.path.join(workdir, "profile"))
     elif running and not inside:
@@ -143,5 +109,4 @@ def profile(
   try:
     yield after
   finally:
-    if running:
-      jax.profiler.stop_trace()
+    after(first + count)

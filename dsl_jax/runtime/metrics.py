@@ -1,14 +1,14 @@
 """Metrics: sums in, means out; a JSONL file, the console and TensorBoard."""
 
+import collections
+import contextlib
 import json
 import math
-import os
 import pathlib
 import time
 
 import jax
 import tqdm
-from absl import logging
 
 from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
@@ -16,29 +16,13 @@ from dsl_jax.runtime import workdir as workdir_lib
 
 def _remove_after(workdir, step):
   """Removes the lines of later steps, and a last line cut short."""
-  path = pathlib.Path(workdir) / "metrics.jsonl"
-  if not path.exists():
-    return
+  path = workdir / "metrics.jsonl"
   kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
-    try:
+  for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    with contextlib.suppress(ValueError):
       if json.loads(line)["step"] <= step:
         kept.append(line + "\n")
-    except ValueError:
-      continue
   workdir_lib.write(workdir, path.name, "".join(kept))
-
-
-def _tensorboard(workdir, start):
-  """Returns a TensorBoard writer if tensorboardX is installed."""
-  try:
-    import tensorboardX
-  except ImportError:
-    logging.info("no TensorBoard files: tensorboardX is not installed")
-    return None
-  return tensorboardX.SummaryWriter(
-    os.path.join(workdir, "tensorboard"), purge_step=start + 1
-  )
 
 
 class Recorder:
@@ -60,32 +44,31 @@ class Recorder:
     peak: float | None = None,
   ):
     self._log_every, self._peak = log_every, peak
-    self._totals: dict[str, float] = {}
-    self._count = 0  # steps in the totals
+    self._sums: collections.Counter = collections.Counter()
     self._file = self._board = None
     if jax.process_index() == 0:
-      _remove_after(workdir, start)
-      path = pathlib.Path(workdir) / "metrics.jsonl"
-      self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-      self._board = _tensorboard(workdir, start)
+      root = pathlib.Path(workdir)
+      _remove_after(root, start)
+      self._file = (root / "metrics.jsonl").open("a", encoding="utf-8")
+      with contextlib.suppress(ImportError):  # TensorBoard files are optional
+        import tensorboardX
+
+        self._board = tensorboardX.SummaryWriter(
+          str(root / "tensorboard"), purge_step=start + 1
+        )
     self._bar = tqdm.tqdm(
       total=steps,
       initial=start,
       unit="step",
       disable=None if self._file else True,  # None: only on a terminal
     )
-    self._clock: float | None = None  # set after the first step, which compiles
+    self._clock = 0.0  # set after the first step, which compiles
     self._timed = 0.0  # tokens since then
 
   def add(self, step: int, sums: dict) -> None:
-    """Adds the sums of a step; waits until the device has computed them.
+    """Adds {"nll", "tokens", "grad_norm", "bad"} of a step, counted from 1.
 
-    Args:
-      step: updates done after it, from 1.
-      sums: {"nll", "tokens", "grad_norm", "bad"}.
-
-    Raises:
-      FloatingPointError: the step's loss or gradient was not finite.
+    Raises FloatingPointError where loss or gradient were not finite ("bad").
     """
     sums = {k: float(v) for k, v in jax.device_get(sums).items()}
     if sums["bad"]:
@@ -93,34 +76,27 @@ class Recorder:
         f"loss {sums['nll']} or gradient norm {sums['grad_norm']} is not "
         f"finite at step {step}, batch index {step - 1}"
       )
-    for name, value in sums.items():
-      self._totals[name] = self._totals.get(name, 0.0) + value
-    self._count += 1
-    if self._clock is None:
-      self.restart_clock()
-    else:
+    self._sums.update(sums, steps=1)
+    if self._clock:
       self._timed += sums["tokens"]
+    else:
+      self.restart_clock()
     self._bar.update(1)
-    if step % self._log_every == 0:
-      self._report(step)
-
-  def _report(self, step):
-    """Writes the means since the last report."""
-    loss = self._totals["nll"] / self._totals["tokens"]
+    if step % self._log_every:
+      return
+    loss = self._sums["nll"] / self._sums["tokens"]
     rate = self._timed / (time.monotonic() - self._clock)
     row = {
       "loss": loss,
       "bits": loss / math.log(2),
-      "grad_norm": self._totals["grad_norm"] / self._count,
+      "grad_norm": self._sums["grad_norm"] / self._sums["steps"],
       "tokens_per_second": rate,
     }
-    shown = {"loss": f"{loss:.4f}", "tokens/s": f"{rate:,.0f}"}
     if self._peak:
       row["mfu"] = rate / self._peak
-      shown["mfu"] = f"{row['mfu']:.1%}"
-    self._bar.set_postfix(shown)
+    self._bar.set_postfix({"loss": loss, "tokens/s": rate})
     self.write(step, "train", row)
-    self._totals, self._count = {}, 0
+    self._sums.clear()
     self.restart_clock()
 
   def write(self, step: int, split: str, row: dict) -> None:
@@ -132,8 +108,7 @@ class Recorder:
       self._file.flush()
     except OSError as error:
       raise errors.UserError(
-        f"{self._file.name} cannot be written ({error.strerror}); make room "
-        "there and start again."
+        f"{self._file.name}: {error.strerror}; make room and start again."
       ) from error
     values = "  ".join(f"{k} {v:.5g}" for k, v in row.items())
     tqdm.tqdm.write(f"step {step}  {split}  {values}")

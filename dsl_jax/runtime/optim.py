@@ -1,45 +1,12 @@
 """The optimiser: clip, Adam, decay, a group for the converter, warm-up."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from dsl_jax.runtime import config as config_lib
-
-
-def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
-  """Builds AdamW with a larger learning rate for the converter.
-
-  The converter starts far from where training takes it (beta above all, which
-  has one more factor), and one learning rate for everything moves it too
-  slowly.
-
-  Args:
-    cfg: rates and moments; weight decay, when set, acts on kernels only.
-    steps: length of the run, where a cosine schedule ends.
-
-  Returns:
-    The gradient transformation. Its update takes grad_norm, for callers that
-    have the global norm of the gradients already.
-  """
-  transforms = [
-    _clip(cfg.clip_norm),
-    optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.mu_dtype),
-  ]
-  if cfg.weight_decay:
-    transforms.append(optax.add_decayed_weights(cfg.weight_decay, _kernels))
-  transforms += [
-    optax.masked(optax.scale(cfg.converter_lr_scale), _under("converter")),
-    optax.masked(optax.scale(cfg.beta_lr_scale), _under("converter", "beta")),
-    optax.scale_by_learning_rate(schedule(cfg, steps)),
-  ]
-  chain = optax.chain(*transforms)
-
-  def update(grads, state, params=None, **extra):
-    with jax.numpy_dtype_promotion("standard"):  # Adam mixes float and int32
-      return chain.update(grads, state, params, **extra)
-
-  return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
 def _clip(limit):
@@ -58,15 +25,18 @@ def _clip(limit):
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def _mask(contains: Callable[[list[str]], bool]):
+  """Returns params -> which leaves have a path of keys that it `contains`."""
+  return lambda params: jax.tree_util.tree_map_with_path(
+    lambda path, _: contains([key.key for key in path]), params
+  )
+
+
 def schedule(cfg: config_lib.Optim, steps: int) -> optax.Schedule:
   """Returns the learning rate as a function of the step.
 
   Linear warm-up from lr / warmup_steps, then constant, or a cosine that
-  reaches 0 at the end of the run.
-
-  Args:
-    cfg: learning_rate, warmup_steps and schedule.
-    steps: length of the run.
+  reaches 0 after `steps`.
   """
 
   def rate(count):
@@ -81,34 +51,38 @@ def schedule(cfg: config_lib.Optim, steps: int) -> optax.Schedule:
   return rate
 
 
-def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-  """MDLM's rule for the moving average: min(decay, (1 + n) / (10 + n)).
+def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
+  """Builds AdamW with a larger learning rate for the converter.
 
-  Args:
-    step: n, the number of the update, 1 for the first.
-    decay: the limit.
-
-  Returns:
-    Weight of the old average, f32.
+  The converter starts far from where training takes it (beta above all, which
+  has one more factor), and one learning rate for everything moves it too
+  slowly. Weight decay acts on kernels only. The update takes `grad_norm`, for
+  callers that have the global norm of the gradients already.
   """
+  decayed = _mask(lambda keys: keys[-1] == "kernel")
+  converter = _mask(lambda keys: keys[0] == "converter")
+  beta = _mask(lambda keys: keys[:2] == ["converter", "beta"])
+  transforms = [
+    _clip(cfg.clip_norm),
+    optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.mu_dtype),
+  ]
+  if cfg.weight_decay:
+    transforms.append(optax.add_decayed_weights(cfg.weight_decay, decayed))
+  transforms += [
+    optax.masked(optax.scale(cfg.converter_lr_scale), converter),
+    optax.masked(optax.scale(cfg.beta_lr_scale), beta),
+    optax.scale_by_learning_rate(schedule(cfg, steps)),
+  ]
+  chain = optax.chain(*transforms)
+
+  def update(grads, state, params=None, **extra):
+    with jax.numpy_dtype_promotion("standard"):  # Adam mixes float and int32
+      return chain.update(grads, state, params, **extra)
+
+  return optax.GradientTransformationExtraArgs(chain.init, update)
+
+
+def ema_decay(step: jax.Array, decay: float) -> jax.Array:
+  """MDLM's weight of the old average after update n: (1 + n) / (10 + n)."""
   n = jnp.asarray(step, jnp.float32)
   return jnp.minimum(jnp.float32(decay), (1 + n) / (10 + n))
-
-
-def _under(*names):
-  """Makes a mask that is true for the branch of these keys."""
-
-  def mask(params):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: tuple(key.key for key in path[: len(names)]) == names,
-      params,
-    )
-
-  return mask
-
-
-def _kernels(params):
-  """True for matrices of the layers."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key == "kernel", params
-  )

@@ -1,11 +1,10 @@
 """The files of a workdir; WORKDIR/config.json says whose workdir it is."""
 
-import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
+import tempfile
 
 import jax
 
@@ -20,17 +19,12 @@ _ROWS = ("data.corpus", "data.tokenizer", "data.dir")
 
 
 def stored(workdir: str) -> tuple[config_lib.Config, str]:
-  """Returns the config and the data hash of the run in a workdir.
-
-  Raises:
-    errors.UserError: config.json is absent or damaged.
-  """
+  """Returns the config of the run in a workdir, and the hash of its rows."""
   path = pathlib.Path(workdir) / "config.json"
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
     config, data_hash = content["config"], content["data_hash"]
-    for section, key in config_lib.REMOVED:
-      config[section].pop(key, None)
+    config["net"].pop("vocab", None)  # a key of earlier versions
     return config_lib.from_config_dict(config), data_hash
   except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise errors.UserError(
@@ -41,16 +35,7 @@ def stored(workdir: str) -> tuple[config_lib.Config, str]:
 def compare(
   workdir: str, cfg: config_lib.Config, data_hash: str | None = None
 ) -> None:
-  """Rejects a workdir whose stored config is that of another run.
-
-  Args:
-    workdir: may be new or empty.
-    cfg: the config.
-    data_hash: of the packed training rows; None is not compared.
-
-  Raises:
-    errors.UserError: names the first key that differs and both values.
-  """
+  """Rejects a workdir whose stored config or rows are those of another run."""
   if not (pathlib.Path(workdir) / "config.json").exists():
     return
   old_cfg, old_hash = stored(workdir)
@@ -70,7 +55,19 @@ def compare(
       )
 
 
-def write(workdir: str, name: str, text: str) -> None:
+def make_folder(key: str, path: str) -> None:
+  """Makes a folder that a flag or a config key names, and writes there."""
+  try:
+    os.makedirs(path, exist_ok=True)
+    tempfile.TemporaryFile(dir=path).close()
+  except OSError as error:
+    raise errors.UserError(
+      f"{key} is {path}, which cannot be written ({error.strerror}); choose "
+      "another."
+    ) from error
+
+
+def write(workdir: str | pathlib.Path, name: str, text: str) -> None:
   """Writes a file of a workdir, completely or not at all."""
   target = pathlib.Path(workdir) / name
   temporary = target.with_name(target.name + ".tmp")
@@ -78,62 +75,21 @@ def write(workdir: str, name: str, text: str) -> None:
   os.replace(temporary, target)
 
 
+def write_json(workdir: str, name: str, tree: dict) -> None:
+  """Writes a tree of dicts, lists and numbers; null for NaN and infinity."""
+  finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
+  write(workdir, name, json.dumps(finite, indent=2))
+
+
 def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
-  """Writes config.json, unless the workdir belongs to another run.
-
-  Args:
-    workdir: created if absent.
-    cfg: the config; may differ from the stored one in the free keys.
-    data_hash: of the packed training rows.
-
-  Raises:
-    errors.UserError: not writable, or the workdir of another run; then nothing
-      is written.
-  """
+  """Writes config.json, unless the workdir belongs to another run."""
   root = pathlib.Path(workdir)
   compare(workdir, cfg, data_hash)
   if (root / "checkpoints").exists() and not (root / "config.json").exists():
     raise errors.UserError(
       f"{workdir} has checkpoints and no config.json; choose a new --workdir."
     )
-  try:
-    root.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      stored = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
-      write(workdir, "config.json", json.dumps(stored, indent=2))
-  except OSError as error:
-    raise errors.UserError(
-      f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
-      "choose another."
-    ) from error
-
-
-def make_folder(key: str, path: str) -> None:
-  """Makes a folder that a config key names.
-
-  Raises:
-    errors.UserError: it cannot be written; names the key.
-  """
-  with contextlib.suppress(OSError):  # reported below
-    os.makedirs(path, exist_ok=True)
-  if not (os.path.isdir(path) and os.access(path, os.W_OK)):
-    raise errors.UserError(
-      f"{key} is {path!r}, which cannot be written; choose another folder."
-    )
-
-
-def _finite(tree):
-  """Returns the tree with None for NaN and infinities, which JSON lacks."""
-  if isinstance(tree, dict):
-    return {key: _finite(value) for key, value in tree.items()}
-  if isinstance(tree, (list, tuple)):
-    return [_finite(value) for value in tree]
-  if isinstance(tree, float) and not math.isfinite(tree):
-    return None
-  return tree
-
-
-def write_json(workdir: str, name: str, tree: dict) -> None:
-  """Writes a tree of dicts, lists and numbers; null for NaN and infinity."""
-  text = json.dumps(_finite(tree), indent=2, allow_nan=False)
-  write(workdir, name, text)
+  make_folder("--workdir", workdir)
+  if jax.process_index() == 0:
+    content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
+    write(workdir, "config.json", json.dumps(content, indent=2))
