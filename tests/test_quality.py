@@ -52,39 +52,29 @@ def test_corrected_perplexity_scores_every_token_once():
     assert result.value == pytest.approx(expected) and result.tokens == length
 
 
-def test_published_perplexity_leaves_out_what_it_is_said_to():
+def test_published_perplexity_skips_first_tokens_and_later_ends():
   judge = BigramJudge()
-  ids = judge.encode("ab$cd$$abc")  # pieces of 8: "ab$cd$$a" and "bc"
+  ids = judge.encode("ab$cd$$abc")  # windows of 8: "ab$cd$$a" and "bc"
   pairs = [(ids[i], ids[i + 1]) for i in (0, 1, 2, 3, 6, 8)]
-  result = perplexity.remdm(judge, ["ab$cd$$abc"])
+  pairs.append((1, 1))  # "aa": weighted by token
+  result = perplexity.remdm(judge, ["ab$cd$$abc", "aa"])
   assert result.value == pytest.approx(math.exp(cost(judge, pairs)))
-  assert result.tokens == 6 and result.protocol == "remdm"
+  assert result.tokens == 7 and result.protocol == "remdm"
 
 
-def test_perplexity_is_weighted_by_token_and_has_an_error():
-  judge = BigramJudge()
+@pytest.mark.parametrize("text", ["  ", "a"])
+def test_texts_that_cannot_be_judged(text):
+  with pytest.raises(ValueError, match=f"text 1 is '{text}'"):
+    perplexity.remdm(BigramJudge(), ["ab", text])
+
+
+def test_perplexity_has_the_error_of_repetitions():
   rng = np.random.default_rng(0)
-  texts = [
-    "".join(rng.choice(list("abcd"), rng.integers(2, 8))) for _ in range(400)
-  ]
-  result = perplexity.remdm(judge, texts)
-  pairs = [p for x in texts for p in itertools.pairwise(judge.encode(x))]
-  assert result.value == pytest.approx(math.exp(cost(judge, pairs)))
-  halves = [perplexity.remdm(judge, texts[i::20]).value for i in range(20)]
-  assert result.stderr == pytest.approx(np.std(halves) / 20**0.5, rel=0.5)
-
-
-@pytest.mark.parametrize(
-  "texts, words",
-  [
-    ([], "0 units"),
-    (["ab", "  "], "text 1 is '  '"),
-    (["ab", "a"], "text 1 is 'a', 1 tokens"),
-  ],
-)
-def test_texts_that_cannot_be_judged(texts, words):
-  with pytest.raises(ValueError, match=words):
-    perplexity.remdm(BigramJudge(), texts)
+  texts = ["".join(rng.choice(list("abcd"), n % 6 + 2)) for n in range(400)]
+  result = perplexity.remdm(BigramJudge(), texts)
+  parts = [perplexity.remdm(BigramJudge(), texts[i::20]) for i in range(20)]
+  spread = np.std([x.value for x in parts])
+  assert result.stderr == pytest.approx(spread / 20**0.5, rel=0.5)
 
 
 def test_features_are_of_the_end_of_the_cut_text():
@@ -137,23 +127,19 @@ def test_self_bleu_is_that_of_the_definition(lengths):
   expected = [slow_bleu(samples, i) for i in range(4)]
   assert diversity.self_bleu(samples) == pytest.approx(expected)
   assert diversity.self_bleu([samples[0]] * 3) == pytest.approx([1, 1, 1])
-  for bad in (samples[:1], [samples[0], []]):
-    with pytest.raises(ValueError, match="two or more"):
-      diversity.self_bleu(bad)
 
 
 def test_ece_of_a_calibrated_and_of_an_overconfident_guess():
   rng = np.random.default_rng(0)
   p = rng.random(40_000)
   right = rng.random(40_000) < p
-  assert calibration.reliability(p, right).ece < 0.012
+  assert calibration.reliability(p, right)["ece"] < 0.012
   sure = calibration.reliability(np.ones(40_000), right)
-  assert sure.ece == pytest.approx(1 - right.mean())
-  assert sure.count_C[-1] == 40_000 and np.isnan(sure.accuracy_C[:-1]).all()
+  assert sure["ece"] == pytest.approx(1 - right.mean())
+  assert sure["count"][-1] == 40_000 and np.isnan(sure["accuracy"][:-1]).all()
   edges = calibration.reliability([0.0, 0.1, 0.1000001, 1.0], [1, 1, 1, 1])
-  assert edges.count_C.tolist() == [2, 1, *[0] * 7, 1]
-  with pytest.raises(ValueError, match="confidence_N has 0"):
-    calibration.reliability([], [])
+  assert edges["count"] == [2, 1, *[0] * 7, 1]
+  assert np.isnan(calibration.reliability([np.nan], [1])["ece"])
 
 
 def test_ratio_has_the_error_of_its_repetitions():
@@ -170,8 +156,7 @@ def test_ratio_has_the_error_of_its_repetitions():
   )
   one = estimate.ratio([3.0], [2.0])
   assert one.value == 1.5 and math.isnan(one.stderr)
-  with pytest.raises(ValueError, match="0 units"):
-    estimate.ratio([], [])
+  assert math.isnan(estimate.ratio([0.0], [0.0]).value)
 
 
 def test_jackknife_of_a_mean_is_the_usual_error_and_counts_stay_right():
@@ -218,19 +203,6 @@ def test_mauve_separates_near_from_far_and_has_an_interval():
   assert equal.value == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-  "samples, words",
-  [
-    (np.full((4, 3), np.nan), "samples_ND is not finite"),
-    (np.zeros((4, 2)), "samples_ND has shape"),
-    (np.zeros((1, 3)), "samples_ND has shape"),
-  ],
-)
-def test_mauve_rejects_features_that_do_not_compare(samples, words):
-  with pytest.raises(ValueError, match=words):
-    mauve.score(np.zeros((4, 3)), samples)
-
-
 def ngram(train, history, token, V):
   """The recursion of Witten and Bell, by counting in Python."""
   if history is None:
@@ -259,24 +231,8 @@ def test_ngrams_agree_with_direct_counting(order):
   np.testing.assert_allclose(prob, direct, rtol=1e-12)
 
 
-def test_ngram_probabilities_sum_to_one_after_any_history():
-  rng = np.random.default_rng(1)
-  V, order = 50_000, 4
-  train = rng.integers(0, 40, 200) ** 2
-  seen = sorted(set(train.tolist()))
-  for history in (train[-3:], train[7:10], [V - 1, 5, 16], [V - 1] * 3):
-    prob = [
-      ngrams.probabilities(train, np.array([*history, w]), V, order)[-1]
-      for w in [*seen, V - 2]
-    ]
-    total = sum(prob[:-1]) + prob[-1] * (V - len(seen))
-    np.testing.assert_allclose(total, 1, rtol=1e-9)
-
-
 def test_ngrams_of_packed_rows_are_those_of_one_text():
   rng = np.random.default_rng(3)
   train, test = rng.integers(0, 4, (6, 6)), rng.integers(0, 4, (3, 5))
   prob = ngrams.probabilities(train.ravel(), test.ravel(), 4, 3)
   assert ngrams.bits(train, test, 4, 3) == pytest.approx(-np.log2(prob).mean())
-  with pytest.raises(ValueError, match="order is 4"):
-    ngrams.bits(np.zeros(3, int), np.zeros(3, int), 2, 4)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -27,6 +26,11 @@ from dsl_jax.runtime import workdir as workdir_lib
 
 _RATES = (0.05, 0.1, 0.2)  # of tokens replaced, for repair
 _PATHS = ("masked", "remask_cap", "remask_loop")  # whose changes are counted
+_PLOTS = {  # plot: analysis, column, title
+  "mmse": ("information", "mmse", "Error per token"),
+  "information": ("information", "bits_per_token", "Information on the text"),
+  "invariance": ("invariance", "gain_by_snr", "Bits gained by seeing log SNR"),
+}
 
 
 class Run(NamedTuple):
@@ -34,24 +38,19 @@ class Run(NamedTuple):
 
   cfg: config_lib.Config
   params: Any
-  mesh: jax.sharding.Mesh
   rows_NL: np.ndarray
 
-  @property
-  def denoiser(self) -> denoiser_lib.Denoiser:
-    return denoiser_lib.make_denoiser(self.cfg.net)
-
-  def over_rows(self, stream: str, probe: Callable) -> Any:
-    """Returns probe(params, key, tokens_BL), a tree of [B, ...], of all rows.
-
-    The keys are those of a named random stream.
-    """
-    probe = jax.jit(probe, out_shardings=sharding_lib.replicated(self.mesh))
+  def over_rows(self, stream: str, probe: Callable, **options) -> Any:
+    """Returns probe(params, key, tokens_BL, ...) of all rows, [N, ...]."""
+    mesh = sharding_lib.make_mesh(self.cfg.mesh)
+    denoiser = denoiser_lib.make_denoiser(self.cfg.net)
+    probe = functools.partial(probe, denoiser=denoiser, **options)
+    probe = jax.jit(probe, out_shardings=sharding_lib.replicated(mesh))
     key = state_lib.stream(self.cfg.seed, stream)
     batches = list(trained.batched(self.rows_NL, self.cfg.eval.batch_size))
     trees = []
     for i, (tokens, mask) in enumerate(tqdm.tqdm(batches, stream, leave=False)):
-      tokens_BL = sharding_lib.put_batch(self.mesh, tokens)
+      tokens_BL = sharding_lib.put_batch(mesh, tokens)
       tree = probe(self.params, jax.random.fold_in(key, i), tokens_BL)
       rows = mask.any(axis=1)  # the last batch may be padded
       trees.append(jax.tree.map(lambda x, n=rows: x[n], jax.device_get(tree)))
@@ -65,18 +64,17 @@ class Changes:
   position. A remask takes a commitment back.
   """
 
-  def __init__(self, batch: int, length: int):
-    self.rewrites_BL = np.zeros((batch, length), int)
-    self.remasks_BL = np.zeros((batch, length), int)
-    self._committed_BL = np.zeros((batch, length), bool)
-    self._last_BL = np.full((batch, length), -1)  # token committed last
+  rewrites_BL: np.ndarray | int = 0
+  remasks_BL: np.ndarray | int = 0
+  _committed_BL: np.ndarray | bool = False
+  _last_BL: np.ndarray | int = -1  # token committed last
 
   def __call__(self, row: int, state) -> None:
     tokens_BL = np.asarray(state.tokens_BL)
     committed_BL = np.isinf(np.asarray(state.snr_BL))
     differs_BL = (self._last_BL >= 0) & (tokens_BL != self._last_BL)
-    self.rewrites_BL += committed_BL & differs_BL
-    self.remasks_BL += self._committed_BL & ~committed_BL
+    self.rewrites_BL = self.rewrites_BL + (committed_BL & differs_BL)
+    self.remasks_BL = self.remasks_BL + (self._committed_BL & ~committed_BL)
     self._last_BL = np.where(committed_BL, tokens_BL, self._last_BL)
     self._committed_BL = committed_BL
 
@@ -84,52 +82,36 @@ class Changes:
 def _watched_sections(cfg):
   """Sample sections of the paths whose changes are counted."""
   for path in dict.fromkeys((cfg.sample.path, *_PATHS)):
-    if path == "information":  # needs a curve, and never takes tokens back
-      continue
-    # Only paths that remask have a budget.
-    remasks = 0.0 if path == "masked" else cfg.sample.remasks
-    yield dataclasses.replace(cfg.sample, path=path, remasks=remasks)
+    if path != "information":  # needs a curve, and never takes tokens back
+      # Only paths that remask have a budget.
+      remasks = 0.0 if path == "masked" else cfg.sample.remasks
+      yield dataclasses.replace(cfg.sample, path=path, remasks=remasks)
 
 
 def _ratio(name, total_N, size_N):
-  """Entries of a sum over a sum and its error, NaN where the size is 0."""
-  value, stderr = math.nan, math.nan
-  if size_N.sum() > 0:
-    value, stderr = estimate.ratio(total_N, size_N)
+  value, stderr = estimate.ratio(total_N, size_N)
   return {name: value, f"{name}_stderr": stderr}
 
 
 def _mean(name, x_NT):
-  """Entries of a mean over rows and its error."""
-  stderr_T = np.full(x_NT.shape[1:], np.nan)
-  if len(x_NT) > 1:
-    stderr_T = x_NT.std(axis=0, ddof=1) / math.sqrt(len(x_NT))
+  """Entries of a mean over rows and its error, NaN for a single row."""
+  stderr_T = x_NT.std(axis=0, ddof=1) / math.sqrt(len(x_NT))
   return {name: x_NT.mean(axis=0).tolist(), f"{name}_stderr": stderr_T.tolist()}
 
 
 def calibration(run: Run) -> dict:
   """Compares confidence and accuracy on hidden tokens."""
-  probe = functools.partial(
-    probes.hidden_predictions,
-    denoiser=run.denoiser,
-    clean_snr=run.cfg.clean_snr,
+  confidence, correct, hidden = run.over_rows(
+    "calibration", probes.hidden_predictions, clean_snr=run.cfg.clean_snr
   )
-  confidence, correct, hidden = run.over_rows("calibration", probe)
 
   def diagram(rows):
     where = hidden[rows]
     p = np.clip(confidence[rows][where], 0, 1)
     return calibration_lib.reliability(p, correct[rows][where])
 
-  ece = estimate.jackknife(lambda rows: diagram(rows).ece, len(hidden))
-  whole = diagram(slice(None))
-  return {
-    "ece": ece.value,
-    "ece_stderr": ece.stderr,
-    "confidence": whole.confidence_C.tolist(),
-    "accuracy": whole.accuracy_C.tolist(),
-    "count": whole.count_C.tolist(),
-  }
+  ece = estimate.jackknife(lambda rows: diagram(rows)["ece"], len(hidden))
+  return diagram(slice(None)) | {"ece_stderr": ece.stderr}
 
 
 def repair(run: Run) -> list[dict]:
@@ -138,62 +120,55 @@ def repair(run: Run) -> list[dict]:
   snrs = [*np.geomspace(c.snr_min, c.snr_max, 6)[2:].tolist(), math.inf]
   pairs = list(itertools.product(_RATES, snrs))
   rate_P, snr_P = np.array(pairs, np.float32).T
-  probe = functools.partial(
-    probes.repair, denoiser=run.denoiser, clean_snr=run.cfg.clean_snr
-  )
 
-  def all_pairs(params, key, tokens_BL):
+  def all_pairs(params, key, tokens_BL, **options):
     def one(pair):
       key, rate, snr = pair
-      return probe(params, key, tokens_BL, rate=rate, snr=snr)
+      return probes.repair(
+        params, key, tokens_BL, rate=rate, snr=snr, **options
+      )
 
     keys = jax.random.split(key, len(pairs))
     counts = jax.lax.map(one, (keys, rate_P, snr_P))
-    return jax.tree.map(jnp.transpose, counts)  # [P, B] to [B, P]
+    return jax.tree.map(lambda x: x.T, counts)  # [P, B] to [B, P]
 
-  counts = run.over_rows("repair", all_pairs)
+  counts = run.over_rows("repair", all_pairs, clean_snr=run.cfg.clean_snr)
   table = []
   for i, (rate, snr) in enumerate(pairs):
     n = {name: count_NP[:, i] for name, count_NP in counts.items()}
     entry = {"rate": rate, "snr": "clean" if math.isinf(snr) else round(snr, 2)}
     entry |= _ratio("repaired", n["repaired"], n["wrong"])
-    entry |= _ratio("kept", n["kept"], n["clean"])
-    table.append(entry)
+    table.append(entry | _ratio("kept", n["kept"], n["clean"]))
   return table
 
 
 def information(run: Run) -> dict:
   """Measures the mmse curve and its integral, the information."""
   grid = run.cfg.eval.snr_grid()
-  curve = functools.partial(
-    likelihood.mmse_curve, denoiser=run.denoiser, snr_grid=jnp.asarray(grid)
-  )
 
-  def curves(params, key, tokens_BL):  # one for every row, for the error
-    keys = jax.random.split(key, len(tokens_BL))
-    return jax.vmap(lambda k, row: curve(params, k, row[None]))(keys, tokens_BL)
+  def curves(params, key, tokens_BL, **options):  # by row, for the error
+    def one(key, row_L):
+      return likelihood.mmse_curve(params, key, row_L[None], **options)
 
-  numbers = {"snr": grid.tolist()}
-  numbers |= _mean("mmse", run.over_rows("information", curves))
-  rate = grid * numbers["mmse"]  # per log SNR: the grid is geometric
+    return jax.vmap(one)(jax.random.split(key, len(tokens_BL)), tokens_BL)
+
+  mmse = _mean("mmse", run.over_rows("information", curves, snr_grid=grid))
+  rate = grid * mmse["mmse"]  # per log SNR: the grid is geometric
   steps = np.diff(np.log(grid)) * (rate[1:] + rate[:-1]) / 2
   bits = 0.5 * np.cumsum([rate[0], *steps]) / math.log(2)
-  return numbers | {"bits_per_token": bits.tolist()}
+  return {"snr": grid.tolist(), **mmse, "bits_per_token": bits.tolist()}
 
 
 def changes(run: Run) -> dict:
   """Counts rewrites and remasks per token along paths, one batch each."""
   numbers = {}
   for section in _watched_sections(run.cfg):
-    batch, length = section.batch_size, run.cfg.data.length
-    counter = Changes(batch, length)
-    named_samplers.draw(run.cfg, run.params, section, batch, callback=counter)
-    entry = {"steps": section.steps, "samples": batch}
-    for name, count_BL in (
-      ("rewrites", counter.rewrites_BL),
-      ("remasks", counter.remasks_BL),
-    ):
-      entry |= _ratio(name, count_BL.sum(axis=1), np.full(batch, length))
+    counter, size = Changes(), section.batch_size
+    named_samplers.draw(run.cfg, run.params, section, size, callback=counter)
+    entry = {"steps": section.steps, "samples": size}
+    for name in ("rewrites", "remasks"):
+      count_BL = getattr(counter, f"{name}_BL")
+      entry |= _mean(name, count_BL.mean(axis=1))
       entry[f"{name}_by_position"] = count_BL.mean(axis=0).tolist()
     numbers[section.path] = entry
   return numbers
@@ -202,19 +177,15 @@ def changes(run: Run) -> dict:
 def invariance(run: Run, control: Run) -> dict:
   """Measures the gain of a network that sees log SNR, on the same noise."""
   grid = run.cfg.eval.snr_grid()
-  runs = sorted((run, control), key=lambda one: one.cfg.net.snr_condition)
 
-  def losses(params, key, tokens_BL):
-    return [
-      probes.loss_by_snr(
-        p, key, tokens_BL, denoiser=one.denoiser, snr_grid=grid
-      ).T
-      for p, one in zip(params, runs)
-    ]
+  def bits(params, key, tokens_BL, **options):
+    nats_TB = probes.loss_by_snr(params, key, tokens_BL, **options)
+    return nats_TB.T / math.log(2)
 
-  both = run._replace(params=[one.params for one in runs])
-  nats = both.over_rows("invariance", losses)
-  without_NT, given_NT = (nats_NT / math.log(2) for nats_NT in nats)
+  without_NT, given_NT = (
+    one.over_rows("invariance", bits, snr_grid=grid)
+    for one in sorted((run, control), key=lambda x: x.cfg.net.snr_condition)
+  )
   gain_NT = without_NT - given_NT
   numbers = {"snr": grid.tolist()}
   numbers |= _mean("bits_without", without_NT) | _mean("bits_given", given_NT)
@@ -222,83 +193,48 @@ def invariance(run: Run, control: Run) -> dict:
   return numbers | _mean("gain", gain_NT.mean(axis=1))
 
 
-def load_control(
-  cfg: config_lib.Config, mesh: jax.sharding.Mesh, rows_NL: np.ndarray
-) -> Run | None:
-  """Opens eval.control: a run that differs in whether it sees log SNR.
-
-  Raises:
-    errors.UserError: it does not differ in that, or has other rows.
-  """
-  where = cfg.eval.control
-  if not where:
-    return None
-  other, _ = workdir_lib.stored(where)
-  needed = (cfg.net.vocab_size, cfg.data.length, not cfg.net.snr_condition)
-  if needed != (
-    other.net.vocab_size,
-    other.data.length,
-    other.net.snr_condition,
-  ):
+def _control_config(cfg):
+  """The config of eval.control, which differs in whether it sees log SNR."""
+  other, _ = workdir_lib.stored(cfg.eval.control)
+  actual = other.net.vocab_size, other.data.length, other.net.snr_condition
+  needed = cfg.net.vocab_size, cfg.data.length, not cfg.net.snr_condition
+  if actual != needed:
     raise errors.UserError(
-      f"eval.control is {where!r}; name a run with net.vocab_size {needed[0]}, "
-      f"data.length {needed[1]} and net.snr_condition {needed[2]}."
+      f"eval.control is {cfg.eval.control!r}; name a run whose net.vocab_size, "
+      f"data.length and net.snr_condition are {needed}, not {actual}."
     )
-  replicated = sharding_lib.replicated(mesh)
-  params, _ = checkpoint.restore_params(where, sharding=replicated)
-  return Run(other, params, mesh, rows_NL)
+  # The seed stays that of the run: both see the same noise.
+  return dataclasses.replace(cfg, net=other.net)
 
 
-def pictures(report: dict) -> dict[str, bytes]:
-  """Returns the plots of the analyses, PNG by name."""
-  rows = [
-    row
-    for row in report["repair"]
-    if row["rate"] == _RATES[1] and row["snr"] != "clean"
-  ]
+def _plots(report):
+  """Yields the plots of the analyses, (name, PNG)."""
+  yield "calibration", plots.reliability(report["calibration"])
+  rows = [row for row in report["repair"] if row["rate"] == _RATES[1]][:-1]
   repaired = {name: [row[name] for row in rows] for name in rows[0]}
-  information = report["information"]
-  images = {
-    "calibration": plots.reliability(report["calibration"]),
-    "repair": plots.over_snr(
-      f"One call on text with {_RATES[1]:.0%} of its tokens replaced",
-      repaired,
-      ["repaired", "kept"],
-    ),
-    "mmse": plots.over_snr("Error per token", information, ["mmse"]),
-    "information": plots.over_snr(
-      "Information about the text", information, ["bits_per_token"]
-    ),
-  }
-  if "invariance" in report:
-    images["invariance"] = plots.over_snr(
-      "Gain of a network that sees log SNR, bits per token",
-      report["invariance"],
-      ["gain_by_snr"],
-    )
-  return images
+  title = f"One call on text with {_RATES[1]:.0%} of its tokens replaced"
+  yield "repair", plots.over_snr(title, repaired, ["repaired", "kept"])
+  for name, (analysis, column, title) in _PLOTS.items():
+    if analysis in report:
+      yield name, plots.over_snr(title, report[analysis], [column])
 
 
-def summary(report: dict) -> str:
-  """Returns the analyses as lines of text."""
-
-  def number(row, name, digits=3):
-    return f"{row[name]:.{digits}f} +- {row[f'{name}_stderr']:.{digits}f}"
-
-  lines = [f"ECE on hidden tokens {number(report['calibration'], 'ece', 4)}"]
+def _summary(report):
+  """All single numbers that have an error, as lines of text."""
+  rows = {"hidden tokens": report["calibration"]}
   for row in report["repair"]:
-    lines.append(
-      f"{row['rate']:.0%} replaced, seen at SNR {row['snr']}: repaired "
-      f"{number(row, 'repaired')}, kept {number(row, 'kept')}"
-    )
-  for name, row in report["changes"].items():
-    lines.append(
-      f"{name}: {number(row, 'rewrites')} rewrites and "
-      f"{number(row, 'remasks')} remasks a token"
-    )
+    rows[f"{row['rate']:.0%} replaced, seen at SNR {row['snr']}"] = row
+  rows |= report["changes"]
   if "invariance" in report:
-    gain = number(report["invariance"], "gain", 4)
-    lines.append(f"seeing log SNR lowers the loss by {gain} bits a token")
+    rows["bits per token from seeing log SNR"] = report["invariance"]
+  lines = []
+  for label, row in rows.items():
+    numbers = [
+      f"{name} {row[name]:.4f} +- {row[f'{name}_stderr']:.4f}"
+      for name in row
+      if isinstance(row.get(f"{name}_stderr"), float)
+    ]
+    lines.append(f"{label}: {', '.join(numbers)}")
   return "\n".join(lines)
 
 
@@ -307,13 +243,6 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
 
   Numbers have standard errors over sequences. The gain of seeing log SNR is
   measured if eval.control names a run.
-
-  Args:
-    cfg: its eval section gives the number of rows and the SNRs.
-    workdir: of a trained run.
-
-  Raises:
-    errors.UserError: before any compilation, if settings do not fit.
   """
   with errors.user_errors():
     extras.require("matplotlib.figure", "demo")
@@ -326,11 +255,15 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     packed = trained.open_rows(cfg, "validation")
     rows_NL = trained.draw_rows(packed, cfg.eval.sequences, cfg.seed)
     workdir_lib.compare(workdir, cfg)
-    control = load_control(cfg, mesh, rows_NL)
-    replicated = sharding_lib.replicated(mesh)
-    params, step = checkpoint.restore_params(workdir, sharding=replicated)
+    restore = functools.partial(
+      checkpoint.restore_params, sharding=sharding_lib.replicated(mesh)
+    )
+    params, step = restore(workdir)
+    run = Run(cfg, params, rows_NL)
+    if cfg.eval.control:
+      other = _control_config(cfg)
+      control = Run(other, restore(cfg.eval.control)[0], rows_NL)
 
-  run = Run(cfg, params, mesh, rows_NL)
   report = {
     "train_step": step,
     "split": "validation",
@@ -344,12 +277,12 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     "information": information(run),
     "changes": changes(run),
   }
-  if control:
+  if cfg.eval.control:
     report["invariance"] = invariance(run, control)
   if jax.process_index() == 0:
     folder = pathlib.Path(workdir) / "analysis"
     folder.mkdir(exist_ok=True)
-    for name, image in pictures(report).items():
+    for name, image in _plots(report):
       (folder / f"{name}.png").write_bytes(image)
-    print(summary(report))
+    print(_summary(report))
     workdir_lib.write_json(workdir, "analysis.json", report)

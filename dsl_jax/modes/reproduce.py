@@ -1,80 +1,147 @@
-"""Published tables from a checkpoint of one's own, and scores of any texts."""
+"""Scores of texts, and published tables from a checkpoint of one's own.
+
+Scores are MAUVE, Gen-PPL by two protocols, and diversity.
+"""
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import json
 import math
+import os
 import pathlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import tqdm
 
 from dsl_jax.data import extras
-from dsl_jax.modes import named_samplers, scores, trained
+from dsl_jax.modes import named_samplers, trained
+from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.quality import judge as judges
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
+_BLEU_SAMPLES = 500  # self-BLEU compares every sample with all others
+_COLUMNS = {  # table: type of its columns and the default ones
+  "owt_mauve": (int, "128,256,512,1024"),
+  "frontier": (float, "0.7,0.8,0.9,1.0"),
+}
 # MAUVE / Gen-PPL / entropy by number of steps: OpenWebText, 1,024 tokens, 5,000
 # samples, judged by GPT-2-large, nucleus 0.9; - where a paper has no figure.
 # MAUVE is not comparable between papers that differ in any of these, or in the
-# reference text: run the baseline beside.
+# reference text: run the baseline beside. ADLM has 293M parameters.
+PUBLISHED_STEPS = (128, 256, 512, 1024)
 PUBLISHED = {
-  "MDLM": {
-    128: "0.015 / 61.5 / 5.52",
-    256: "0.023 / 55.8 / 5.49",
-    512: "0.031 / 53.0 / 5.48",
-    1024: "0.042 / 51.3 / 5.46",
-  },
-  "ReMDM": {
-    128: "0.057 / 42.5 / 5.43",
-    256: "0.216 / 30.5 / 5.34",
-    512: "0.350 / 21.1 / 5.21",
-    1024: "0.403 / 28.6 / 5.38",
-  },
-  "ADLM (293M)": {
-    128: "0.140 / 52.5 / 5.52",
-    256: "0.349 / 39.9 / 5.46",
-    512: "0.573 / 31.6 / 5.40",
-    1024: "0.699 / 25.4 / 5.35",
-  },
-  "DSL": {128: "0.639 / - / -"},  # at its best 0.722 within T = 128..1024
-  "AR, 1,024 calls": {1024: "0.760 / 12.1 / 5.22"},
+  "MDLM": "0.015/61.5/5.52 0.023/55.8/5.49 0.031/53.0/5.48 0.042/51.3/5.46",
+  "ReMDM": "0.057/42.5/5.43 0.216/30.5/5.34 0.350/21.1/5.21 0.403/28.6/5.38",
+  "ADLM": "0.140/52.5/5.52 0.349/39.9/5.46 0.573/31.6/5.40 0.699/25.4/5.35",
+  "DSL": "0.639/-/- - - -",  # at its best 0.722 within T = 128..1024
+  "AR": "- - - 0.760/12.1/5.22",  # 1,024 calls
 }
 
 
-class Table(NamedTuple):
-  """A table of samplers by columns, numbers of steps or temperatures."""
+class Texts(NamedTuple):
+  """Texts, and their ids by the tokenizer of the run."""
 
-  name: str
-  samplers: tuple[str, ...]
-  columns: tuple[float, ...]
+  words: Sequence[str]
+  ids: Sequence[np.ndarray]
 
 
-class Cell:
-  """A cell of a table: its sampler, and its files.
+class Job(NamedTuple):
+  """Texts to score against as many rows of human text."""
 
-  Args:
-    section: settings of the sampler.
-    stem: path of the files, without hash and suffix.
-    made: what the samples depend on, beside the section.
-    judged: what the scores depend on, beside the samples.
+  scores: pathlib.Path
+  identity: dict  # what the scores depend on
+  texts: Callable[[], tuple[Texts, dict]]  # and what it took to draw them
+
+
+def _digest(tree):
+  """A short hash of a JSON tree."""
+  content = json.dumps(tree, sort_keys=True, default=str)
+  return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _save(path, array):
+  """Writes an array, completely or not at all."""
+  temporary = path.with_suffix(".tmp")
+  with open(temporary, "wb") as file:
+    np.save(file, array)
+  os.replace(temporary, path)
+
+
+def _features(folder, judge, texts):
+  """Features of texts under a judge, from the folder if present."""
+  path = folder / f"{_digest([judge.name, texts])}.npy"
+  if not path.exists():
+    folder.mkdir(exist_ok=True)
+    progress = tqdm.tqdm(texts, "features", unit="text", leave=False)
+    _save(path, perplexity.features(judge, progress))
+  return np.load(path)
+
+
+def score(
+  samples: Texts, human: Texts, judge: perplexity.Judge, folder: pathlib.Path
+) -> dict:
+  """Scores samples against human text: numbers with their errors, by name.
+
+  Features are kept in the folder, one file for a set of texts and a judge.
   """
 
-  def __init__(self, section, stem, made, judged):
-    self.section = section
-    made = made | {"settings": dataclasses.asdict(section)}
-    self.identity = made | judged
-    self.tokens = pathlib.Path(f"{stem}-{scores.digest(made)}.npy")
-    self.calls = self.tokens.with_suffix(".json")
-    self.scores = pathlib.Path(
-      f"{stem}-{scores.digest(self.identity)}-scores.json"
-    )
+  def mean(values):
+    return estimate.ratio(values, np.ones(len(values)))._asdict()
+
+  human_ND = _features(folder, judge, human.words)
+  samples_ND = _features(folder, judge, samples.words)
+  result: dict = {"mauve": mauve.score(human_ND, samples_ND)._asdict()}
+  for protocol in (perplexity.remdm, perplexity.corrected):
+    name = f"gen_ppl_{protocol.__name__}"
+    progress = tqdm.tqdm(samples.words, name, unit="text", leave=False)
+    result[name] = protocol(judge, progress)._asdict()
+  for name, texts in (("entropy", samples), ("reference_entropy", human)):
+    result[name] = mean([diversity.unigram_entropy(x) for x in texts.ids])
+  result["self_bleu"] = mean(diversity.self_bleu(samples.ids[:_BLEU_SAMPLES]))
+  for n in (1, 2, 3, 4):
+
+    def distinct(kept, n=n):
+      return diversity.distinct([samples.ids[i] for i in kept], n)
+
+    fraction = estimate.jackknife(distinct, len(samples.ids))
+    result[f"distinct_{n}"] = fraction._asdict()
+  return result | {"judge": judge.name}
+
+
+def _show_scores(result):
+  lines = [
+    f"{name:<20}{entry['value']:12.4g} +- {entry['stderr']:.2g}"
+    for name, entry in result.items()
+    if isinstance(entry, dict) and entry.get("stderr") is not None
+  ]
+  judge, seed = result["judge"], result["seed"]
+  lines.append(f"{result['samples']} texts, judge {judge}, seed {seed}")
+  return "\n".join(lines)
+
+
+def load_texts(path: str) -> list[str]:
+  """Returns texts: "text" of every line of a .jsonl file, or else lines."""
+  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+  texts = [line for line in lines if line.strip()]
+  if path.endswith(".jsonl"):
+    for i, line in enumerate(texts):
+      try:
+        texts[i] = "" + json.loads(line)["text"]  # a TypeError if not a string
+      except (ValueError, KeyError, TypeError) as error:
+        raise errors.UserError(
+          f"eval.text is {path!r}, whose line {i + 1} has no text; write lines "
+          'such as {"text": "..."}.'
+        ) from error
+  return texts
 
 
 def at_entropy(
@@ -84,11 +151,6 @@ def at_entropy(
 
   A sampler at low temperature has a low generative perplexity and a low
   entropy, so perplexities compare only where entropies agree.
-
-  Args:
-    entropy_K: mean unigram entropy of a sampler at K temperatures.
-    perplexity_K: its generative perplexity.
-    target: entropy at which to compare.
   """
   order = np.argsort(entropy_K)
   entropy, logs = np.asarray(entropy_K)[order], np.log(perplexity_K)[order]
@@ -97,294 +159,214 @@ def at_entropy(
   return float(np.exp(np.interp(target, entropy, logs)))
 
 
-def parse(cfg: config_lib.Config) -> Table:
-  """Parses eval.table, NAME or NAME:COLUMN,COLUMN,...
+def _section(cfg, sampler, column):
+  """The sample section of a cell; see `parse`."""
+  c = dataclasses.replace(cfg.sample, path=sampler, seed=cfg.seed)
+  if sampler in ("masked", "remask"):  # without a budget of remasks
+    c = dataclasses.replace(c, remasks=0.0)
+  if cfg.eval.table.startswith("frontier"):
+    return dataclasses.replace(c, temperature=column)
+  if sampler == "remask":
+    capped = column < cfg.data.length
+    path, eta = ("remask_cap", 0.04) if capped else ("remask_loop", 0.02)
+    c = dataclasses.replace(c, path=path, eta=eta, remask_snr=0.0)
+  return dataclasses.replace(
+    c, steps=column, top_p=0.9, strict_top_p=True, temperature=1.0
+  )
+
+
+def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
+  """Parses eval.table to sample sections, by sampler and column.
 
   owt_mauve:T,...  the masked sampler and ReMDM's protocol (cap with eta 0.04
     for T below the length, else loop with 0.02), nucleus 0.9 by ReMDM's rule,
     beside the published figures.
   frontier:TEMPERATURE,...  sample.path and the masked sampler at sample.steps;
     Gen-PPL at the entropy of human text.
-
-  Raises:
-    errors.UserError: an unknown table, or columns that are not such numbers.
   """
-  spec = cfg.eval.table
-  name, _, columns = spec.partition(":")
-  number: type[int] | type[float]
-  samplers: tuple[str, ...]
-  if name == "owt_mauve":
-    number, default, example = int, "128,256,512,1024", "128,256"
-    samplers = ("masked", "remask")
-  elif name == "frontier":
-    number, default, example = float, "0.7,0.8,0.9,1.0", "0.8,0.9,1.0"
-    samplers = tuple(dict.fromkeys((cfg.sample.path, "masked")))
-    if cfg.sample.path == "information":
-      raise errors.UserError(
-        "sample.path is 'information', which needs an mmse curve; the frontier "
-        "is of other paths."
-      )
-  else:
-    near = errors.nearest(name, ("owt_mauve", "frontier"))
-    raise errors.UserError(f"eval.table is {spec!r}{near}")
+  name, _, columns = cfg.eval.table.partition(":")
+  if name not in _COLUMNS:
+    near = errors.nearest(name, _COLUMNS)
+    raise errors.UserError(f"eval.table is {cfg.eval.table!r}{near}")
+  number, default = _COLUMNS[name]
   try:
     values = [number(word) for word in (columns or default).split(",")]
   except ValueError:
     values = [0]
   if not all(0 < value < math.inf for value in values):
-    raise errors.UserError(f"eval.table is {spec!r}; write {name}:{example}.")
-  return Table(name, samplers, tuple(dict.fromkeys(values)))
-
-
-def section(
-  cfg: config_lib.Config, table: Table, sampler: str, column: float
-) -> config_lib.Sample:
-  """Returns the sample section of a cell; see `parse`."""
-  c = dataclasses.replace(cfg.sample, path=sampler, seed=cfg.seed)
-  if sampler == "masked":  # only paths that remask have a budget
-    c = dataclasses.replace(c, remasks=0.0)
-  if table.name == "frontier":
-    return dataclasses.replace(c, temperature=column)
-  if sampler == "remask":
-    capped = column < cfg.data.length
-    path, eta = ("remask_cap", 0.04) if capped else ("remask_loop", 0.02)
-    c = dataclasses.replace(c, path=path, eta=eta, remasks=0.0, remask_snr=0.0)
-  return dataclasses.replace(
-    c, steps=int(column), top_p=0.9, strict_top_p=True, temperature=1.0
-  )
+    raise errors.UserError(
+      f"eval.table is {cfg.eval.table!r}; write {name}:{default}."
+    )
+  samplers = ("masked", "remask")
+  if name == "frontier":
+    samplers = (cfg.sample.path, "masked")
+  if "information" in samplers:
+    raise errors.UserError(
+      "sample.path is 'information', which needs an mmse curve; the frontier "
+      "is of other paths."
+    )
+  return {
+    (sampler, column): _section(cfg, sampler, column)
+    for sampler, column in itertools.product(samplers, values)
+  }
 
 
 def _numbers(cell, specs):
-  """Numbers of a cell with their standard errors in brackets."""
-  words = []
-  for name, spec in specs.items():
-    value = scores.number(cell[name], spec)
-    stderr = scores.number(cell[name], spec, "stderr")
-    words.append(f"{value}({stderr})")
-  return " / ".join(words)
+  return " / ".join(
+    f"{cell[name]['value']:{spec}}({cell[name]['stderr']:{spec}})"
+    for name, spec in specs.items()
+  )
 
 
-def _owt_rows(table, cells):
-  """Heads and rows of the published table."""
-  specs = {"mauve": ".3f", "gen_ppl_remdm": ".1f", "entropy": ".2f"}
-  rows = {"": [f"T={T}" for T in table.columns]}
-  for sampler, label in (("masked", "masked"), ("remask", "remasking")):
-    numbers = [_numbers(cells[sampler, T], specs) for T in table.columns]
-    rows[f"this model, {label}"] = numbers
-  for label, figures in PUBLISHED.items():
-    if any(T in figures for T in table.columns):
-      rows[label] = [figures.get(T, "") for T in table.columns]
-  return rows
-
-
-def _frontier_rows(table, cells):
-  """Heads and rows of the frontier, and Gen-PPL at the entropy of text."""
-  specs = {"gen_ppl_remdm": ".1f", "entropy": ".2f"}
-  target = next(iter(cells.values()))["reference_entropy"]["value"]
-  heads = [f"temperature {x:g}" for x in table.columns]
-  rows = {"": [*heads, f"Gen-PPL at {target:.3f} nats"]}
-  for sampler in table.samplers:
-    row = [cells[sampler, column] for column in table.columns]
-    at = at_entropy(
-      [cell["entropy"]["value"] for cell in row],
-      [cell["gen_ppl_remdm"]["value"] for cell in row],
-      target,
-    )
-    rows[sampler] = [_numbers(cell, specs) for cell in row]
-    rows[sampler].append("-" if math.isnan(at) else f"{at:.1f}")
-  return rows
-
-
-def show_table(table: Table, cells: dict[tuple[str, float], dict]) -> str:
-  """Returns a table as lines of text.
-
-  Args:
-    table: of `parse`.
-    cells: scores by sampler and column.
-  """
-  if table.name == "owt_mauve":
-    rows, title = _owt_rows(table, cells), "MAUVE / Gen-PPL / entropy in nats"
-    note = "Published: 5,000 samples, GPT-2-large."
-  else:
-    rows, title = _frontier_rows(table, cells), "Gen-PPL / entropy in nats"
-    note = (
-      "The last column is at the entropy of human text; - outside its range."
-    )
-  lines = [title]
-  for label, row in rows.items():
-    lines.append(f"{label:<24}" + "".join(f"{word:>40}" for word in row))
+def show_table(name: str, cells: dict[tuple[str, float], dict]) -> str:
+  """Returns a table as lines of text, of scores by sampler and column."""
+  samplers, columns = (list(dict.fromkeys(keys)) for keys in zip(*cells))
   one = next(iter(cells.values()))
+  target = one["reference_entropy"]["value"]
+  specs = {"gen_ppl_remdm": ".1f", "entropy": ".2f"}
+  if name == "frontier":
+    heads = [f"temperature {x:g}" for x in columns]
+    heads.append(f"Gen-PPL at {target:.3f} nats")
+    note = "the last column is at the entropy of human text, if in range"
+  else:
+    heads = [f"T={x}" for x in columns]
+    specs = {"mauve": ".3f", **specs}
+    note = "published figures are of 5,000 samples and GPT-2-large"
+  rows = {" / ".join(specs): heads}
+  for sampler in samplers:
+    row = [cells[sampler, x] for x in columns]
+    words = [_numbers(cell, specs) for cell in row]
+    if name == "frontier":
+      entropy = [cell["entropy"]["value"] for cell in row]
+      gen_ppl = [cell["gen_ppl_remdm"]["value"] for cell in row]
+      at = at_entropy(entropy, gen_ppl, target)
+      words.append("-" if math.isnan(at) else f"{at:.1f}")
+    rows[f"this model, {sampler}"] = words
+  if name == "owt_mauve" and {*columns} & {*PUBLISHED_STEPS}:
+    for label, figures in PUBLISHED.items():
+      by_steps = dict(zip(PUBLISHED_STEPS, figures.split()))
+      words = [by_steps.get(x, "") for x in columns]
+      rows[label] = [word.replace("/", " / ") for word in words]
+  lines = [
+    f"{label:<32}" + "".join(f"{word:>40}" for word in words)
+    for label, words in rows.items()
+  ]
   lines.append(
     f"This model: {one['samples']} samples, judge {one['judge']}, seed "
-    f"{one['seed']}; standard errors in brackets. {note}"
+    f"{one['seed']}; entropy in nats; standard errors in brackets; {note}."
   )
   return "\n".join(lines)
 
 
-def cost(cfg: config_lib.Config, cells: Collection[Cell], batch: int) -> str:
-  """Returns a line that says what the unfinished cells will take."""
-  missing = [cell for cell in cells if not cell.tokens.exists()]
-  unscored = [cell for cell in cells if not cell.scores.exists()]
-  num = cfg.eval.samples
-  calls = sum(math.ceil(num / batch) * cell.section.steps for cell in missing)
-  return (
-    f"{len(cells)} cells of {num} samples of {cfg.data.length} tokens: "
-    f"{len(missing)} to generate, at most {calls:,} network calls on batches "
-    f"of {batch} ({len(missing) * num:,} samples); {len(unscored)} to judge "
-    f"with {cfg.eval.judge} ({len(unscored) * num:,} texts, and as many "
-    "references once)"
-  )
-
-
 def _decode(tokens_NL, tokenizer):
-  return scores.Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
+  return Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
 
 
-def _open_judge(cfg):
-  extras.require("faiss", "eval")  # for MAUVE; missed before samples are drawn
-  return judges.CausalJudge(cfg.eval.judge)
-
-
-def _judged(cfg, packed):
-  """What scores depend on beside the texts."""
-  return {
-    "judge_asked": cfg.eval.judge,
-    "data_sha256": packed.manifest["data_sha256"],
-    "references": "held-out rows drawn without replacement",
-    "mauve_order": "p = references, q = samples",
-  }
-
-
-def _samples(cfg, params, cell, mesh):
-  """The samples of a cell, drawn unless they are there."""
-  if not cell.tokens.exists():
-    began = time.monotonic()
-    tokens_NL, calls = named_samplers.draw(
-      cfg, params, cell.section, cfg.eval.samples, mesh=mesh
-    )
-    entry = {"calls": calls, "seconds": time.monotonic() - began}
-    workdir_lib.write_json(str(cell.calls.parent), cell.calls.name, entry)
-    # Last: a cell with samples is finished.
-    scores.save(cell.tokens, tokens_NL)
-  return np.load(cell.tokens)
-
-
-def _score_texts(cfg, workdir):
-  """Scores the texts of eval.text beside as many human texts, once."""
-  packed = trained.open_rows(cfg, "validation")
-  tokenizer = trained.load_tokenizer(cfg)
-  words = scores.load(cfg.eval.text)
-  count, rows = len(words), len(packed.tokens_NL)
-  if count > rows:
-    raise errors.UserError(
-      f"eval.text is {cfg.eval.text!r} with {count} texts; there are {rows} "
-      "validation rows to compare with, so give at most that many."
-    )
-  workdir_lib.compare(workdir, cfg)
+def _table_jobs(cfg, workdir, tokenizer, judged):
+  """The cells of eval.table by sampler and column; prints what they take."""
+  sections, num = parse(cfg), cfg.eval.samples
+  for section in sections.values():
+    named_samplers.check(dataclasses.replace(cfg, sample=section))
+  mesh = sharding_lib.make_mesh(cfg.mesh)
+  replicated = sharding_lib.replicated(mesh)
+  params, step = checkpoint.restore_params(workdir, sharding=replicated)
   folder = pathlib.Path(workdir) / "reproduce"
-  folder.mkdir(exist_ok=True)
-  identity = {
-    "texts": cfg.eval.text,
-    "texts_digest": scores.digest(words),
-    "samples": count,
-    "seed": cfg.seed,
-    **_judged(cfg, packed),
-  }
-  stem = f"{pathlib.Path(cfg.eval.text).stem}-{scores.digest(identity)}"
-  target = folder / f"{stem}-scores.json"
-  if not target.exists():
-    print(
-      f"{count} texts and as many references to judge with {cfg.eval.judge}"
-    )
-    texts = scores.Texts(
-      words, [trained.encode(text, tokenizer) for text in words]
-    )
-    human = _decode(trained.draw_rows(packed, count, cfg.seed), tokenizer)
-    judge = _open_judge(cfg)
-    result = scores.score(texts, human, judge, folder / "features") | identity
-    workdir_lib.write_json(str(folder), target.name, result)
-  print(scores.show(json.loads(target.read_text())))
+  run = {"train_step": step, "clean_snr": cfg.clean_snr}
+  run |= {"samples": num, "seed": cfg.seed}
 
-
-def _score_table(cfg, workdir):
-  """Draws and scores the cells of eval.table that are not finished."""
-  with errors.user_errors():
-    table, num = parse(cfg), cfg.eval.samples
-    sections = {
-      (sampler, column): section(cfg, table, sampler, column)
-      for sampler, column in itertools.product(table.samplers, table.columns)
-    }
-    for sample in sections.values():
-      named_samplers.check(dataclasses.replace(cfg, sample=sample))
-    packed = trained.open_rows(cfg, "validation")
-    tokenizer = trained.load_tokenizer(cfg)
-    if not 2 <= num <= len(packed.tokens_NL):
-      raise errors.UserError(
-        f"eval.samples is {num}; there are {len(packed.tokens_NL)} validation "
-        "rows to compare with, so use 2 to that many."
+  def draw(section, path):
+    calls_path = path.with_suffix(".json")
+    if not path.exists():
+      began = time.monotonic()
+      tokens_NL, calls = named_samplers.draw(
+        cfg, params, section, num, mesh=mesh
       )
-    workdir_lib.compare(workdir, cfg)
-    mesh = sharding_lib.make_mesh(cfg.mesh)
-    replicated = sharding_lib.replicated(mesh)
-    params, step = checkpoint.restore_params(workdir, sharding=replicated)
-    folder = pathlib.Path(workdir) / "reproduce"
-    folder.mkdir(exist_ok=True)
-    made = {
-      "samples": num,
-      "train_step": step,
-      "clean_snr": cfg.clean_snr,
-      "seed": cfg.seed,
-    }
-    judged = _judged(cfg, packed)
-    cells = {}
-    for (sampler, column), sample in sections.items():
-      stem = folder / f"{sampler}-{column:g}"
-      cells[sampler, column] = Cell(sample, stem, made, judged)
-    print(
-      cost(cfg, cells.values(), named_samplers.batch_size(cfg.sample, mesh))
-    )
-    unscored = [cell for cell in cells.values() if not cell.scores.exists()]
-    judge = _open_judge(cfg) if unscored else None
+      entry = {"calls": calls, "seconds": time.monotonic() - began}
+      workdir_lib.write_json(str(folder), calls_path.name, entry)
+      _save(path, tokens_NL)  # last: a cell with samples is finished
+    return _decode(np.load(path), tokenizer), json.loads(calls_path.read_text())
 
-  for cell in unscored:
-    samples = _decode(_samples(cfg, params, cell, mesh), tokenizer)
-    human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
-    with errors.user_errors():
-      result = scores.score(samples, human, judge, folder / "features")
-    result |= cell.identity | json.loads(cell.calls.read_text())
-    workdir_lib.write_json(str(folder), cell.scores.name, result)
-  results = {
-    place: json.loads(cell.scores.read_text()) for place, cell in cells.items()
-  }
-  print(show_table(table, results))
+  jobs, missing = {}, []
+  for (sampler, column), section in sections.items():
+    stem = f"{sampler}-{column:g}"
+    made = run | {"settings": dataclasses.asdict(section)}
+    tokens = folder / f"{stem}-{_digest(made)}.npy"
+    scores = folder / f"{stem}-{_digest(made | judged)}-scores.json"
+    texts = functools.partial(draw, section, tokens)
+    jobs[sampler, column] = Job(scores, made | judged, texts)
+    if not tokens.exists():
+      missing.append(section)
+  batch = named_samplers.batch_size(cfg.sample, mesh)
+  calls = sum(math.ceil(num / batch) * section.steps for section in missing)
+  print(
+    f"{len(jobs)} cells of {num} samples of {cfg.data.length} tokens: "
+    f"{len(missing)} to generate, at most {calls:,} network calls on batches "
+    f"of {batch} ({len(missing) * num:,} samples)"
+  )
+  return jobs
 
 
 def reproduce(cfg: config_lib.Config, workdir: str) -> None:
   """Generates, scores and prints the table eval.table beside the published.
 
-  Cells (see `parse`) are samplers by steps or temperatures, each of
-  eval.samples samples. Samples of a cell and its scores are a file each in
-  WORKDIR/reproduce, written whole: finished cells are not computed again, and
-  other settings are other files.
-
-  With eval.text, scores the texts of any system in the same way instead: a
-  .jsonl file with "text" in every line, such as samples.jsonl, or a file with
-  one text a line.
-
-  Args:
-    cfg: its eval section names table, judge and samples, or texts.
-    workdir: of a trained run, whose held-out rows are the human texts.
-
-  Raises:
-    errors.UserError: before any compilation: an unknown table, a missing
-      judge, nothing trained, or too few held-out rows.
+  Samples of a cell (see `parse`) and its scores are a file each in
+  WORKDIR/reproduce: finished cells are not computed again, and other settings
+  are other files. With eval.text, scores those texts instead.
   """
+  text, folder = cfg.eval.text, pathlib.Path(workdir) / "reproduce"
   with errors.user_errors():
     if jax.process_count() > 1:
       raise errors.UserError(
         f"--mode=reproduce runs on {jax.process_count()} hosts; its files are "
         "those of one, so start a single process on one of them."
       )
-    if cfg.eval.text:
-      return _score_texts(cfg, workdir)
-  return _score_table(cfg, workdir)
+    packed = trained.open_rows(cfg, "validation")
+    tokenizer = trained.load_tokenizer(cfg)
+    words = load_texts(text) if text else []
+    num, given = cfg.eval.samples, f"eval.samples is {cfg.eval.samples}"
+    if text:
+      num, given = len(words), f"eval.text is {text!r} with {len(words)} texts"
+    if not 2 <= num <= len(packed.tokens_NL):
+      raise errors.UserError(
+        f"{given}; there are {len(packed.tokens_NL)} validation rows to "
+        "compare with, so use 2 to that many."
+      )
+    workdir_lib.compare(workdir, cfg)
+    judged = {
+      "samples": num,
+      "seed": cfg.seed,
+      "judge_asked": cfg.eval.judge,
+      "data_sha256": packed.manifest["data_sha256"],
+      "references": "held-out rows drawn without replacement",
+      "mauve_order": "p = references, q = samples",
+    }
+    if text:
+      identity = {"texts": text, "texts_digest": _digest(words), **judged}
+      name = f"{pathlib.Path(text).stem}-{_digest(identity)}-scores.json"
+      ids = [trained.encode(word, tokenizer) for word in words]
+      job = Job(folder / name, identity, lambda: (Texts(words, ids), {}))
+      jobs: dict = {text: job}
+    else:
+      jobs = _table_jobs(cfg, workdir, tokenizer, judged)
+    folder.mkdir(exist_ok=True)
+    unscored = [job for job in jobs.values() if not job.scores.exists()]
+    if unscored:
+      print(
+        f"{len(unscored) * num:,} texts, and {num:,} references, to judge with "
+        f"{cfg.eval.judge}"
+      )
+      extras.require("faiss", "eval")  # for MAUVE
+      judge = judges.CausalJudge(cfg.eval.judge)
+
+  for job in unscored:
+    samples, effort = job.texts()
+    human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
+    with errors.user_errors():
+      result = score(samples, human, judge, folder / "features")
+    result |= job.identity | effort
+    workdir_lib.write_json(str(folder), job.scores.name, result)
+  results = {k: json.loads(job.scores.read_text()) for k, job in jobs.items()}
+  if text:
+    print(_show_scores(results[text]))
+  else:
+    print(show_table(cfg.eval.table.partition(":")[0], results))

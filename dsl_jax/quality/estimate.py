@@ -15,29 +15,18 @@ class Estimate(NamedTuple):
 
 
 def ratio(total_N: ArrayLike, size_N: ArrayLike, *, group: int = 1) -> Estimate:
-  """Estimates a ratio of sums over units, such as nats per token.
+  """Estimates a ratio of sums over units, such as nats to tokens of sequences.
 
   R = sum_i a_i / sum_i b_i, and with r_i = a_i - R b_i summed over groups g
     stderr^2 = G var(r_g) / (sum_i b_i)^2 (the linearised ratio estimator).
+  Both are NaN where sum_i b_i is 0.
 
-  Args:
-    total_N: a_i of every unit, such as the nats of a sequence.
-    size_N: b_i > 0, such as its tokens.
-    group: consecutive units that may depend on each other. Units left over
-      count in the value only; with fewer than two groups units are single.
-
-  Returns:
-    The estimate; its error is NaN for a single unit.
-
-  Raises:
-    ValueError: there are no units, or their sizes add up to 0.
+  Groups are of consecutive units, which may depend on each other. Units left
+  over count in the value only; with fewer than two groups units are single.
   """
   a, b = np.asarray(total_N, np.float64), np.asarray(size_N, np.float64)
-  if not len(a) or not b.sum() > 0:
-    raise ValueError(
-      f"total_N has {len(a)} units of total size {b.sum()}; give at least one "
-      "unit of positive size."
-    )
+  if not b.sum() > 0:
+    return Estimate(float("nan"), float("nan"))
   value = a.sum() / b.sum()
   group = group if len(a) >= 2 * group else 1
   groups = len(a) // group
@@ -54,15 +43,8 @@ def jackknife(
   """Estimates a statistic, and its error by leaving out groups of units.
 
   stderr^2 = (G - 1) / G sum_g (value without g - their mean)^2. No unit is
-  repeated, so a statistic that counts distinct things stays valid.
-
-  Args:
-    statistic: indices of the units kept -> value.
-    units: N, at least 1.
-    groups: G, at most N; unit i is in group i mod G.
-
-  Returns:
-    The estimate; its error is NaN for a single unit.
+  repeated, so a statistic that counts distinct things stays valid. It is called
+  with the indices of the units kept; unit i is in group i mod G.
   """
   index = np.arange(units)
   value = float(statistic(index))

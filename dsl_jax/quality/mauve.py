@@ -24,44 +24,55 @@ _REPLICATES = 200  # of the bootstrap
 
 
 class Score(NamedTuple):
-  """MAUVE with its bootstrap over texts, the clusters held fixed.
+  """MAUVE with its bootstrap over texts, the clusters held fixed."""
 
-  Attributes:
-    value: in (0, 1]; 1 for equal histograms.
-    stderr: over resampled texts.
-    low, high: 95 % interval.
-    buckets: clusters.
-  """
-
-  value: float
+  value: float  # in (0, 1]
   stderr: float
-  low: float
+  low: float  # of a 95 % interval
   high: float
-  buckets: int
+  buckets: int  # clusters
+
+
+def _kl(p_C, q_TC):
+  """KL(p, q_t) of every row; q is positive where p is."""
+  positive = p_C > 0
+  p, q = p_C[positive], q_TC[:, positive]
+  return (p * np.log(p / q)).sum(axis=1)
+
+
+def from_histograms(p_C: np.ndarray, q_C: np.ndarray) -> float:
+  """Returns the area under the divergence curve of two histograms.
+
+  Points (exp(-5 KL(q, r)), exp(-5 KL(p, r))), r = w p + (1 - w) q, between
+  the corners (1, 0) and (0, 1).
+  """
+  w_T1 = np.linspace(1e-6, 1 - 1e-6, _POINTS)[:, None]
+  mixture_TC = w_T1 * p_C + (1 - w_T1) * q_C
+  x = np.exp(-_SCALE * _kl(q_C, mixture_TC))
+  y = np.exp(-_SCALE * _kl(p_C, mixture_TC))
+  return float(-np.trapezoid([0, *y, 1], [1, *x, 0]))
+
+
+def _cluster(points_ND, buckets):
+  """Labels of all points, after normalisation and PCA."""
+  faiss = extras.require("faiss", "eval")
+  x = points_ND.astype(np.float64)
+  norm = np.linalg.norm(x, axis=1, keepdims=True)
+  x /= np.where(norm > 0, norm, 1)
+  x -= x.mean(axis=0)
+  variance, axes = np.linalg.eigh(x.T @ x)
+  variance = np.maximum(variance[::-1], 0)
+  kept = np.cumsum(variance) >= _VARIANCE * variance.sum()
+  x = (x @ axes[:, ::-1][:, : kept.argmax() + 1]).astype(np.float32)
+  # Below min_points_per_centroid faiss only warns.
+  options = {"seed": _SEED + 2, "min_points_per_centroid": 1}
+  kmeans = faiss.Kmeans(x.shape[1], buckets, niter=500, nredo=5, **options)
+  kmeans.train(x)
+  return kmeans.assign(x)[1]
 
 
 def score(human_ND: np.ndarray, samples_ND: np.ndarray) -> Score:
-  """Compares two sets of texts by their features.
-
-  Args:
-    human_ND: features of human text.
-    samples_ND: features of the samples; published protocols have as many.
-
-  Returns:
-    The score.
-
-  Raises:
-    ValueError: too few texts, features of different width, or not finite.
-    ImportError: the extra `eval` is not installed.
-  """
-  for name, x in (("human_ND", human_ND), ("samples_ND", samples_ND)):
-    if x.ndim != 2 or len(x) < 2 or x.shape[1] != human_ND.shape[1]:
-      raise ValueError(
-        f"{name} has shape {x.shape}; give [N, D] with N at least 2 and the "
-        "same D for both."
-      )
-    if not np.isfinite(x).all():
-      raise ValueError(f"{name} is not finite; leave out the texts concerned.")
+  """Compares features of human texts and of samples, two or more of each."""
   N_p, N_q = len(human_ND), len(samples_ND)
   buckets = max(2, round(min(N_p, N_q) / 10))
   # mauve-text stacks q on p; the clustering depends on the order.
@@ -78,53 +89,3 @@ def score(human_ND: np.ndarray, samples_ND: np.ndarray) -> Score:
   interval = np.percentile(replicates, [2.5, 97.5]) - replicates.mean() + value
   low, high = np.clip(interval, 0, 1).tolist()
   return Score(value, float(replicates.std(ddof=1)), low, high, buckets)
-
-
-def from_histograms(p_C: np.ndarray, q_C: np.ndarray) -> float:
-  """Returns the area under the divergence curve of two histograms.
-
-  Points (exp(-5 KL(q, r)), exp(-5 KL(p, r))), r = w p + (1 - w) q, between
-  the corners (1, 0) and (0, 1).
-
-  Args:
-    p_C: probabilities.
-    q_C: probabilities.
-
-  Returns:
-    MAUVE, in (0, 1].
-  """
-  w_T1 = np.linspace(1e-6, 1 - 1e-6, _POINTS)[:, None]
-  mixture_TC = w_T1 * p_C + (1 - w_T1) * q_C
-  x = np.exp(-_SCALE * _kl(q_C, mixture_TC))
-  y = np.exp(-_SCALE * _kl(p_C, mixture_TC))
-  return float(-np.trapezoid([0, *y, 1], [1, *x, 0]))
-
-
-def _kl(p_C, q_TC):
-  """KL(p, q_t) of every row; q is positive where p is."""
-  positive = p_C > 0
-  p, q = p_C[positive], q_TC[:, positive]
-  return (p * np.log(p / q)).sum(axis=1)
-
-
-def _cluster(points_ND, buckets):
-  """Labels of all points, after normalisation and PCA."""
-  faiss = extras.require("faiss", "eval")
-  x = points_ND.astype(np.float64)
-  norm = np.linalg.norm(x, axis=1, keepdims=True)
-  x /= np.where(norm > 0, norm, 1)
-  x -= x.mean(axis=0)
-  variance, axes = np.linalg.eigh(x.T @ x)
-  variance = np.maximum(variance[::-1], 0)
-  kept = np.cumsum(variance) >= _VARIANCE * variance.sum()
-  x = (x @ axes[:, ::-1][:, : kept.argmax() + 1]).astype(np.float32)
-  kmeans = faiss.Kmeans(
-    x.shape[1],
-    buckets,
-    niter=500,
-    nredo=5,
-    seed=_SEED + 2,
-    min_points_per_centroid=1,  # below it faiss only warns
-  )
-  kmeans.train(x)
-  return kmeans.assign(x)[1]

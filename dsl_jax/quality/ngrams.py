@@ -14,32 +14,12 @@ import numpy as np
 
 
 def probabilities(
-  train_tokens: np.ndarray,
-  test_tokens: np.ndarray,
-  vocab_size: int,
-  order: int,
+  train_tokens: np.ndarray, test_tokens: np.ndarray, vocab_size: int, order: int
 ) -> np.ndarray:
-  """Returns P(token | the tokens before it) for every token of a text.
+  """Returns P(token | the tokens before it) for every token of a text, [n].
 
   The first tokens, which have shorter histories, use the lower orders.
-
-  Args:
-    train_tokens: integers [m] in 0..vocab_size-1, the text that is counted.
-    test_tokens: integers [n], the text that is scored.
-    vocab_size: V.
-    order: the longest n-gram.
-
-  Returns:
-    float64 [n].
-
-  Raises:
-    ValueError: order is not in 1..m.
   """
-  if not 1 <= order <= len(train_tokens):
-    raise ValueError(
-      f"order is {order} for a text of {len(train_tokens)} tokens; choose one "
-      f"of 1..{len(train_tokens)}."
-    )
   # Histories of the training text are numbered; -1 is a history not in it.
   train_history = np.zeros(len(train_tokens), np.int64)
   test_history = np.zeros(len(test_tokens), np.int64)
@@ -68,15 +48,11 @@ def probabilities(
 
 
 def bits(
-  train_tokens: np.ndarray,
-  test_tokens: np.ndarray,
-  vocab_size: int,
-  order: int,
+  train_tokens: np.ndarray, test_tokens: np.ndarray, vocab_size: int, order: int
 ) -> float:
   """Returns the held-out cross-entropy in bits per token; see `probabilities`.
 
-  Tokens may have any shape: rows are joined to one text, so that a packed row
-  keeps its left context, which makes the baseline harder to beat.
+  Rows are joined to one text: left context makes the baseline harder to beat.
   """
   prob = probabilities(
     np.ravel(train_tokens), np.ravel(test_tokens), vocab_size, order

@@ -14,7 +14,7 @@ Report either only with the entropy of the same samples: repetitive text has a
 low perplexity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,19 +25,12 @@ _MAX_TOKENS = 1024  # of a text, in the published protocols
 
 
 class Judge(Protocol):
-  """A causal language model.
-
-  Attributes:
-    name: of the model, for reports.
-    context: largest number of tokens of a call.
-    bos_id: marker before a text, or None.
-    eos_id: marker that ends a document, or None.
-  """
+  """A causal language model."""
 
   name: str
-  context: int
-  bos_id: int | None
-  eos_id: int | None
+  context: int  # largest number of tokens of a call
+  bos_id: int | None  # marker before a text
+  eos_id: int | None  # marker that ends a document
 
   def encode(self, text: str) -> np.ndarray:
     """Returns ids, int [n], without markers of its own."""
@@ -50,70 +43,13 @@ class Judge(Protocol):
 
 
 class Perplexity(NamedTuple):
-  """Generative perplexity.
-
-  Attributes:
-    value: exp of nats per token.
-    stderr: over samples.
-    tokens: number of scored tokens.
-    protocol: "remdm" or "corrected".
-    judge: its name.
-  """
+  """Generative perplexity: exp of nats per token."""
 
   value: float
-  stderr: float
-  tokens: int
+  stderr: float  # over samples
+  tokens: int  # scored
   protocol: str
   judge: str
-
-
-def remdm(judge: Judge, texts: Sequence[str]) -> Perplexity:
-  """Scores texts by the published protocol; see the module."""
-
-  def nats_of(ids):
-    ids = ids[:_MAX_TOKENS]
-    is_end = ids == judge.eos_id
-    counts = ~is_end | (np.cumsum(is_end) == 1)
-    nats = []
-    for start in range(0, len(ids), judge.context):
-      window = slice(start, start + judge.context)
-      if len(ids[window]) > 1:
-        nats.append(judge.nats(ids[window])[counts[window][1:]])
-    return np.concatenate(nats)
-
-  return _score("remdm", nats_of, judge, _encode(judge, texts, minimum=2))
-
-
-def corrected(judge: Judge, texts: Sequence[str]) -> Perplexity:
-  """Scores every token of the texts; see the module."""
-  marker = judge.eos_id if judge.bos_id is None else judge.bos_id
-
-  def nats_of(ids):
-    if marker is not None:
-      ids = np.append(marker, ids)
-    nats, done = [], 1  # tokens given or scored
-    while done < len(ids):
-      start = 0 if done == 1 else done - max(1, judge.context // 2)
-      window = ids[start : start + judge.context]
-      nats.append(judge.nats(window)[done - start - 1 :])
-      done = start + len(window)
-    return np.concatenate(nats)
-
-  minimum = 2 if marker is None else 1
-  return _score("corrected", nats_of, judge, _encode(judge, texts, minimum))
-
-
-def features(judge: Judge, texts: Sequence[str]) -> np.ndarray:
-  """Returns the features of MAUVE: the state at the end of every text, [N, D].
-
-  Texts are cut at 1024 tokens or at the judge's context.
-
-  Args:
-    judge: the model.
-    texts: none empty.
-  """
-  cut = min(_MAX_TOKENS, judge.context)
-  return np.stack([judge.features(x[:cut]) for x in _encode(judge, texts)])
 
 
 def _encode(judge, texts, minimum=1):
@@ -128,13 +64,54 @@ def _encode(judge, texts, minimum=1):
     yield ids
 
 
-def _score(protocol, nats_of: Callable, judge, encoded):
-  sums, counts = [], []
-  for ids in encoded:
-    nats = nats_of(ids)
-    sums.append(nats.sum(dtype=np.float64))
-    counts.append(len(nats))
-  nats = estimate.ratio(sums, counts)
-  value = float(np.exp(nats.value))
-  stderr = value * nats.stderr
+def _windows(judge, ids, overlap):
+  """Returns the positions scored, all but the first of a window, and nats."""
+  positions, nats, done = [], [], 0
+  while done < len(ids):
+    start = max(0, done - overlap)
+    window = ids[start : start + judge.context]
+    first = max(done, start + 1)  # scored
+    done = start + len(window)
+    positions.append(np.arange(first, done))
+    nats.append(judge.nats(window)[first - start - 1 :])
+  return np.concatenate(positions), np.concatenate(nats)
+
+
+def _perplexity(protocol, judge, nats):
+  """Averages the nats of the scored tokens of every text."""
+  counts = [len(nats_n) for nats_n in nats]
+  sums = [nats_n.sum(dtype=np.float64) for nats_n in nats]
+  mean = estimate.ratio(sums, counts)
+  value = float(np.exp(mean.value))
+  stderr = value * mean.stderr
   return Perplexity(value, stderr, sum(counts), protocol, judge.name)
+
+
+def remdm(judge: Judge, texts: Sequence[str]) -> Perplexity:
+  """Scores texts by the published protocol; see the module."""
+  nats = []
+  for ids in _encode(judge, texts, minimum=2):
+    ids = ids[:_MAX_TOKENS]
+    is_end = ids == judge.eos_id
+    counts = ~is_end | (np.cumsum(is_end) == 1)
+    positions, nats_n = _windows(judge, ids, overlap=0)
+    nats.append(nats_n[counts[positions]])
+  return _perplexity("remdm", judge, nats)
+
+
+def corrected(judge: Judge, texts: Sequence[str]) -> Perplexity:
+  """Scores every token of the texts; see the module."""
+  marker = judge.eos_id if judge.bos_id is None else judge.bos_id
+  overlap = max(1, judge.context // 2)
+  nats = []
+  for ids in _encode(judge, texts, minimum=2 if marker is None else 1):
+    if marker is not None:
+      ids = np.append(marker, ids)
+    nats.append(_windows(judge, ids, overlap)[1])
+  return _perplexity("corrected", judge, nats)
+
+
+def features(judge: Judge, texts: Sequence[str]) -> np.ndarray:
+  """Returns the features of MAUVE: states at the end of cut texts, [N, D]."""
+  cut = min(_MAX_TOKENS, judge.context)
+  return np.stack([judge.features(x[:cut]) for x in _encode(judge, texts)])

@@ -9,13 +9,7 @@ from dsl_jax.quality import mauve
 
 @pytest.mark.parametrize(
   "human, samples, width, shift",
-  [
-    (200, 200, 16, 0.3),
-    (500, 400, 48, 0.1),
-    (600, 300, 8, 0.0),
-    (30, 50, 4, 0.1),
-    (100, 100, 2, 5.0),
-  ],
+  [(200, 200, 16, 0.3), (600, 300, 8, 0.0), (30, 50, 4, 0.1)],
 )
 def test_score_is_that_of_mauve_text(human, samples, width, shift):
   rng = np.random.default_rng(human)
