@@ -12,18 +12,3 @@ from dsl_jax.core import channel, laws, paths, sphere, vocab
 from dsl_jax.nets.denoiser import Denoiser, NetConfig, make_denoiser
 
 __version__ = "0.2.0"
-
-__all__ = [
-  "Denoiser",
-  "NetConfig",
-  "channel",
-  "convert",
-  "laws",
-  "likelihood",
-  "make_denoiser",
-  "objective",
-  "paths",
-  "samplers",
-  "sphere",
-  "vocab",
-]

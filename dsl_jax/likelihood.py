@@ -183,8 +183,7 @@ def integral_nats(
       for every sequence.
 
   Returns:
-    nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
-    for one draw).
+    nats_B and stderr_B, f32: mean and standard error over draws.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   edges = jnp.asarray(_check_grid(snr_grid), jnp.float32)
@@ -228,8 +227,7 @@ def endpoint_nats(
   over orders.
 
   Returns:
-    nats_B and stderr_B, f32: the mean over draws and its standard error (NaN
-    for one draw).
+    nats_B and stderr_B, f32: mean and standard error over draws.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.clean_snr(clean_snr)

@@ -1,5 +1,3 @@
 """Weights in and out: MDLM checkpoints, safetensors, Hugging Face folders."""
 
 from dsl_jax.convert import fingerprint, mdlm
-
-__all__ = ["fingerprint", "mdlm"]

@@ -174,9 +174,8 @@ def sum_over_devices(
       the same rows and return the same results, which count once.
 
   Returns:
-    Takes fn: (params, *rows) -> (sums, grads), grads like the params it gets,
-    and gives the same function of sharded params and rows. With
-    gradients=False fn gives (sums,).
+    Takes fn: (params, *rows) -> (sums, grads), or (sums,) if gradients=False,
+    and gives the same function of sharded params and rows.
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
   copies = math.prod(mesh.shape[name] for name in AXES if name not in rows)
@@ -220,13 +219,7 @@ def make_batch(
 ) -> jax.Array:
   """Makes a training batch; every process loads its own devices' rows only.
 
-  Args:
-    mesh: from `make_mesh`.
-    shape: of the global batch; its rows divide by `num_row_shards`.
-    load_shard: k -> the k-th of so many equal, consecutive shards.
-
-  Returns:
-    The array, rows over data and fsdp.
+  load_shard(k) returns the k-th of `num_row_shards` equal, consecutive shards.
   """
   size = shape[0] // num_row_shards(mesh)
 

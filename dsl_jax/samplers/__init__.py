@@ -2,5 +2,3 @@
 
 from dsl_jax.samplers import policies
 from dsl_jax.samplers.sampler import Samples, generate, sample
-
-__all__ = ["Samples", "generate", "policies", "sample"]

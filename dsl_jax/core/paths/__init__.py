@@ -8,14 +8,7 @@ random paths take a typed key first and may be traced. In all of them num_steps
 is T, the number of network calls, batch B, length L, and the result f32.
 """
 
-from dsl_jax.core.paths.algebra import (
-  blocks,
-  check,
-  compact,
-  concat,
-  hold,
-  pad,
-)
+from dsl_jax.core.paths.algebra import blocks, check, compact, concat, hold, pad
 from dsl_jax.core.paths.grids import (
   geometric,
   information_uniform,
@@ -24,22 +17,3 @@ from dsl_jax.core.paths.grids import (
 )
 from dsl_jax.core.paths.jumps import left_to_right, masked, random_order
 from dsl_jax.core.paths.remdm import budget_eta, rates, remask
-
-__all__ = [
-  "blocks",
-  "budget_eta",
-  "check",
-  "compact",
-  "concat",
-  "geometric",
-  "hold",
-  "information_uniform",
-  "left_to_right",
-  "linear",
-  "lognormal_quantiles",
-  "masked",
-  "pad",
-  "random_order",
-  "rates",
-  "remask",
-]
