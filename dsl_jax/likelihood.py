@@ -10,8 +10,8 @@ independent of one another, so the spread of group means is a valid standard
 error.
 
 All functions take the parameters of the denoiser, a typed random key, ids
-tokens_BL, and the denoiser; clean_snr is the scale of a committed token, `draws`
-the number of independent repetitions.
+tokens_BL, and the denoiser; clean_snr is the scale of a committed token, and
+`draws` the number of independent repetitions.
 """
 
 import jax

@@ -3,6 +3,7 @@
 Unlike `ml_collections.config_flags`, in any order and with one-line errors.
 """
 
+import os
 import runpy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -48,6 +49,8 @@ def _split(args):
 def _load(config):
   """Calls get_config of FILE[:variant]."""
   path, _, arg = config.partition(":")
+  if not os.path.isfile(path):
+    raise errors.UserError(f"--config is {config!r}, not a file; see configs/.")
   try:
     return config_dict.ConfigDict(runpy.run_path(path)["get_config"](arg))
   except errors.UserError:
