@@ -9,7 +9,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 from dsl_jax.core import vocab
@@ -150,33 +149,3 @@ def test_the_update_allocates_nothing_but_the_state():
   program = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
   temporary = program.memory_analysis().temp_size_in_bytes
   assert temporary < 0.1 * params["blocks"]["kernel"].nbytes
-
-
-def test_a_run_is_traced_once():
-  traced = []
-
-  def loss(params, key_B, tokens_BL, mask_BL):
-    traced.append(1)
-    logits = params["converter"]["beta"] * params["head"]["kernel"][tokens_BL]
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BL)
-    weight = mask_BL.astype(jnp.float32)
-    return None, {"nll": jnp.sum(nll * weight), "tokens": jnp.sum(weight)}
-
-  tx = optim.make(config_lib.Optim(), 10)
-  recipe = state_lib.Recipe(loss_fn=loss, tx=tx, seed=0, ema_decay=0.9)
-  steps = jax.jit(
-    functools.partial(state_lib.train_steps, recipe=recipe), donate_argnums=0
-  )
-  params = {
-    "converter": {"beta": jnp.ones(())},
-    "head": {"kernel": jnp.ones((7, 7))},
-  }
-  state = state_lib.create(params, tx)
-  batches = (jnp.ones((2, 3), jnp.int32),) * 2
-  mask = jnp.ones((2, 3), bool)
-  once = None
-  for count in (1, 2, 2):
-    state, _ = steps(state, batches, mask, jnp.int32(count))
-    once = once or len(traced)
-  # One program: its shapes, and the body of its loop.
-  assert len(traced) == once <= 2

@@ -79,7 +79,7 @@ def test_repair_agrees_with_bayes_at_both_ends(law):
   assert float((clean["wrong"] + clean["clean"]).sum()) == 3 * 4096
   share = float(clean["wrong"].sum()) / (3 * 4096)
   assert share == pytest.approx(0.3, abs=0.02)
-  # Nothing is seen at SNR 0, so wrong or not, the most probable token is predicted.
+  # Nothing is seen at SNR 0: the most probable token is predicted anyway.
   blind = run(rate=0.3, snr=0.0)
   marginals = np.einsum("s,slv->lv", law.probs, np.eye(4)[law.sequences])
   expected = marginals.max(axis=1).mean()

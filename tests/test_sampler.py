@@ -314,9 +314,7 @@ def test_policies_change_neither_a_prompt_nor_the_last_row(value):
 BAD_REQUESTS = [
   ({"integrator": "rk4"}, "integrator is 'rk4'; use mean, sample, heun"),
   ({"clean_snr": np.nan}, "clean_snr is nan"),
-  ({"temperature": -1.0}, "temperature is -1"),
   ({"temperature": np.float32("nan")}, "temperature is .*nan"),
-  ({"top_p": 1.5}, "top_p is 1.5"),
   ({"top_p": np.float32(0)}, "top_p is .*0"),
   ({"top_p": "0.9x"}, "top_p is '0.9x'"),
   ({"noise": 2.0}, "noise is 2"),
@@ -328,7 +326,6 @@ BAD_REQUESTS = [
     "path is 0.0 at row 2, batch 0, column 0",
   ),
   ({"path_TBL": np.float32([[0] * 3, [np.nan] * 3])}, "nan at row 1"),
-  ({"path_TBL": np.zeros((0, 3))}, r"shape \(0, 3\)"),
   ({"path_TBL": [["a"]]}, "path is not an array"),
   ({"path_TBL": np.full((3, 1, 3), np.inf)}, "prompt_BL is None"),
   (
@@ -342,7 +339,6 @@ BAD_REQUESTS = [
   ({"prompt_BL": np.zeros((1, 3))}, "prompt_BL has dtype float64"),
   ({"prompt_BL": 3}, r"prompt_BL has shape \(\)"),
   ({"prompt_BL": [[1, 2], [3]]}, "prompt_BL is ragged"),
-  ({"prompt_BL": np.zeros((0, 3), int)}, r"prompt_BL has shape \(0, 3\)"),
   ({"denoiser": None}, "denoiser is None"),
   ({"policy": "conf"}, "policy is 'conf'"),
 ]

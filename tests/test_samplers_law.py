@@ -89,9 +89,9 @@ def test_prompts_and_infills_come_back_and_condition_the_rest(law, sample):
   tokens = np.asarray(sample(path, prompt_BL=prompt))
   assert (tokens[:, [0, 2]] == [3, 1]).all()
   given = (law.sequences[:, [0, 2]] == [3, 1]).all(1)
-  want = law.probs[given] / law.probs[given].sum()
-  got = np.bincount(tokens[:, 1], minlength=4) / N
-  np.testing.assert_allclose(got, want, atol=0.02)
+  expected = law.probs[given] / law.probs[given].sum()
+  frequencies = np.bincount(tokens[:, 1], minlength=4) / N
+  np.testing.assert_allclose(frequencies, expected, atol=0.02)
 
 
 def test_temperature_and_nucleus_reach_the_draws(sample):

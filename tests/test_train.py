@@ -82,13 +82,18 @@ def config(rows, **changes):
 
 @pytest.fixture
 def table(monkeypatch):
-  """Replaces the network by a table of logits with noise."""
+  """Replaces the network by a table of logits with noise.
+
+  Returns a list that grows with each trace of the loss.
+  """
+  traces = []
 
   def init(key):
     kernel = jax.random.normal(key, (V, V))
     return {"converter": {"beta": jnp.ones(())}, "head": {"kernel": kernel}}
 
   def loss(params, key_B, tokens_BL, mask_BL):
+    traces.append(1)
     noise = jax.vmap(lambda key: jax.random.normal(key, (L, V)))(key_B)
     logits = params["head"]["kernel"][tokens_BL] + noise
     logits = logits * params["converter"]["beta"]
@@ -99,6 +104,7 @@ def table(monkeypatch):
   denoiser = denoiser_lib.Denoiser(init, None, None, None)
   monkeypatch.setattr(denoiser_lib, "make_denoiser", lambda net, *_: denoiser)
   monkeypatch.setattr(state_lib, "make_loss", lambda cfg, **_: loss)
+  return traces
 
 
 def records(workdir):
@@ -284,7 +290,11 @@ def test_several_steps_in_one_program_are_the_same_steps(
   whole_run, rows, table, tmp_path
 ):
   changes = {"train.steps_per_call": 5, "train.log_every": 5}
+  table.clear()
   train.train(config(rows, **changes), tmp_path)
+  # Calls of 5, 1, 2 and 2 steps are one program: its shapes and the body of its
+  # loop. The held-out loss is another.
+  assert len(table) <= 3
   losses, expected = records(tmp_path), records(whole_run)
   for key in ((6, "validation"), (12, "validation")):
     assert losses[key] == pytest.approx(expected[key], rel=1e-5)

@@ -306,20 +306,12 @@ def test_every_process_loads_the_rows_of_its_devices():
   assert {s.data.shape for s in array.addressable_shards} == {(1, 3)}
 
 
-def test_a_batch_must_fit_the_mesh():
-  mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 1, 4))
-  for changes, words in (
-    ({"train": config_lib.Train(batch_size=7)}, "train.batch_size is 7; use a"),
-    ({"data": config_lib.Data(length=6)}, "mesh.model is 4; it must divide"),
-  ):
-    cfg = dataclasses.replace(CFG, **changes)
-    with pytest.raises(errors.UserError, match=words):
-      sharding_lib.num_microbatches(mesh, cfg)
-
-
 def test_mesh_must_fit_the_devices():
   mesh = sharding_lib.make_mesh(config_lib.Mesh(-1, 2, 2))
   assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
   for sizes in ((3, 1, 1), (-1, 3, 1), (-1, -1, 1), (4, 1, 1)):
     with pytest.raises(errors.UserError, match="multiply to the 8 devices"):
       sharding_lib.make_mesh(config_lib.Mesh(*sizes))
+  cfg = dataclasses.replace(CFG, data=config_lib.Data(length=7))
+  with pytest.raises(errors.UserError, match=r"mesh\.model is 2; it must"):
+    sharding_lib.num_microbatches(mesh, cfg)

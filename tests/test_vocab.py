@@ -149,41 +149,6 @@ def test_huge_scores_stay_finite(data):
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(streamed(*arrays)))
 
 
-def temp_bytes(fn, *shapes):
-  return (
-    jax.jit(fn).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
-  )
-
-
-def test_streaming_keeps_few_scores(monkeypatch):
-  """The plain formulas show that all scores would be seen."""
-  monkeypatch.setattr(vocab, "WHOLE_SCORES", 0)
-  h = jax.ShapeDtypeStruct((64, 64, 4), jnp.float32)
-  head = jax.ShapeDtypeStruct((1 << 14, 4), jnp.float32)
-  scores = 4 * 64 * 64 << 14
-
-  def gradient(nll, expectation):
-    tokens = jnp.zeros((64, 64), jnp.int32)
-    both = nll_and_mean(nll, expectation, tokens)
-    return lambda h, head: both(h, head, head[:, 0], head)
-
-  streamed = temp_bytes(gradient(vocab.nll, vocab.expectation), h, head)
-  plain = temp_bytes(gradient(plain_nll, plain_expectation), h, head)
-  assert streamed < 0.2 * scores < 2 * scores < plain
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_draws_keep_the_scores_of_a_tile(monkeypatch, top_p):
-  monkeypatch.setattr(vocab, "WHOLE_SCORES", 1 << 16)
-  h, head = (
-    jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 512, 1), (4096, 1))
-  )
-  draw = functools.partial(vocab.draw, KEY, top_p=top_p)
-  scores = 4 * 2 * 512 * 4096
-  assert temp_bytes(draw, h, head) < 0.2 * scores
-  assert temp_bytes(functools.partial(draw, chunks=1), h, head) > scores
-
-
 def test_chunks_have_rows_that_suit_a_product():
   assert vocab.num_chunks(16, vocab.WHOLE_SCORES // 16) == 1
   for positions in (1 << 6, 1 << 10, 1 << 16):
