@@ -27,16 +27,12 @@ class Page(html.parser.HTMLParser):
     self.tags, self.text, self.inside = [], {}, None
     self.feed(path.read_text(encoding="utf-8"))
     self.data = json.loads(self.text["data"])
-    self.levels, _, self.tokens = (
-      np.frombuffer(
-        zlib.decompress(base64.b64decode(self.data[name])), dtype
-      ).reshape(-1, self.data["length"])
-      for name, dtype in (
-        ("levels", np.uint8),
-        ("confidences", np.uint8),
-        ("tokens", "<u4"),
-      )
-    )
+    self.levels, self.tokens = self.unpack("levels"), self.unpack("tokens")
+
+  def unpack(self, name):
+    data = zlib.decompress(base64.b64decode(self.data[name]))
+    array = np.frombuffer(data, "<u4" if name == "tokens" else np.uint8)
+    return array.reshape(-1, self.data["length"])
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
@@ -49,10 +45,10 @@ class Page(html.parser.HTMLParser):
 def record(path, tmp_path, **options):
   """Samples along a path: its page, the tokens, and the SNRs of every row."""
   law, snr = oracle.make(), []
-  recorder = viewer.Recorder(law.params["table"])
+  trace = viewer.Trace(law.params["table"])
 
   def callback(row, state):
-    recorder(row, state)
+    trace(row, state)
     snr.append(np.asarray(state.snr_BL[0]))
 
   result = samplers.sample(
@@ -66,7 +62,7 @@ def record(path, tmp_path, **options):
     **options,
   )
   target = tmp_path / "page.html"
-  recorder.write(str(target), TOKENIZER, title="a <b>title</b>")
+  trace.write(str(target), TOKENIZER, "a <b>title</b>")
   return Page(target), np.asarray(result.tokens_BL[0]), snr
 
 
@@ -103,7 +99,7 @@ def test_rows_that_change_nothing_are_left_out(tmp_path):
 
 def test_the_page_of_a_long_sample_is_small(tmp_path):
   rng, L = np.random.default_rng(0), 1024
-  recorder, committed_at = viewer.Recorder(None), rng.integers(0, L, L)
+  trace, committed_at = viewer.Trace(None), rng.integers(0, L, L)
   state = types.SimpleNamespace(
     prompt_mask_BL=np.zeros((1, L), bool),
     tokens_BL=rng.integers(0, 4, (1, L)),
@@ -111,9 +107,9 @@ def test_the_page_of_a_long_sample_is_small(tmp_path):
   )
   for row in range(1, L + 1):
     state.snr_BL = np.where(row > committed_at, np.inf, 0.0)[None]
-    recorder(row, state)
+    trace(row, state)
   target = tmp_path / "page.html"
-  recorder.write(str(target), TOKENIZER, title="long")
+  trace.write(str(target), TOKENIZER, "long")
   assert target.stat().st_size < 400_000
   np.testing.assert_array_equal(Page(target).levels[-1], viewer.COMMITTED)
 
@@ -122,7 +118,7 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
   viewer.check(str(tmp_path / "new.html"))
   (tmp_path / "old.html").write_text("mine")
   for name, message in (
-    ("old.html", "exists"),
+    ("old.html", "File exists"),
     ("none/new.html", "cannot be written"),
     ("old.html/new.html", "cannot be written"),
   ):

@@ -12,25 +12,29 @@ from dsl_jax.runtime import workdir as workdir_lib
 _SAMPLES = 4  # shown for each path
 
 
-def _read(root, name, mode):
+def write_page(path: pathlib.Path, template: str, **values) -> None:
+  """Writes a page from templates/, whole or not at all."""
+  jinja2 = extras.require("jinja2", "demo")
+  loader = jinja2.PackageLoader("dsl_jax.modes")
+  environment = jinja2.Environment(loader=loader, autoescape=True)
+  environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+  page = environment.get_template(template).render(values)
+  workdir_lib.write(path.parent, path.name, page)
+
+
+def _load(path, mode):
+  """Returns the content of a JSON file, and of a .jsonl file the lines."""
   try:
-    return (root / name).read_text(encoding="utf-8")
+    with open(path, encoding="utf-8") as file:
+      lines = path.suffix == ".jsonl"
+      return [json.loads(x) for x in file] if lines else json.load(file)
   except OSError as error:
     raise errors.UserError(
-      f"{root / name} cannot be read; run --mode={mode} on that workdir first."
+      f"{path} cannot be read; run --mode={mode} on that workdir first."
     ) from error
 
 
-def _rows(text):
-  return [json.loads(line) for line in text.splitlines()]
-
-
-def _base64(png):
-  return base64.b64encode(png).decode()
-
-
-def _loss(metrics):
-  """Plots training and validation loss."""
+def _plot_loss(metrics):
   figure, axes = plots.figure("training step", "bits per token")
   for split in ("train", "validation"):
     rows = [row for row in metrics if row["split"] == split]
@@ -41,49 +45,32 @@ def _loss(metrics):
   return plots.png(figure)
 
 
-def _mmse(scores):
-  """Plots the mmse curve."""
-  figure, axes = plots.figure("signal-to-noise ratio", "mmse per token")
-  axes.semilogx(scores["snr_grid"], scores["mmse"])
-  axes.set_ylim(bottom=0)
-  axes.set_title("Minimum mean squared error at each SNR")
-  return plots.png(figure)
-
-
 def report(workdir: str) -> None:
-  """Writes WORKDIR/report.html: loss, mmse, bounds, analyses and samples.
-
-  Args:
-    workdir: a run that was trained, evaluated and sampled; the plots of
-      --mode=analyze are included if they are there.
-
-  Raises:
-    errors.UserError: a file is missing; the message names the mode that
-      writes it.
-  """
+  """Writes WORKDIR/report.html: loss, mmse, bounds, samples, and analyses."""
   root = pathlib.Path(workdir)
   with errors.user_errors():
-    jinja2 = extras.require("jinja2", "demo")
+    extras.require("jinja2", "demo")
     extras.require("matplotlib", "demo")
-    config = json.loads(_read(root, "config.json", "train"))["config"]
-    metrics = _rows(_read(root, "metrics.jsonl", "train"))
-    scores = json.loads(_read(root, "eval.json", "eval"))
-    samples = _rows(_read(root, "samples.jsonl", "sample"))
-  by_path: dict[str, list] = {}
-  for row in samples:
-    by_path.setdefault(row["settings"]["path"], []).append(row)
-  images = sorted((root / "analysis").glob("*.png"))
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("dsl_jax.modes"), autoescape=True
+    config = _load(root / "config.json", "train")["config"]
+    metrics = _load(root / "metrics.jsonl", "train")
+    scores = _load(root / "eval.json", "eval")
+    samples: dict[str, list] = {}
+    for row in _load(root / "samples.jsonl", "sample"):
+      samples.setdefault(row["settings"]["path"], []).append(row)
+  curve = {"snr": scores["snr_grid"], "mmse per token": scores["mmse"]}
+  mmse = plots.over_snr(
+    "Minimum mean squared error at each SNR", curve, ["mmse per token"]
   )
-  page = environment.get_template("report.html").render(
+  images = sorted((root / "analysis").glob("*.png"))
+  write_page(
+    root / "report.html",
+    "report.html",
     name=config["name"],
     data=config["data"],
     seed=config["seed"],
     scores=scores,
-    plots={"loss": _base64(_loss(metrics)), "mmse": _base64(_mmse(scores))},
-    analyses={path.stem: _base64(path.read_bytes()) for path in images},
-    samples={path: rows[-_SAMPLES:] for path, rows in by_path.items()},
+    plots={"loss": _plot_loss(metrics), "mmse": mmse},
+    analyses={path.stem: path.read_bytes() for path in images},
+    samples={path: rows[-_SAMPLES:] for path, rows in samples.items()},
   )
-  workdir_lib.write(workdir, "report.html", page)
   print(root / "report.html")

@@ -4,7 +4,6 @@ import base64
 import os
 import pathlib
 import zlib
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,50 +11,27 @@ import numpy as np
 
 from dsl_jax.core import vocab
 from dsl_jax.data import extras, tokenizers
+from dsl_jax.modes import report
 from dsl_jax.runtime import errors
-from dsl_jax.runtime import workdir as workdir_lib
 
 COMMITTED = 255  # level of an infinite SNR; level 0 is the mask
 
 
-class Row(NamedTuple):
-  """State of a sequence after one row of its path.
-
-  Attributes:
-    number: of the row, 0 for the prompt.
-    snr_L: SNRs.
-    tokens_L: token ids, 0 at masks.
-    confidence_L: probabilities of the tokens.
-  """
-
-  number: int
-  snr_L: np.ndarray
-  tokens_L: np.ndarray
-  confidence_L: np.ndarray
-
-
 def check(path: str) -> None:
-  """Raises if the page cannot be written, or would replace a file.
-
-  Raises:
-    errors.UserError: names the file and the fix.
-  """
+  """Raises if the page cannot be written, or would replace a file."""
   extras.require("jinja2", "demo")
   if jax.process_count() > 1:
     raise errors.UserError(
-      f"--trace is {path} on {jax.process_count()} hosts; the page shows one "
-      "sample of one host, so start a single process for it."
+      f"--trace is {path} on {jax.process_count()} hosts; use a single one."
     )
-  target = pathlib.Path(path)
-  if target.exists():
+  try:
+    open(path, "x").close()
+    os.remove(path)
+  except OSError as error:
     raise errors.UserError(
-      f"--trace is {path}, which exists; name a new file or remove that one."
-    )
-  if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
-    raise errors.UserError(
-      f"--trace is {path}, which cannot be written; name a file in a writable "
-      "folder."
-    )
+      f"--trace is {path}, which cannot be written ({error.strerror}); name a "
+      "new file in a writable folder."
+    ) from error
 
 
 @jax.jit
@@ -83,51 +59,39 @@ def _pack(array):
   return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
 
 
-class Recorder:
-  """Records the first sequence of a batch while it is sampled.
-
-  Attributes:
-    rows: the rows that change something.
-    last: number of the last row.
-  """
+class Trace:
+  """Records the first sequence of a batch while it is sampled."""
 
   def __init__(self, table_VD: jax.Array):
-    self.rows: list[Row] = []
-    self.last = 0
     self._table_VD = table_VD
+    self._last = 0  # number of the last row
+    # Rows that change something: number, SNRs, tokens, their probabilities.
+    self._rows: list[tuple] = []
 
   def __call__(self, number: int, state) -> None:
     """Records a row: the callback of `samplers.sample`, for every row."""
-    tokens_L, snr_L = (
-      np.asarray(x[0]) for x in (state.tokens_BL, state.snr_BL)
-    )
-    if not self.rows:
+    self._last = number
+    tokens_L = np.asarray(state.tokens_BL[0])
+    snr_L = np.asarray(state.snr_BL[0])
+    if not self._rows:
       prompt_L = np.where(state.prompt_mask_BL[0], np.inf, 0)
-      self._keep(Row(0, prompt_L, tokens_L, np.ones(len(tokens_L))))
+      self._rows.append((0, prompt_L, tokens_L, np.ones(len(tokens_L))))
+    if np.array_equal(snr_L, self._rows[-1][1]):
+      return
     confidence_L = np.exp(np.asarray(state.logp_BL[0]))
     finite_L = np.isfinite(snr_L) & (snr_L > 0)
     if finite_L.any():  # tokens that are not drawn yet
       nearest_BL, probability_BL = _nearest(self._table_VD, state.z_BLD[:1])
       tokens_L = np.where(finite_L, nearest_BL[0], tokens_L)
       confidence_L = np.where(finite_L, probability_BL[0], confidence_L)
-    self._keep(Row(number, snr_L, tokens_L, confidence_L))
+    self._rows.append((number, snr_L, tokens_L, confidence_L))
 
-  def _keep(self, row):
-    self.last = row.number
-    if not self.rows or not np.array_equal(row.snr_L, self.rows[-1].snr_L):
-      tokens_L = np.where(row.snr_L > 0, row.tokens_L, 0)
-      self.rows.append(row._replace(tokens_L=tokens_L))
-
-  def write(
-    self, path: str, tokenizer: tokenizers.Tokenizer, *, title: str
-  ) -> None:
+  def write(self, path: str, tokenizer: tokenizers.Tokenizer, title: str):
     """Writes the page, whole or not at all."""
-    jinja2 = extras.require("jinja2", "demo")
-    numbers, snr_RL, tokens_RL, confidence_RL = map(
-      np.stack, zip(*self.rows, strict=True)
-    )
+    numbers, *arrays = zip(*self._rows, strict=True)
+    snr_RL, tokens_RL, confidence_RL = map(np.stack, arrays)
+    tokens_RL = np.where(snr_RL > 0, tokens_RL, 0)
     ids, index_RL = np.unique(tokens_RL, return_inverse=True)
-    texts = [tokenizer.decode([i]) for i in ids]
     levels_RL, scale = _levels(snr_RL)
     finite = ""
     if np.any((levels_RL > 0) & (levels_RL < COMMITTED)):
@@ -135,24 +99,15 @@ class Recorder:
     confidence_RL = np.round(255 * np.clip(confidence_RL, 0, 1))
     data = {
       "length": levels_RL.shape[1],
-      "rows": numbers.tolist(),
-      "last": self.last,
+      "rows": numbers,
+      "last": self._last,
       "snr": scale.tolist(),
-      "texts": texts,
+      "texts": [tokenizer.decode([i]) for i in ids],
       "levels": _pack(levels_RL),
       "confidences": _pack(confidence_RL.astype(np.uint8)),
       "tokens": _pack(index_RL.astype("<u4")),
     }
-    environment = jinja2.Environment(
-      loader=jinja2.PackageLoader("dsl_jax.modes"), autoescape=True
-    )
-    page = environment.get_template("viewer.html").render(
-      title=title,
-      rows=len(numbers),
-      length=data["length"],
-      single_letters=all(len(text) == 1 for text in texts),
-      finite=finite,
-      data=data,
-    )
     target = pathlib.Path(path)
-    workdir_lib.write(str(target.parent), target.name, page)
+    report.write_page(
+      target, "viewer.html", title=title, finite=finite, data=data
+    )

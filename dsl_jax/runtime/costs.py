@@ -14,43 +14,17 @@ from dsl_jax.runtime import chips
 
 
 class Work(NamedTuple):
-  """FLOPs of a training step per token.
+  """FLOPs of a training step per token."""
 
-  Attributes:
-    model: forward, and twice that backward; nothing recomputed.
-    exact: executed products of f32 arrays that keep f32 precision.
-    default: all other executed products.
-  """
-
-  model: float
-  exact: float
-  default: float
-
-  @property
-  def done(self) -> float:
-    """All executed products, recomputed ones included."""
-    return self.exact + self.default
-
-
-def _recomputes_attention(net, rows, length, shards):
-  """Whether the backward pass computes attention's scores again."""
-  queries = length // shards
-  if attention.is_fused(net.attention, queries):
-    return True
-  return attention.num_tiles(rows, queries, length, net.heads) > 1
+  model: float  # forward, and twice that backward; nothing recomputed
+  done: float  # executed, recomputed products included
+  exact: float  # those of `done` on f32 arrays that keep f32 precision
 
 
 def work(net: NetConfig, length: int, rows: int = 1, shards: int = 1) -> Work:
   """Counts the matrix products of a training step.
 
-  Args:
-    net: the network.
-    length: L.
-    rows: sequences that a device computes at once.
-    shards: number of devices that share the positions of a sequence.
-
-  Returns:
-    FLOPs per token.
+  A device computes so many rows at once; `shards` devices share a sequence.
   """
   M, V, D = net.width, net.vocab_size, net.sphere_dim
   dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
@@ -59,33 +33,25 @@ def work(net: NetConfig, length: int, rows: int = 1, shards: int = 1) -> Work:
   head_scores = 2 * V * (M + D * net.evidence_skip)
   scores = converter_scores + head_scores
   converter_values = 2 * V * M
+  model = 3 * (dense + mixing + scores + converter_values)
   # Scores are computed forward and again backward. The converter's are f32 in
   # every network; products with gradients have default precision.
   exact: float = 2 * converter_scores
   if net.dtype == "float32":
     exact += 2 * head_scores
-  executed: float = 3 * (dense + mixing + converter_values) + 4 * scores
-  if _recomputes_attention(net, rows, length, shards):
-    executed += mixing / 2
+  done: float = model + scores
+  queries = length // shards
+  tiles = attention.num_tiles(rows, queries, length, net.heads)
+  if attention.is_fused(net.attention, queries) or tiles > 1:
+    done += mixing / 2  # the backward pass computes attention's scores again
   if net.remat != "none":
-    executed += mixing
+    done += mixing
   if net.remat == "full":
-    executed += dense
-  model = 3 * (dense + mixing + scores + converter_values)
-  return Work(model, exact, executed - exact)
-
-
-def seconds(flops: Work, dtype: str, chip: chips.Chip) -> float:
-  """Returns the time of a token's matrix products at a chip's peak rates."""
-  return flops.exact / chip.exact_flops + flops.default / chip.flops(dtype)
+    done += dense
+  return Work(model, done, exact)
 
 
 def peak(net: NetConfig, length: int) -> float | None:
-  """Returns tokens/s of training at an MFU of 1 on all devices here.
-
-  None if the devices are not in `chips.CHIPS`.
-  """
-  chip = chips.of_device(jax.devices()[0].device_kind)
-  if chip is None:
-    return None
-  return chip.bf16_flops * jax.device_count() / work(net, length).model
+  """Returns tokens/s of training at an MFU of 1, None on unknown devices."""
+  flops = chips.bf16_flops(jax.devices()[0].device_kind)
+  return flops and flops * jax.device_count() / work(net, length).model

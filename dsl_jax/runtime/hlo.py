@@ -14,26 +14,20 @@ _COLLECTIVE = re.compile(
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w-]*)\(")
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_STARTED = re.compile(
+  r'\(%?([\w.\-]+)\), custom_call_target="AsyncCollectiveStart"'
+)
 _CALLS = re.compile(r"\w=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")  # calls=, body=, ...
 
 
 class Collective(NamedTuple):
-  """One collective of a program.
+  """One collective of a program."""
 
-  Attributes:
-    kind: opcode of HLO, for example "all-gather".
-    bytes: size of the whole array that is gathered, scattered or reduced.
-    times: executions per call of the program.
-    group: number of devices that take part together.
-    loop: name of the innermost loop around it, for example "Network.trunk"
-      for the loop over the blocks; "" outside of loops.
-  """
-
-  kind: str
-  bytes: int
-  times: int
-  group: int
-  loop: str
+  kind: str  # opcode of HLO, for example "all-gather"
+  bytes: int  # of the whole array that is gathered, scattered or reduced
+  times: int  # executions per call of the program
+  group: int  # number of devices that take part together
+  loop: str  # function with the innermost loop around it, "" outside of loops
 
   @property
   def sent(self) -> float:
@@ -42,43 +36,27 @@ class Collective(NamedTuple):
     return rounds * self.bytes * self.times * (self.group - 1) / self.group
 
 
-class Program(NamedTuple):
-  """Properties of a compiled program.
-
-  Attributes:
-    collectives: in the order of execution.
-    largest: number of elements of the largest array.
-  """
-
-  collectives: list[Collective]
-  largest: int
-
-
 def _loop(line, bodies):
   """Returns the trip count of a while instruction and the name of the loop."""
+  bounds = re.findall(r'"known_trip_count":\s*\{"n":\s*"(\d+)"', line)
+  if not bounds:  # the condition compares the counter with a constant
+    condition = bodies[re.search(r"condition=%([\w.\-]+)", line)[1]]
+    bounds = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(condition))
   # JAX names a loop after the function that contains it.
   scope = re.search(r'op_name="(?:[^"]*/)?([^"/]*)/while"', line)
-  known = re.search(r'"known_trip_count":\s*\{"n":\s*"(\d+)"', line)
-  if known:
-    trips = int(known[1])
-  else:  # the bound that the condition compares the counter with
-    condition = "\n".join(bodies[re.search(r"condition=%([\w.\-]+)", line)[1]])
-    bounds = re.findall(r"s32\[\]\S* constant\((\d+)\)", condition)
-    trips = max(map(int, bounds), default=1)
-  return trips, scope[1] if scope else "unnamed"
+  return max(map(int, bounds), default=1), scope[1] if scope else "unnamed"
 
 
 def _executed(bodies, name, times=1, loop=""):
-  """Yields (line, its computation, executions, innermost loop)."""
-  body = bodies[name]
-  for line in body:
-    yield line, body, times, loop
+  """Yields (line, its executions, innermost loop around it)."""
+  for line in bodies[name]:
+    yield line, times, loop
     if re.search(r"-(done|update)\(", line):
       continue  # names the computation of its start again
     trips, inner = _loop(line, bodies) if " while(" in line else (1, loop)
     called = re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
-    for name in filter(bodies.get, called):
-      yield from _executed(bodies, name, times * trips, inner)
+    for callee in filter(bodies.get, called):
+      yield from _executed(bodies, callee, times * trips, inner)
 
 
 def _group_size(line, devices):
@@ -97,26 +75,13 @@ def _group_size(line, devices):
   return devices
 
 
-def _starts(name, line, body):
-  """Whether a collective starts here."""
-  # XLA for TPUs can fuse a collective with the computations that overlap it;
-  # all fusions of such a chain repeat it.
-  start = rf'\(%?{re.escape(name)}\), custom_call_target="AsyncCollectiveStart"'
-  return "chain_id=" not in line or any(re.search(start, x) for x in body)
+def read(text: str) -> tuple[list[Collective], int]:
+  """Parses `compiled.as_text()`, whose shapes are those of one device.
 
-
-def read(text: str) -> Program:
-  """Parses the text of a compiled program, `compiled.as_text()`.
-
-  Args:
-    text: HLO after partitioning, so that shapes are those of one device.
-
-  Returns:
-    The collectives, with trip counts of the loops around them, and the size of
-    the largest array.
+  Returns the collectives in order, and the elements of the largest array.
   """
-  bodies: dict[str, list[str]] = {"ENTRY": []}
-  body = bodies["ENTRY"]
+  body: list[str] = []
+  bodies = {"ENTRY": body}
   for line in text.splitlines():
     if head := _COMPUTATION.match(line):
       body = bodies["ENTRY" if head[1] else head[2]] = []
@@ -124,9 +89,11 @@ def read(text: str) -> Program:
   counts = re.findall(r"num_(?:partitions|replicas)=(\d+)", text)
   devices = math.prod(map(int, counts))
   collectives, largest = [], 0
-  for line, body, times, loop in _executed(bodies, "ENTRY"):
-    instruction = _INSTRUCTION.match(line)
-    if not instruction:
+  # XLA for TPUs can fuse a collective with the computations that overlap it.
+  # All fusions of such a chain repeat it; in one of them it starts.
+  starts = set(_STARTED.findall(text))
+  for line, times, loop in _executed(bodies, "ENTRY"):
+    if not (instruction := _INSTRUCTION.match(line)):
       continue
     name, shape, opcode = instruction.groups()
     sizes = []
@@ -136,7 +103,8 @@ def read(text: str) -> Program:
       largest = max(largest, elements)
     collective = _COLLECTIVE.fullmatch(opcode)
     group = _group_size(line, devices)
-    if not collective or group == 1 or not _starts(name, line, body):
+    is_repeated = "chain_id=" in line and name not in starts
+    if not collective or group == 1 or is_repeated:
       continue
     kind, started = collective.groups()
     if started and kind != "all-reduce":
@@ -144,4 +112,4 @@ def read(text: str) -> Program:
     else:
       size = sum(sizes) * (group if kind == "reduce-scatter" else 1)
     collectives.append(Collective(kind, size, times, group, loop))
-  return Program(collectives, largest)
+  return collectives, largest
