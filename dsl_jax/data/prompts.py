@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsl_jax.data import extras, tokenizers
+from dsl_jax.data import tokenizers
+from dsl_jax.runtime import errors
 
 _GAP = re.compile(r"\[MASK(?::([0-9]+))?\]")
 
@@ -62,7 +63,7 @@ def load_lines(path: str) -> list[tuple[str, str]]:
 
   Returns the name, for errors, and the text of each.
   """
-  with extras.reading(f"the prompts {path!r}", "give a UTF-8 text file."):
+  with errors.reading(f"the prompts {path!r}", "give a UTF-8 text file."):
     lines = pathlib.Path(path).read_text("utf-8").split("\n")
   prompts = [
     (f"line {number} of {path}", line)

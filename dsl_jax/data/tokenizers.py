@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dsl_jax.data import characters, extras
+from dsl_jax.data import characters
 from dsl_jax.runtime import errors
 
 SPECS = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR", "sentencepiece:FILE")
@@ -44,9 +44,9 @@ class Gpt2Tokenizer:
   """GPT-2's byte-level BPE, 50257 ids; 50256 begins and ends a row."""
 
   def __init__(self, vocab_path: str, merges_path: str):
-    library = extras.require("tokenizers", "data")
+    library = errors.require("tokenizers", "data")
     tables = f"{vocab_path} and {merges_path}"
-    with extras.reading(tables, "use the directory of GPT-2's own files."):
+    with errors.reading(tables, "use the directory of GPT-2's own files."):
       vocab = json.loads(pathlib.Path(vocab_path).read_text("utf-8"))
       lines = pathlib.Path(merges_path).read_text("utf-8").split("\n")
       merges = [tuple(x.split()) for x in lines if x and x[:8] != "#version"]
@@ -82,9 +82,9 @@ class Gpt2Tokenizer:
 def _find_gpt2(directory: str) -> tuple[str, str]:
   """GPT-2's two tables in a directory, or from the Hugging Face hub for ""."""
   if not directory:
-    hub = extras.require("huggingface_hub", "data")
+    hub = errors.require("huggingface_hub", "data")
     fix = "check the connection, or give a local copy as gpt2:DIR."
-    with extras.reading("the tokenizer gpt2 of the Hugging Face hub", fix):
+    with errors.reading("the tokenizer gpt2 of the Hugging Face hub", fix):
       vocab, merges = (hub.hf_hub_download("gpt2", x) for x in _GPT2_FILES[0])
     return vocab, merges
   for names in _GPT2_FILES:
@@ -101,9 +101,9 @@ class SentencePieceTokenizer:
   """A SentencePiece model file."""
 
   def __init__(self, path: str):
-    library = extras.require("sentencepiece", "data")
+    library = errors.require("sentencepiece", "data")
     fix = "train a model with tokenizers.train_sentencepiece."
-    with extras.reading(path, fix):
+    with errors.reading(path, fix):
       content = pathlib.Path(path).read_bytes()
       if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError("it is empty")
@@ -131,7 +131,7 @@ def train_sentencepiece(
 
   Of `vocab_size` ids 259 are markers and bytes. Long lines are cut.
   """
-  library = extras.require("sentencepiece", "data")
+  library = errors.require("sentencepiece", "data")
   lines = (
     line[start : start + 4000]
     for text in texts

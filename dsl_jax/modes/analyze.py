@@ -13,7 +13,6 @@ import numpy as np
 import tqdm
 
 from dsl_jax import likelihood, probes
-from dsl_jax.data import extras
 from dsl_jax.modes import named_samplers, plots, trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import calibration as calibration_lib
@@ -245,7 +244,7 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
   measured if eval.control names a run.
   """
   with errors.user_errors():
-    extras.require("matplotlib.figure", "demo")
+    errors.require("matplotlib.figure", "demo")
     mesh = sharding_lib.make_mesh(cfg.mesh)
     trained.check_batch(
       "eval.batch_size", cfg.eval.batch_size, divisor=mesh.size

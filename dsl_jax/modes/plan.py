@@ -8,22 +8,22 @@ from jax.experimental import topologies
 
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import chips, costs, errors, hlo, optim
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import costs, errors, hlo, optim
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
 
 _USABLE = 0.9  # of the memory; the runtime and fragmentation take the rest
 
 
-def topology_devices(topology: str) -> tuple[chips.Chip, list]:
+def topology_devices(topology: str) -> tuple[costs.Chip, list]:
   """Returns the chip and the devices of a topology CHIP:SHAPE."""
   name = topology.partition(":")[0]
-  if name not in chips.TPUS:
+  if name not in costs.TPUS:
     raise errors.UserError(
       "--topology must be CHIP:SHAPE of TPUs, for example v5e:16x16, since "
       f"plan does not compile for GPUs yet; there is no TPU chip {name!r}"
-      + errors.nearest(name, chips.TPUS)
+      + errors.nearest(name, costs.TPUS)
     )
   # Without these settings of a TPU host libtpu waits for a metadata server.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -38,7 +38,7 @@ def topology_devices(topology: str) -> tuple[chips.Chip, list]:
       f"--topology is {topology!r}; write a slice such as v5e:4x4 or v4:2x2x2 "
       f"after pip install 'dsl_jax[tpu]' ({str(error).splitlines()[0][:200]})."
     ) from error
-  return chips.TPUS[name], description.devices
+  return costs.TPUS[name], description.devices
 
 
 def compile_step(

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dsl_jax.data import extras
+from dsl_jax.runtime import errors
 
 
 def figure(x_label: str, y_label: str):
   """Returns an empty matplotlib figure and its axes."""
-  figures = extras.require("matplotlib.figure", "demo")
+  figures = errors.require("matplotlib.figure", "demo")
   fig = figures.Figure(figsize=(6, 3.8), layout="constrained")
   axes = fig.subplots()
   axes.set(xlabel=x_label, ylabel=y_label)

@@ -4,7 +4,6 @@ import base64
 import json
 import pathlib
 
-from dsl_jax.data import extras
 from dsl_jax.modes import plots
 from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
@@ -14,7 +13,7 @@ _SAMPLES = 4  # shown for each path
 
 def write_page(path: pathlib.Path, template: str, **values) -> None:
   """Writes a page from templates/, whole or not at all."""
-  jinja2 = extras.require("jinja2", "demo")
+  jinja2 = errors.require("jinja2", "demo")
   loader = jinja2.PackageLoader("dsl_jax.modes")
   environment = jinja2.Environment(loader=loader, autoescape=True)
   environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
@@ -49,8 +48,8 @@ def report(workdir: str) -> None:
   """Writes WORKDIR/report.html: loss, mmse, bounds, samples, and analyses."""
   root = pathlib.Path(workdir)
   with errors.user_errors():
-    extras.require("jinja2", "demo")
-    extras.require("matplotlib", "demo")
+    errors.require("jinja2", "demo")
+    errors.require("matplotlib", "demo")
     config = _load(root / "config.json", "train")["config"]
     metrics = _load(root / "metrics.jsonl", "train")
     scores = _load(root / "eval.json", "eval")

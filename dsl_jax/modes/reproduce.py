@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax.data import extras
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.quality import judge as judges
@@ -355,7 +354,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
         f"{len(unscored) * num:,} texts, and {num:,} references, to judge with "
         f"{cfg.eval.judge}"
       )
-      extras.require("faiss", "eval")  # for MAUVE
+      errors.require("faiss", "eval")  # for MAUVE
       judge = judges.CausalJudge(cfg.eval.judge)
 
   for job in unscored:

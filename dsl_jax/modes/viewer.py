@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsl_jax.core import vocab
-from dsl_jax.data import extras, tokenizers
+from dsl_jax.data import tokenizers
 from dsl_jax.modes import report
 from dsl_jax.runtime import errors
 
@@ -19,7 +19,7 @@ COMMITTED = 255  # level of an infinite SNR; level 0 is the mask
 
 def check(path: str) -> None:
   """Raises if the page cannot be written, or would replace a file."""
-  extras.require("jinja2", "demo")
+  errors.require("jinja2", "demo")
   if jax.process_count() > 1:
     raise errors.UserError(
       f"--trace is {path} on {jax.process_count()} hosts; use a single one."

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from dsl_jax.data import extras
+from dsl_jax.runtime import errors
 
 SMOLLM2 = "smollm2"
 
@@ -24,7 +24,7 @@ def _locate(spec):
     spec = str(next(pathlib.Path(package.origin).parent.glob("*.gguf")))
   if not spec.endswith(".gguf"):
     return spec, {}
-  extras.require("gguf", "eval")
+  errors.require("gguf", "eval")
   folder, name = os.path.split(spec)
   return folder or ".", {"gguf_file": name}
 
@@ -38,8 +38,8 @@ class CausalJudge:
   """
 
   def __init__(self, spec: str):
-    self._torch = extras.require("torch", "eval")
-    library = extras.require("transformers", "eval")
+    self._torch = errors.require("torch", "eval")
+    library = errors.require("transformers", "eval")
     folder, options = _locate(spec)
     try:
       self._tokenizer = library.AutoTokenizer.from_pretrained(folder, **options)

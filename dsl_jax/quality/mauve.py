@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsl_jax.data import extras
+from dsl_jax.runtime import errors
 
 _VARIANCE = 0.9  # kept by the PCA
 _SCALE = 5.0
@@ -55,7 +55,7 @@ def from_histograms(p_C: np.ndarray, q_C: np.ndarray) -> float:
 
 def _cluster(points_ND, buckets):
   """Labels of all points, after normalisation and PCA."""
-  faiss = extras.require("faiss", "eval")
+  faiss = errors.require("faiss", "eval")
   x = points_ND.astype(np.float64)
   norm = np.linalg.norm(x, axis=1, keepdims=True)
   x /= np.where(norm > 0, norm, 1)

@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import importlib
+import types
 from collections.abc import Iterable, Iterator
 
 
@@ -31,3 +33,27 @@ def nearest(word: str, known: Iterable[str]) -> str:
   for match in close or difflib.get_close_matches(word.split(".")[-1], last, 1):
     return f"; did you mean {last.get(match, match)!r}?"
   return f"; use one of {', '.join(known)}."
+
+
+def require(module: str, extra: str) -> types.ModuleType:
+  """Imports an optional module; an ImportError names the extra that has it."""
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    raise ImportError(
+      f"the package {error.name!r} is not installed; "
+      f"pip install dsl_jax[{extra}]."
+    ) from error
+
+
+@contextlib.contextmanager
+def reading(name: str, fix: str) -> Iterator[None]:
+  """Turns the exceptions of a library's reader into one sentence."""
+  try:
+    yield
+  except Exception as error:  # every library has its own exceptions
+    cause = error.__cause__ or error
+    reason = str(cause).partition("\n")[0].rstrip(".: ")
+    raise ValueError(
+      f"{name} cannot be read ({type(cause).__name__}: {reason}); {fix}"
+    ) from error

@@ -1,6 +1,13 @@
-"""One step of the sampler: from a row of SNRs to the next. Traced code."""
+"""One step of the sampler: from a row of SNRs to the next. Traced code.
+
+Work over the vocabulary is done at the positions that need it, usually few.
+They are gathered in tiles of one size, as many as the busiest sequence needs,
+so that one program pays for what moves whatever the path. The result at a
+position depends on its own key and inputs, not on its tile or other sequences.
+"""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,7 +16,8 @@ import jax.numpy as jnp
 from dsl_jax.core import channel, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
-from dsl_jax.samplers import moving
+
+Arrays = tuple[jax.Array, ...]
 
 
 class State(NamedTuple):
@@ -63,6 +71,60 @@ class Model(NamedTuple):
   mask_M: jax.Array | None  # input embedding of the mask
 
 
+def _apply_in_tiles(
+  where_BL: jax.Array,
+  fn: Callable[[jax.Array, jax.Array], Arrays],
+  x_BLC: jax.Array,
+  old: Arrays,
+  vocab_size: int,
+) -> Arrays:
+  """Replaces `old` by fn(position_BK, x_BKC) where asked."""
+  B, L = where_BL.shape
+  size = max(1, min(L, vocab.WHOLE_SCORES // (B * vocab_size)))
+  count_B1 = jnp.sum(where_BL, axis=1, dtype=jnp.int32)[:, None]
+  # Positions asked for come first; the padding L is out of range.
+  order = jnp.argsort(~where_BL, axis=1, stable=True).astype(jnp.int32)
+  order = jnp.where(jnp.arange(L, dtype=jnp.int32)[None] < count_B1, order, L)
+  order = jnp.pad(order, ((0, 0), (0, -L % size)), constant_values=L)
+  # Batched over sequences, so that a batch over devices stays where it is.
+  take = jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=0))
+  put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
+
+  def tile(i, old):
+    at = jax.lax.dynamic_slice_in_dim(order, i * size, size, axis=1)
+    new = fn(at, take(x_BLC, at))
+    return tuple(put(o, at, n) for n, o in zip(new, old))
+
+  tiles = (jnp.max(count_B1) + size - 1) // size
+  return jax.lax.fori_loop(0, tiles, tile, old)
+
+
+def _apply(
+  where_BL: jax.Array,
+  fn: Callable[[jax.Array], jax.Array],
+  x_BLC: jax.Array,
+  old_BLC: jax.Array,
+  vocab_size: int,
+) -> jax.Array:
+  """Replaces `old` by fn(x) where asked, in tiles or everywhere.
+
+  Where most of a sequence is asked for, all positions at once are cheaper than
+  gathered ones.
+  """
+
+  def everywhere(old):
+    return jnp.where(where_BL[..., None], fn(x_BLC), old)
+
+  def in_tiles(old):
+    return _apply_in_tiles(
+      where_BL, lambda _, x: (fn(x),), x_BLC, (old,), vocab_size
+    )[0]
+
+  busiest = jnp.max(jnp.sum(where_BL, axis=1, dtype=jnp.int32))
+  most = 2 * busiest > where_BL.shape[1]
+  return jax.lax.cond(most, everywhere, in_tiles, old_BLC)
+
+
 def bind(params, inputs: Inputs, settings: Settings) -> Model:
   denoiser = settings.denoiser
   table_VD, mask = denoiser.table(params), None
@@ -84,7 +146,7 @@ def embed(model: Model, where_BL, snr_BL, z_BLD, rows_BLM) -> jax.Array | None:
     return denoiser.embed(model.params, z).astype(rows_BLM.dtype)
 
   where_BL = where_BL & (snr_BL > 0)
-  return moving.apply(where_BL, convert, z_BLD, rows_BLM, len(model.table_VD))
+  return _apply(where_BL, convert, z_BLD, rows_BLM, len(model.table_VD))
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced once for all programs
@@ -129,7 +191,7 @@ def _call_network(model: Model, key_B, needed, draw_BL, state: State):
   def call():
     h = _hidden(settings.denoiser, *args)
     V = len(model.head_VM)
-    return h, *moving.apply_in_tiles(draw_BL, draw, h, old, V)
+    return h, *_apply_in_tiles(draw_BL, draw, h, old, V)
 
   def skip():
     h = _hidden.eval_shape(settings.denoiser, *args)
@@ -165,9 +227,7 @@ def _move_up(
       )
 
     zeros = jnp.zeros_like(z_BLD)
-    return moving.apply(
-      climbs_BL, expectation, h_BLM, zeros, len(model.head_VM)
-    )
+    return _apply(climbs_BL, expectation, h_BLM, zeros, len(model.head_VM))
 
   if settings.integrator == "sample":
     return up(sphere.embed(model.table_VD, tokens_BL)), jnp.int32(0)
