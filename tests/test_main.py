@@ -123,7 +123,7 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--workdir=/proc/none"], ["--workdir is /proc/none", "be written"]),
     (["--workdir=FILE/run"], ["cannot be written"]),
     (["--config="], ["--config is missing"]),
-    (["--config=nothing.py"], ["nothing.py", "No such file"]),
+    (["--config=nothing.py"], ["nothing.py", "not a file"]),
     ([f"{QUICKSTART}:big"], ["no variant 'big'; it has none"]),
     (["--config=FILE"], ["FILE fails with", "nothing_here"]),
   ],
