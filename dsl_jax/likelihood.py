@@ -131,8 +131,8 @@ def path_nats(
     h = denoiser_lib.hidden_states(denoiser, params, z, snr).astype(jnp.float32)
     at_z = vocab.nll(h, head_VM, tokens_BL, bias_V=bias_V)
     z_next = channel.advance(key, z, x_BLD, snr, next_snr, clean_snr=clean_snr)
-    # The evidence y turns p(v|z) into p(v|z) exp<y, e(v)> / sum: a finite move
-    # costs what it takes off the negative log-likelihood of the token.
+    # After the evidence y the posterior is p(v|z) exp<y, e(v)> / sum. A finite
+    # move contributes the decrease of the token's negative log-likelihood.
     finite = jnp.isfinite(next_snr)
     y = jnp.where(finite[..., None], z_next - z, 0.0)
     at_next = vocab.nll(

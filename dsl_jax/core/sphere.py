@@ -28,7 +28,7 @@ def unit_rows(weight_VD: jax.Array) -> jax.Array:
 
 
 def embed(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
-  """Looks clean points up, x_i = e(s_i).
+  """Looks up the vectors of tokens, x_i = e(s_i).
 
   Args:
     table_VD: unit rows.
@@ -41,7 +41,7 @@ def embed(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
 
 
 def nearest(table_VD: jax.Array, z_BLD: jax.Array) -> jax.Array:
-  """Reads the closest token off, argmax_v <z, e(v)>.
+  """Returns the nearest tokens, argmax_v <z, e(v)>.
 
   Args:
     table_VD: unit rows.

@@ -33,9 +33,9 @@ class Denoiser(NamedTuple):
     table: params -> table_VD, unit rows.
     hidden_tokens: (params, tokens_BL) -> h_BLM: the masked model inside, rows
       of the input embedding with mask id V and no converter; or None.
-    embed: (params, z_BLD) -> rows_BLM: the converter alone, or None; position
-      by position, so that a sampler may keep rows that did not change.
-    trunk: (params, rows_BLM, z_BLD) -> h_BLM: the rest of `hidden`.
+    embed: (params, z_BLD) -> embeddings_BLM: the converter alone, or None;
+      position by position, so that a sampler may keep what did not change.
+    trunk: (params, embeddings_BLM, z_BLD) -> h_BLM: the rest of `hidden`.
     shards: devices that share the work on a sequence; `head` then returns the
       device's own rows.
     sees_snr: control experiments only: `hidden` also takes snr_BL.

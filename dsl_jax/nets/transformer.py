@@ -131,7 +131,7 @@ class Network(nn.Module):
     """Input embeddings of the blocks, each position on its own."""
     return self.converter(z_BLD, self.embed().astype(self.cfg.dtype))
 
-  def trunk(self, rows_BLM, z_BLD, snr_BL=None, key_B=None):
+  def trunk(self, embeddings_BLM, z_BLD, snr_BL=None, key_B=None):
     """Blocks and final norm; keys, one for a sequence, turn dropout on."""
     c = self.cfg
     s = jnp.zeros((1, 1))
@@ -139,11 +139,11 @@ class Network(nn.Module):
       # 0 and inf become the ends of the range that training visits.
       s = jnp.log(jnp.clip(snr_BL, 1e-3, 1e4))
     cond = self.cond(s)
-    length = rows_BLM.shape[1] * self.shards.num
+    length = embeddings_BLM.shape[1] * self.shards.num
     cos, sin = layers.rotary_angles(length, c.width // c.heads)
     place = _Place(cos, sin, jnp.arange(length, dtype=jnp.int32))
     place = _Place(*(self.shards.own(x, dim=0) for x in place))
-    x = rows_BLM.astype(c.dtype)
+    x = embeddings_BLM.astype(c.dtype)
     x, _ = self.blocks(x, jnp.arange(c.depth), cond, place, key_B)
     h = self.final(x, cond)
     if c.evidence_skip:

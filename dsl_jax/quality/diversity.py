@@ -27,7 +27,7 @@ def _ngrams(tokens, order) -> Iterator[tuple[int, ...]]:
 
 
 def distinct(samples: Sequence[np.ndarray], order: int) -> float:
-  """Returns the fraction of distinct n-grams (Li et al. 2016), NaN of none."""
+  """Returns the fraction of distinct n-grams (Li et al. 2016)."""
   grams = [gram for tokens in samples for gram in _ngrams(tokens, order)]
   return len(set(grams)) / len(grams) if grams else float("nan")
 

@@ -3,7 +3,7 @@
 Arrays that a policy needs are bound with `jax.tree_util.Partial`, so that they
 are arguments of the compiled program. A plain function gets a candidate at
 every open position in every step. A `Policy` says when it needs them, so that
-other steps cost what a path costs.
+other steps need no extra computation.
 """
 
 from typing import NamedTuple, Protocol

@@ -160,17 +160,27 @@ def _check_request(
   )
 
 
-def _next_row(policy, row_BL, k, is_free, state: State, logp_BL=None):
-  """Returns the next row, and whether the policy needs candidates first.
+def _needs_candidates(policy, k, is_free):
+  """Whether all open positions need a candidate; None means never."""
+  if policy is None:
+    return None
+  if not isinstance(policy, policies.Policy):
+    return is_free
+  if policy.needs_confidence is None:
+    return None
+  return is_free & policy.needs_confidence(k)
 
-  Called before the network, without logp_BL, a policy that needs candidates is
-  not asked yet and nothing moves. The last row is the path's in any case.
+
+def _next_row(policy, row_BL, k, is_free, state: State, logp_BL=None):
+  """The next row: the policy's where it is free, else the path's.
+
+  logp_BL is of the candidates; before there are any, nothing moves by a policy
+  that always needs them.
   """
   if policy is None:
-    return row_BL, None
-  knows_when = isinstance(policy, policies.Policy)
-  if not knows_when and logp_BL is None:
-    return jnp.where(is_free, state.snr_BL, row_BL), is_free
+    return row_BL
+  if logp_BL is None and not isinstance(policy, policies.Policy):
+    return jnp.where(is_free, state.snr_BL, row_BL)
   confidence_BL = jnp.exp(state.logp_BL if logp_BL is None else logp_BL)
   next_BL = policy(confidence_BL, state.snr_BL, k)
   if np.shape(next_BL) != row_BL.shape:
@@ -180,26 +190,31 @@ def _next_row(policy, row_BL, k, is_free, state: State, logp_BL=None):
   # NaN and negative SNRs do not move a token; prompts stay.
   next_BL = jnp.where(next_BL >= 0, next_BL, state.snr_BL)
   next_BL = jnp.where(state.prompt_mask_BL, jnp.inf, next_BL)
-  needs = None
-  if knows_when and policy.needs_confidence is not None:
-    needs = is_free & policy.needs_confidence(k)
-  return jnp.where(is_free, next_BL, row_BL), needs
+  return jnp.where(is_free, next_BL, row_BL)
 
 
 def _start(params, row_BL, prompt_BL, inputs, settings) -> State:
   """The state on a path's first row: masks and prompt tokens."""
   model = step_lib.bind(params, inputs, settings)
-  prompt_mask_BL, rows_BLM = jnp.isinf(row_BL), None
+  prompt_mask_BL, embeddings_BLM = jnp.isinf(row_BL), None
   x_BLD = sphere.embed(model.table_VD, prompt_BL)
   z_BLD = channel.hard(x_BLD, prompt_mask_BL, clean_snr=inputs.clean_snr)
   if model.mask_M is not None:
-    rows_BLM = jnp.broadcast_to(
+    embeddings_BLM = jnp.broadcast_to(
       model.mask_M, (*row_BL.shape, len(model.mask_M))
     )
-    rows_BLM = step_lib.embed(model, prompt_mask_BL, row_BL, z_BLD, rows_BLM)
+    embeddings_BLM = step_lib.embed(
+      model, prompt_mask_BL, row_BL, z_BLD, embeddings_BLM
+    )
   logp_BL = jnp.zeros(row_BL.shape)
   return State(
-    prompt_mask_BL, row_BL, z_BLD, rows_BLM, prompt_BL, logp_BL, jnp.int32(0)
+    prompt_mask_BL,
+    row_BL,
+    z_BLD,
+    embeddings_BLM,
+    prompt_BL,
+    logp_BL,
+    jnp.int32(0),
   )
 
 
@@ -222,10 +237,10 @@ def _run_segment(
     keys = step_lib.Keys(
       *jnp.moveaxis(jax.vmap(step_keys)(key_B, step_B), 1, 0)
     )
-    next_row = functools.partial(
-      _next_row, policy, row_BL, k, k + 1 < segment.last
-    )
-    return k + 1, step_lib.step(model, keys, state, next_row)
+    is_free = k + 1 < segment.last  # the last row is always the path's
+    next_row = functools.partial(_next_row, policy, row_BL, k, is_free)
+    needs = _needs_candidates(policy, k, is_free)
+    return k + 1, step_lib.step(model, keys, state, next_row, needs)
 
   def unfinished(carry):
     return carry[0] < segment.stop
@@ -360,7 +375,7 @@ def sample(
   Returns the tokens of `generate`, but steps that move nothing are dropped for
   every sequence on its own (unless a policy or callback counts rows), and the
   path goes to the device in segments padded to a power of two: paths of any
-  length share one program, and a long path never lies on the device.
+  length share one program, and a long path is never copied as a whole.
 
   Args:
     params: of the denoiser.

@@ -26,7 +26,9 @@ class State(NamedTuple):
   prompt_mask_BL: jax.Array  # true at prompt tokens
   snr_BL: jax.Array
   z_BLD: jax.Array
-  rows_BLM: jax.Array | None  # input embeddings of z, if there is an `embed`
+  embeddings_BLM: (
+    jax.Array | None
+  )  # input embeddings of z, if there is an `embed`
   tokens_BL: jax.Array  # the last token drawn at each position,
   logp_BL: jax.Array  # and the logarithm of its confidence then
   calls: jax.Array  # of the network, so far
@@ -134,26 +136,28 @@ def bind(params, inputs: Inputs, settings: Settings) -> Model:
   return Model(params, inputs, settings, table_VD, head_VM, bias_V, mask)
 
 
-def embed(model: Model, where_BL, snr_BL, z_BLD, rows_BLM) -> jax.Array | None:
+def embed(
+  model: Model, where_BL, snr_BL, z_BLD, embeddings_BLM
+) -> jax.Array | None:
   """Input embeddings of z where asked; masks need no converter."""
-  if rows_BLM is None or model.mask_M is None:
+  if embeddings_BLM is None or model.mask_M is None:
     return None
   denoiser = model.settings.denoiser
   is_mask = (where_BL & (snr_BL == 0))[..., None]
-  rows_BLM = jnp.where(is_mask, model.mask_M[None, None], rows_BLM)
+  embeddings_BLM = jnp.where(is_mask, model.mask_M[None, None], embeddings_BLM)
 
   def convert(z):
-    return denoiser.embed(model.params, z).astype(rows_BLM.dtype)
+    return denoiser.embed(model.params, z).astype(embeddings_BLM.dtype)
 
   where_BL = where_BL & (snr_BL > 0)
-  return _apply(where_BL, convert, z_BLD, rows_BLM, len(model.table_VD))
+  return _apply(where_BL, convert, z_BLD, embeddings_BLM, len(model.table_VD))
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced once for all programs
-def _hidden(denoiser, params, z_BLD, rows_BLM, snr_BL):
-  if rows_BLM is None:
+def _hidden(denoiser, params, z_BLD, embeddings_BLM, snr_BL):
+  if embeddings_BLM is None:
     return denoiser_lib.hidden_states(denoiser, params, z_BLD, snr_BL)
-  return denoiser.trunk(params, rows_BLM, z_BLD)
+  return denoiser.trunk(params, embeddings_BLM, z_BLD)
 
 
 def _draws_token(settings, snr_BL, next_BL):
@@ -170,7 +174,7 @@ def _call_network(model: Model, key_B, needed, draw_BL, state: State):
   Without need, nothing is computed: hidden states are zero and tokens stay.
   """
   settings, inputs = model.settings, model.inputs
-  args = model.params, state.z_BLD, state.rows_BLM, state.snr_BL
+  args = model.params, state.z_BLD, state.embeddings_BLM, state.snr_BL
   old = state.tokens_BL, state.logp_BL
 
   def draw(position_BK, h_BKM):
@@ -237,11 +241,11 @@ def _move_up(
     return attempt_BLD, jnp.int32(0)
   # Heun: a second call where the attempt ended. The corrected step uses the
   # same key, and so keeps its noise.
-  rows_BLM = embed(
-    model, next_BL != snr_BL, next_BL, attempt_BLD, state.rows_BLM
+  embeddings_BLM = embed(
+    model, next_BL != snr_BL, next_BL, attempt_BLD, state.embeddings_BLM
   )
   h_BLM = _hidden(
-    settings.denoiser, model.params, attempt_BLD, rows_BLM, next_BL
+    settings.denoiser, model.params, attempt_BLD, embeddings_BLM, next_BL
   )
   return up(0.5 * (mean_BLD + mean(h_BLM))), jnp.int32(1)
 
@@ -277,21 +281,22 @@ def _move(model: Model, keys: Keys, state: State, next_BL, h_BLM, tokens_BL):
   return z_BLD, calls
 
 
-def step(model: Model, keys: Keys, state: State, next_row) -> State:
+def step(model: Model, keys: Keys, state: State, next_row, needs) -> State:
   """Calls the network if a token rises, then moves every token.
 
   Args:
     model: the bound denoiser.
     keys: of this step.
     state: before.
-    next_row: (state, logp_BL or None) -> the next row, and whether candidates
-      are needed before it is known (None for never); see `sampler`.
+    next_row: (state, logp_BL of candidates, if any) -> the next row.
+    needs: whether the next row needs a candidate at every open position; None
+      for never.
   """
   settings, snr_BL = model.settings, state.snr_BL
-  next_BL, needs = next_row(state)
+  next_BL = next_row(state)
   rises_BL = next_BL > snr_BL
   draw_BL = _draws_token(settings, snr_BL, next_BL)
-  if needs is not None:  # a candidate at every position that is not committed
+  if needs is not None:
     is_open_BL = jnp.isfinite(snr_BL)
     rises_BL = jnp.where(needs, is_open_BL, rises_BL)
     draw_BL = jnp.where(needs, is_open_BL, draw_BL)
@@ -300,14 +305,22 @@ def step(model: Model, keys: Keys, state: State, next_row) -> State:
     model, keys.draw, needed, draw_BL, state
   )
   if needs is not None:
-    next_BL = jnp.where(needs, next_row(state, logp_BL)[0], next_BL)
+    next_BL = jnp.where(needs, next_row(state, logp_BL), next_BL)
 
   draw_BL = _draws_token(settings, snr_BL, next_BL)
   tokens_BL = jnp.where(draw_BL, tokens_BL, state.tokens_BL)
   logp_BL = jnp.where(draw_BL, logp_BL, state.logp_BL)
   z_BLD, calls = _move(model, keys, state, next_BL, h_BLM, tokens_BL)
-  rows_BLM = embed(model, next_BL != snr_BL, next_BL, z_BLD, state.rows_BLM)
+  embeddings_BLM = embed(
+    model, next_BL != snr_BL, next_BL, z_BLD, state.embeddings_BLM
+  )
   calls += state.calls + needed.astype(jnp.int32)
   return State(
-    state.prompt_mask_BL, next_BL, z_BLD, rows_BLM, tokens_BL, logp_BL, calls
+    state.prompt_mask_BL,
+    next_BL,
+    z_BLD,
+    embeddings_BLM,
+    tokens_BL,
+    logp_BL,
+    calls,
   )
