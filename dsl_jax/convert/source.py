@@ -1,7 +1,4 @@
-"""Opens a file or folder and checks that it is exactly an MDLM.
-
-Every key is accounted for once, before any weight is read.
-"""
+"""Opens a file or folder and checks, by its keys, that it is an MDLM."""
 
 import pathlib
 import re
@@ -29,22 +26,22 @@ def _open_file(path) -> containers.Container:
   """Opens a file of a format that its first bytes show."""
   if path.name == _INDEX:
     return containers.read_shards(path)
-  with path.open("rb") as file:
-    start = file.read(9)
-  # Safetensors first: the length before its brace may begin with any bytes.
-  if start[8:] == b"{":
-    return containers.read_safetensors(path)
-  if start.startswith(b"PK"):
-    return torchfiles.read(path)
-  raise ValueError(
-    "it is neither a safetensors file nor a zip archive of torch.save; a file "
-    "from before PyTorch 1.6 must be saved again by a newer one"
-  )
+  with containers.readable(path):
+    with path.open("rb") as file:
+      start = file.read(9)
+    # Safetensors first: the length before its brace may begin with any bytes.
+    if start[8:] == b"{":
+      return containers.read_safetensors(path)
+    if start.startswith(b"PK"):
+      return torchfiles.read(path)
+    raise ValueError(
+      "it is neither a safetensors file nor a zip archive of torch.save; a "
+      "file from before PyTorch 1.6 must be saved again by a newer one"
+    )
 
 
-def _open(path) -> tuple[containers.Container, dict]:
+def _open(path: pathlib.Path) -> tuple[containers.Container, dict]:
   """Opens a file or folder and the config.json beside the weights."""
-  path = pathlib.Path(path)
   if path.is_dir():
     files = [path / name for name in _WEIGHT_FILES]
     path = next((file for file in files if file.is_file()), path)
@@ -53,11 +50,11 @@ def _open(path) -> tuple[containers.Container, dict]:
       f"{path} is not a checkpoint or a folder with "
       f"{' or '.join(_WEIGHT_FILES)}; give the path of one."
     )
-  config = path.with_name("config.json")
-  has_config = path.name in _WEIGHT_FILES and config.is_file()
-  with containers.readable(path):
-    container = _open_file(path)
-  return container, containers.read_json(config) if has_config else {}
+  container, config = _open_file(path), path.with_name("config.json")
+  if path.name not in _WEIGHT_FILES or not config.is_file():
+    return container, {}
+  with containers.readable(config):
+    return container, containers.read_json(config)
 
 
 def read_finite(path, name: str, tensor: containers.LazyTensor) -> np.ndarray:
@@ -74,8 +71,8 @@ def read_finite(path, name: str, tensor: containers.LazyTensor) -> np.ndarray:
 
 def _list(names) -> str:
   """Joins the first names of a list, each cut to a readable length."""
-  more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-  return f"[{', '.join(name[:80] for name in names[:8])}{more}]"
+  shown = [name[:80] for name in names[:8]] + ["..."] * (len(names) > 8)
+  return f"[{', '.join(shown)}]"
 
 
 def _check_names(path, names, entries):
@@ -143,7 +140,7 @@ def open_mdlm(
   heads: int | None = None,
 ) -> Source:
   """Opens what `mdlm.load` reads; the arguments are explained there."""
-  container, config = _open(path)
+  container, config = _open(pathlib.Path(path))
   # Without the prefixes of Lightning's module and of compiled modules.
   tensors = {
     name.replace("_orig_mod.", "").removeprefix(mapping.PREFIX): tensor
