@@ -1,8 +1,8 @@
 """Reads the files of torch.save; PyTorch is not needed.
 
-Since PyTorch 1.6 such a file is a zip archive: data.pkl, a pickle of the saved
-object, and one uncompressed record of bytes for every storage. The pickle is
-read without importing or calling anything that it names.
+Such a file is a zip archive of data.pkl, a pickle of the saved object, and one
+uncompressed record for every storage. The pickle is read without importing or
+calling anything that it names.
 """
 
 import functools
@@ -83,10 +83,9 @@ _ADMITTED = {
 class _Unpickler(pickle._Unpickler):
   """Admits tensors and plain containers; everything else becomes `_Inert`.
 
-  This is the standard library's reader in Python. The one in C hashes and
-  compares the keys of plain dicts: a tuple (t, t) nested 40 deep takes 2^40
-  steps, and n integers with equal hashes take n^2. Here only text is hashed,
-  and every step is linear in the bytes that it consumes.
+  This is the standard library's reader in Python. The one in C hashes the keys
+  of dicts: a tuple (t, t) nested 40 deep takes 2^40 steps, n integers with
+  equal hashes n^2. Here only text is hashed, in steps linear in the bytes.
   """
 
   def find_class(self, module, name):

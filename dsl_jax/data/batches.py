@@ -1,10 +1,9 @@
 """Training batches by arithmetic, evaluation batches in order.
 
 The global sample number i = step * batch_size + j belongs to epoch i // N and
-is row P(i mod N), where P is a permutation keyed by (seed, epoch). Nothing is
-stored and nothing is dropped: a batch may span two epochs, a resumed job sees
-what it would have seen, and the number of processes changes only which process
-reads which rows.
+is row P(i mod N), where P is a permutation keyed by (seed, epoch): a resumed
+run sees what it would have seen, on any number of processes, and no row is
+dropped.
 """
 
 import math
@@ -60,10 +59,9 @@ def batch_at(
   process_index: int = 0,
   process_count: int = 1,
 ) -> np.ndarray:
-  """Returns this process's rows of a step's batch, the first step being 0.
+  """Returns this process's rows of a step's batch, int32 [rows, L].
 
-  Processes have equal, consecutive shards: int32 [batch_size /
-  process_count, L].
+  Processes have equal, consecutive shards.
   """
   N = len(packed.tokens_NL)
   if not 1 <= batch_size <= N or batch_size % process_count:
@@ -80,10 +78,9 @@ def batch_at(
 def eval_batches(
   packed: Packed, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the rows in order, at most `limit`, in batches of one shape.
+  """Yields tokens int32 [B, L] and mask float32 [B, L], at most `limit` rows.
 
-  Yields tokens int32 [B, L] and mask float32 [B, L]: 1 where the token counts,
-  0 in the rows of zeros that fill up the last batch.
+  The mask is 0 in the rows of zeros that fill up the last batch.
   """
   rows_NL = packed.tokens_NL[:limit]
   for first in range(0, len(rows_NL), batch_size):

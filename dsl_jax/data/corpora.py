@@ -120,15 +120,15 @@ def _cut_text(text: str, part: int) -> str:
   return text[edges[part] : edges[part + 1]].strip()
 
 
-def _is_separator(line: str) -> bool:
-  return line.rstrip() == "<|endoftext|>"
-
-
 def _read_text(path: str, part: int | None) -> Iterator[str]:
   """Yields the documents of a text file, or of one of its three parts.
 
   A byte order mark and empty documents are dropped, CRLF is kept.
   """
+
+  def is_separator(line):
+    return line.rstrip() == "<|endoftext|>"
+
   opener = _OPENERS.get(os.path.splitext(path)[1], open)
   with (
     errors.reading(path, _INTACT),
@@ -137,7 +137,7 @@ def _read_text(path: str, part: int | None) -> Iterator[str]:
     lines: Iterable[str] = file
     if part is not None:
       lines = io.StringIO(_cut_text(file.read(), part), newline="")
-    for separate, group in itertools.groupby(lines, _is_separator):
+    for separate, group in itertools.groupby(lines, is_separator):
       document = "".join(group)
       if not separate and document.strip():
         yield document
@@ -146,7 +146,7 @@ def _read_text(path: str, part: int | None) -> Iterator[str]:
 def _open_table(
   name: str, column: str, fix: str, builder: str, **settings: Any
 ) -> Documents:
-  """Loads a table by `datasets`; its column must have a string in every row."""
+  """Loads a table whose column must have a string in every row."""
   library = errors.require("datasets", "data")
   library.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for local files
   library.disable_progress_bars()
@@ -175,9 +175,9 @@ def _slice(documents: Documents, edges: Sequence[int]) -> list[Documents]:
 
 
 def _open_files(
-  paths: Sequence[str], column: str, cache: str, *, cut: bool
+  paths: Sequence[str], column: str, cache: str, cuts: Sequence[float]
 ) -> list[Documents]:
-  """Opens files as one split, or cuts each 90/5/5 into three splits.
+  """Opens splits with a part of every file: the whole, or three by `_CUTS`.
 
   Tables are read from a memory-mapped copy in `cache`.
   """
@@ -187,17 +187,15 @@ def _open_files(
       builder = table[1].removesuffix("l")  # that of .jsonl is json
       place = {"data_files": [glob.escape(path)], "cache_dir": cache}
       rows = _open_table(path, column, _INTACT, builder, **place)
-      files.append(_slice(rows, [int(x * len(rows)) for x in _CUTS * cut]))
+      files.append(_slice(rows, [int(x * len(rows)) for x in cuts]))
     else:
-      reads = [
-        functools.partial(_read_text, path, part)
-        for part in (range(3) if cut else [None])
-      ]
+      parts = range(3) if cuts else [None]
+      reads = [functools.partial(_read_text, path, part) for part in parts]
       files.append([Documents(sum(1 for _ in read()), read) for read in reads])
   splits = []
-  for parts in zip(*files):
-    read = functools.partial(itertools.chain.from_iterable, parts)
-    splits.append(Documents(sum(map(len, parts)), read))
+  for split in zip(*files):
+    read = functools.partial(itertools.chain.from_iterable, split)
+    splits.append(Documents(sum(map(len, split)), read))
   return splits
 
 
@@ -209,8 +207,7 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
   paths = sorted(filter(os.path.isfile, matches))
   if not paths:
     raise ValueError(
-      f"corpus is '{corpus}:{place}' but no file matches; give a glob such "
-      f"as '{corpus}:/data/*.txt'."
+      f"corpus is '{corpus}:{place}' but no file matches; give a glob."
     )
   return paths, column
 
@@ -232,7 +229,7 @@ def text(place: str, cache: str) -> Corpus:
       digest.update(column.encode())
   source = digest.hexdigest()
   folder = os.path.join(cache, source[:16])
-  splits = _open_files(paths, column, folder, cut=True)
+  splits = _open_files(paths, column, folder, _CUTS)
   return Corpus("text", source, dict(zip(_SPLITS, splits)))
 
 
@@ -247,7 +244,7 @@ def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
     facts = [sizes, held_out] if column == "text" else [sizes, held_out, column]
     source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     folder = os.path.join(cache, source[:16])
-    (documents,) = _open_files(paths, column, folder, cut=False)
+    (documents,) = _open_files(paths, column, folder, ())
   else:
     name = "Skylion007/openwebtext"
     fix = "check the connection, or use local files as openwebtext:GLOB."
@@ -273,13 +270,10 @@ def tfds(place: str) -> Corpus:
   default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   directory = os.path.expanduser(directory or default)
   library = errors.require("tensorflow_datasets", "data")
+  open_files = library.core.read_only_builder.builder_from_files
   title = f"the TFDS data set {name} in {directory}"
-  fix = (
-    f"prepare it with: tfds build {name} --file_format=array_record "
-    f"--data_dir={directory}."
-  )
-  with errors.reading(title, fix):
-    open_files = library.core.read_only_builder.builder_from_files
+  fix = f"tfds build {name} --file_format=array_record --data_dir={directory}"
+  with errors.reading(title, f"prepare it with: {fix}."):
     builder = open_files(name, data_dir=directory)
     sources = builder.as_data_source()  # of every split
   if "text" not in builder.info.features:
