@@ -65,15 +65,6 @@ def test_the_order_never_changes_between_releases():
 
 
 @pytest.mark.parametrize(
-  ("size", "count", "match"),
-  [(11, 1, "have 10 rows"), (0, 1, "1..10"), (9, 2, "count, which is 2")],
-)
-def test_invalid_batch_sizes_are_rejected(size, count, match):
-  with pytest.raises(ValueError, match=match):
-    batches.batch_at(rows(10), 0, batch_size=size, seed=0, process_count=count)
-
-
-@pytest.mark.parametrize(
   ("limit", "counts"),
   [(None, [4, 4, 2]), (5, [4, 1]), (8, [4, 4]), (99, [4, 4, 2])],
 )

@@ -98,13 +98,11 @@ def _check_names(path, names, entries):
 
 
 def _check_tensors(path, tensors, shapes):
-  wrong = [
-    f"{name} is {tensors[name].kind} {list(tensors[name].shape)}, expected "
-    f"{list(shape)}"
-    for name, shape in shapes.items()
-    if tensors[name].shape != shape
-    or tensors[name].kind not in containers.DTYPES
-  ]
+  wrong = []
+  for name, expected in shapes.items():
+    shape, kind, _ = tensors[name]
+    if shape != expected or kind not in containers.DTYPES:
+      wrong.append(f"{name} is {kind} {shape}, expected {expected}")
   if wrong:
     raise ValueError(
       f"{path} must hold float32, float16 or bfloat16 numbers in the shapes "

@@ -61,14 +61,9 @@ def batch_at(
 ) -> np.ndarray:
   """Returns this process's rows of a step's batch, int32 [rows, L].
 
-  Processes have equal, consecutive shards.
+  Processes have equal, consecutive shards: process_count divides batch_size.
   """
   N = len(packed.tokens_NL)
-  if not 1 <= batch_size <= N or batch_size % process_count:
-    raise ValueError(
-      f"batch_size is {batch_size} but the data have {N} rows; choose one of "
-      f"1..{N} that is divisible by process_count, which is {process_count}."
-    )
   shard_size = batch_size // process_count
   first = step * batch_size + process_index * shard_size
   rows = row_at(np.arange(first, first + shard_size), N, seed)
