@@ -258,7 +258,7 @@ socket.getaddrinfo = lambda *args, **kwargs: sys.exit("network")
 from dsl_jax.data import batches, prepare
 for corpus in ("tfds:lm1b@{tmp_path}", "text:{tmp_path}/a.jsonl"):
   prepare.prepare(corpus=corpus, tokenizer="text8", length=8,
-                  out="{tmp_path}/out" + corpus[:3], progress=False)
+                  out="{tmp_path}/out" + corpus[:3])
 assert "tensorflow_datasets" in sys.modules and "datasets" in sys.modules
 assert "tensorflow" not in sys.modules and "torch" not in sys.modules
 """

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from dsl_jax.data import characters, packing
+from dsl_jax.data import packing, tokenizers
 
 ORIGIN = packing.Origin("here", "s", "text8")
 
@@ -25,7 +25,7 @@ class Words:
 
 
 def write(directory, documents, tokenizer=None, length=4, **settings):
-  tokenizer = tokenizer or characters.text8()
+  tokenizer = tokenizer or tokenizers.load("text8")
   settings = {"length": length, "origin": ORIGIN} | settings
   return packing.write(
     str(directory), "train", documents, tokenizer, **settings
@@ -35,7 +35,7 @@ def write(directory, documents, tokenizer=None, length=4, **settings):
 def test_characters_are_cut_plainly_with_one_space_between_documents(tmp_path):
   packed = write(tmp_path, [" One,", "two ", " three", "", "4 x"], length=5)
   text = " one two three four xy"
-  assert characters.text8().decode(packed.tokens_NL.ravel()) == text[:20]
+  assert tokenizers.load("text8").decode(packed.tokens_NL.ravel()) == text[:20]
   assert packed.tokens_NL.dtype == np.int32
   assert packed.tokens_NL.shape == (4, 5)
 
@@ -69,7 +69,8 @@ def test_the_manifest_describes_the_rows(tmp_path):
   assert packed.manifest == {
     "split": "train", "length": 4, "rows": 1, "vocab_size": 27, "wrap": False,
     "corpus": "here", "source": "s", "tokenizer": "text8", "documents": 2,
-    "fingerprint": characters.text8().fingerprint, "tokens": 6, "dropped": 2,
+    "fingerprint": tokenizers.load("text8").fingerprint,
+    "tokens": 6, "dropped": 2,
     "text_sha256": hashlib.sha256(b"abc\0de\0").hexdigest(),
     "data_sha256": digest, "chunk_sha256": [digest],
     "manifest_sha256": packed.manifest["manifest_sha256"],
@@ -91,8 +92,8 @@ def test_other_settings_are_rejected_and_overwrite_nothing(tmp_path):
   before = {x.name: x.read_bytes() for x in tmp_path.iterdir()}
   for change in (
     {"length": 3},
-    {"tokenizer": characters.text8_mdlm()},
-    {"tokenizer": characters.text8_mdlm(), "wrap": True},
+    {"tokenizer": tokenizers.load("text8-mdlm")},
+    {"tokenizer": tokenizers.load("text8-mdlm"), "wrap": True},
     {"origin": ORIGIN._replace(source="t")},
   ):
     with pytest.raises(ValueError, match="was prepared with"):
@@ -103,13 +104,13 @@ def test_other_settings_are_rejected_and_overwrite_nothing(tmp_path):
 def test_a_killed_process_leaves_no_split_and_the_next_writes_it(tmp_path):
   code = f"""
 import os, signal
-from dsl_jax.data import characters, packing
+from dsl_jax.data import packing, tokenizers
 def documents():
   yield "abc " * 1000
   yield "def " * 1000
   os.kill(os.getpid(), signal.SIGKILL)
 packing._TOKENS = 10
-packing.write({str(tmp_path)!r}, "train", documents(), characters.text8(),
+packing.write({str(tmp_path)!r}, "train", documents(), tokenizers.load("text8"),
               length=4, origin=packing.Origin("here", "s", "text8"))
 """
   killed = subprocess.run([sys.executable, "-c", code], check=False)

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from dsl_jax.data import characters, packing, prepare
+from dsl_jax.data import packing, prepare, tokenizers
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def arguments(tmp_path):
   path.write_text("It was the best of times, it was the worst. " * 100)
   return {
     "corpus": f"text:{path}", "tokenizer": "text8", "length": 8,
-    "out": str(tmp_path / "out"), "progress": False,
+    "out": str(tmp_path / "out"),
   }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_the_command_packs_kjv_and_is_then_a_no_op(tmp_path):
   assert "validation: 2983 rows of 64 tokens from 59 documents" in first.stdout
   assert "59/59" in first.stderr  # the progress bar
   row = packing.load(out, "validation").tokens_NL[0]
-  text = characters.text8().decode(row)
+  text = tokenizers.load("text8").decode(row)
   assert text.startswith("now these are the generations of the sons of")
   assert not packing.is_finished(out, "train")
   again = call(*flags)

@@ -8,7 +8,7 @@ import argparse
 import pathlib
 import sys
 
-from dsl_jax.convert import fingerprint, folder, mdlm, source
+from dsl_jax.convert import fingerprint, folder, mdlm
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import workdir as workdir_lib
 
@@ -38,11 +38,10 @@ def _load_mdlm(args):
   options["use_ema"] = not args.raw
   params, cfg = mdlm.load(args.source, progress=True, **options)
   given = {key: options.get(key) for key in ("use_ema", "mask_id", "heads")}
-  opened = source.open_mdlm(args.source, **given)
+  opened = mdlm.open_mdlm(args.source, **given)
   length = args.length or opened.config.get("model_length", 1024)
-  clean_snr = opened.config.get(folder.CLEAN_SNR)
-  saved = {"mask_id": opened.mask_id, "length": length, "clean_snr": clean_snr}
-  return params, cfg, saved
+  saved = {"length": length, "clean_snr": opened.config.get(folder.CLEAN_SNR)}
+  return params, cfg, saved | {"mask_id": opened.mask_id}
 
 
 def _convert(args):

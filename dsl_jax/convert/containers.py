@@ -5,15 +5,17 @@ that a checkpoint with optimiser states costs no more memory than the weights
 taken from it.
 """
 
-import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from dsl_jax.runtime import errors
 
 # Admitted types by their names in PyTorch's and in safetensors' files.
 DTYPES = {
@@ -42,25 +44,16 @@ class Container(NamedTuple):
   metadata: dict[str, str]  # a safetensors file's own text entries
 
 
-@contextlib.contextmanager
-def readable(path: pathlib.Path) -> Iterator[None]:
+def readable(path: pathlib.Path) -> AbstractContextManager[None]:
   """Turns whatever reading a file raises into one sentence."""
-  try:
-    yield
-  except Exception as error:  # damaged bytes can raise any type
-    text = " ".join(str(error).split()).rstrip(".")[:300]
-    raise ValueError(
-      f"{path} cannot be read ({text or type(error).__name__}); fix it, or "
-      "download or save it again."
-    ) from error
+  return errors.reading(str(path), "fix it, or download or save it again.")
 
 
 def read_json(path: pathlib.Path) -> dict:
   """Reads a file that must hold a JSON object."""
-  with readable(path):
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-      raise ValueError("it is not a JSON object")
+  content = json.loads(path.read_text(encoding="utf-8"))
+  if not isinstance(content, dict):
+    raise ValueError("it is not a JSON object")
   return content
 
 
@@ -86,17 +79,18 @@ def read_safetensors(path: pathlib.Path) -> Container:
 
 def read_shards(index: pathlib.Path) -> Container:
   """Joins the .safetensors files beside an index that lists their tensors."""
-  weight_map = read_json(index)["weight_map"]
+  with readable(index):
+    weight_map = read_json(index)["weight_map"]
+    names = sorted({str(name) for name in weight_map.values()})
   tensors: dict[str, LazyTensor] = {}
   stored = []
-  for name in sorted({str(name) for name in weight_map.values()}):
-    path = index.parent / name
-    if path.parent != index.parent:
-      raise ValueError(f"{name[:80]} is not beside it")
-    with readable(path):
-      shard = read_safetensors(path).tensors
+  for name in names:
+    with readable(index.parent / name):
+      shard = read_safetensors(index.parent / pathlib.Path(name).name).tensors
     stored += [(key, name) for key in shard]
     tensors |= shard
   if sorted(stored) != sorted(weight_map.items()):
-    raise ValueError("it and its files list different tensors")
+    raise ValueError(
+      f"{index} and its files list different tensors; download them again."
+    )
   return Container(tensors, None, {})

@@ -56,32 +56,30 @@ class Entry(NamedTuple):
 
   key: str
   path: str
-  block: int | None
   shape: str
   layout: str
+  block: int | None = None
 
   def expected_shape(self, sizes: Sizes) -> tuple[int | None, ...]:
     """Returns the shape that the file's tensor must have."""
-    M = sizes.width
     lengths = {"R": sizes.rows, "V": sizes.rows - 1, "D": sizes.sphere_dim}
-    lengths |= {"C": sizes.cond_dim, "256": 256}
-    lengths |= {"M": M, "2M": 2 * M, "3M": 3 * M, "4M": 4 * M, "6M": 6 * M}
+    lengths |= {"C": sizes.cond_dim, "256": 256, "M": sizes.width}
+    lengths |= {f"{k}M": k * sizes.width for k in (2, 3, 4, 6)}
     return tuple(lengths[word] for word in self.shape.split())
 
 
 def entries(depth: int, with_converter: bool) -> Iterator[Entry]:
   """Yields every weight, MDLM's in the order of its parameters."""
-  for key, path, shape, layout in _BEFORE:
-    yield Entry(key, path, None, shape, layout)
+  for row in _BEFORE:
+    yield Entry(*row)
   for i in range(depth):
     for key, path, shape, layout in _BLOCK:
-      yield Entry(f"blocks.{i}.{key}", f"blocks.{path}", i, shape, layout)
+      yield Entry(f"blocks.{i}.{key}", f"blocks.{path}", shape, layout, i)
   for key, path, shape, layout in _OUTPUT:
-    yield Entry(f"output_layer.{key}", path, None, shape, layout)
+    yield Entry(f"output_layer.{key}", path, shape, layout)
   if with_converter:
     for name, shape in _CONVERTER:
-      path = f"converter.{name}"
-      yield Entry(f"dsl.{path}", path, None, shape, "same")
+      yield Entry(CONVERTER + name, f"converter.{name}", shape, "same")
 
 
 def check_mask_id(mask_id: int | None, rows: int) -> int:
@@ -97,29 +95,24 @@ def check_mask_id(mask_id: int | None, rows: int) -> int:
 
 def to_dsl(array: np.ndarray, layout: str, mask_id: int) -> np.ndarray:
   """Converts MDLM's layout to ours: [in, out] kernels, the mask's row last."""
-  if layout == "transposed":
-    return array.T
   if layout == "mask last":
     tokens = np.delete(array, mask_id, axis=0)
     return np.concatenate([tokens, array[mask_id : mask_id + 1]])
   if layout == "no mask":
     return np.delete(array, mask_id, axis=0)
-  return array
+  return array.T if layout == "transposed" else array
 
 
 def to_mdlm(array: np.ndarray, layout: str, mask_id: int) -> np.ndarray:
   """Inverts `to_dsl`; the head's row for the mask becomes zeros.
 
-  MDLM's own training leaves zeros there: the row starts at zero and gets no
-  gradient, because the mask's logit is overwritten by -inf.
+  So does MDLM's own training: the row starts at zero and gets no gradient.
   """
-  if layout == "transposed":
-    return array.T
   if layout == "mask last":
     return np.insert(array[:-1], mask_id, array[-1], axis=0)
   if layout == "no mask":
     return np.insert(array, mask_id, 0, axis=0)
-  return array
+  return array.T if layout == "transposed" else array
 
 
 def inverse_frequencies(head_dim: int) -> np.ndarray:

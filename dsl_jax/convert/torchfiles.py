@@ -1,8 +1,8 @@
 """Reads the files of torch.save; PyTorch is not needed.
 
-Since PyTorch 1.6 such a file is a zip archive: data.pkl, a pickle of the saved
-object, and one uncompressed record of bytes for every storage. The pickle is
-read without importing or calling anything that it names.
+Such a file is a zip archive of data.pkl, a pickle of the saved object, and one
+uncompressed record for every storage. The pickle is read without importing or
+calling anything that it names.
 """
 
 import functools
@@ -19,19 +19,19 @@ import numpy as np
 from dsl_jax.convert import containers
 
 _MAX_OPCODES = 5_000_000  # a checkpoint with a tokenizer has below 1 million
-# Not written by torch.save: DICT hashes its keys, PUT and GET
-# index the memo by any integer, EXT* write to a cache of the interpreter, INST
-# and OBJ call classes.
-_FORBIDDEN = {"DICT", "EXT1", "EXT2", "EXT4", "GET", "INST", "OBJ"}
-_FORBIDDEN |= {"NEXT_BUFFER", "PUT", "READONLY_BUFFER"}
+# Not written by torch.save: DICT hashes its keys, PUT and GET index the memo by
+# any integer, EXT* write to a cache of the interpreter, INST and OBJ call
+# classes.
+_FORBIDDEN = {"DICT", "EXT1", "EXT2", "EXT4", "GET", "INST", "OBJ", "PUT"}
+_FORBIDDEN |= {"NEXT_BUFFER", "READONLY_BUFFER"}
 
 
 class Storage(NamedTuple):
-  """The numbers of one record, `size` elements of PyTorch's type `kind`."""
+  """The numbers of one record."""
 
-  kind: str
+  kind: str  # PyTorch's type
   record: str
-  size: int
+  size: int  # elements
 
 
 class _View(NamedTuple):
@@ -70,9 +70,8 @@ class _TextDict(dict):
 
 def _rebuild_tensor(args):
   """Takes storage, offset, shape, strides, requires_grad, hooks, metadata."""
-  if len(args) not in (6, 7) or any(args[6:]):  # metadata: a negated view
-    return _Inert()
-  return _View(*args[:4])
+  is_plain = len(args) in (6, 7) and not any(args[6:])  # not a negated view
+  return _View(*args[:4]) if is_plain else _Inert()
 
 
 _ADMITTED = {
@@ -85,10 +84,9 @@ _ADMITTED = {
 class _Unpickler(pickle._Unpickler):
   """Admits tensors and plain containers; everything else becomes `_Inert`.
 
-  This is the standard library's reader in Python. The one in C hashes and
-  compares the keys of plain dicts: a tuple (t, t) nested 40 deep takes 2^40
-  steps, and n integers with equal hashes take n^2. Here only text is hashed,
-  and every step is linear in the bytes that it consumes.
+  This is the standard library's reader in Python. The one in C hashes the keys
+  of dicts: a tuple (t, t) nested 40 deep takes 2^40 steps, n integers with
+  equal hashes n^2. Here only text is hashed, in steps linear in the bytes.
   """
 
   def find_class(self, module, name):
@@ -158,13 +156,11 @@ def _check_view(name, view) -> int:
   if type(view) is not _View or type(view.storage) is not Storage:
     raise ValueError(f"{name} is not a plain tensor")
   (_, _, size), offset, shape, strides = view
-  if not (
-    type(shape) is type(strides) is tuple
-    and len(shape) == len(strides)
-    and all(
-      type(number) is int and 0 <= number < 2**40
-      for number in (size, offset, *shape, *strides)
-    )
+  is_valid = type(shape) is type(strides) is tuple
+  is_valid = is_valid and len(shape) == len(strides)
+  if not is_valid or not all(
+    type(number) is int and 0 <= number < 2**40
+    for number in (size, offset, *shape, *strides)
   ):
     raise ValueError(f"{name} has an impossible shape, offset or stride")
   if len(set(shape)) < len(shape) == 2 and strides[0] < strides[1]:
@@ -206,14 +202,15 @@ def _lazy_tensors(named_views, load) -> dict[str, containers.LazyTensor]:
 
   tensors = {}
   ranges: dict[str, list] = {}  # by record: first element, end, tensor
-  for name, view in named_views:
-    end = _check_view(name[:80], view)
-    used = ranges.setdefault(view.storage.record, [])
-    used.append((view.offset, end, name[:80]))
-    read = functools.partial(read_array, name[:80], view)
-    tensors[name] = containers.LazyTensor(view.shape, view.storage.kind, read)
-  for used in ranges.values():
-    for (_, end, name), (start, _, other) in itertools.pairwise(sorted(used)):
+  for key, view in named_views:
+    name = key[:80]
+    end = _check_view(name, view)
+    part = view.offset, end, name
+    ranges.setdefault(view.storage.record, []).append(part)
+    read = functools.partial(read_array, name, view)
+    tensors[key] = containers.LazyTensor(view.shape, view.storage.kind, read)
+  for parts in ranges.values():
+    for (_, end, name), (start, _, other) in itertools.pairwise(sorted(parts)):
       if start < end:
         raise ValueError(f"{name} and {other} share numbers of one storage")
   return tensors
@@ -222,21 +219,21 @@ def _lazy_tensors(named_views, load) -> dict[str, containers.LazyTensor]:
 def read(path: pathlib.Path) -> containers.Container:
   """Reads names and shapes of the tensors in a zip archive of torch.save."""
   with zipfile.ZipFile(path) as archive:
-    names = [n for n in archive.namelist() if n.endswith("/data.pkl")]
-    if len(names) != 1:
+    names = archive.namelist()
+    roots = [name[:-8] for name in names if name.endswith("/data.pkl")]
+    if len(roots) != 1:
       raise ValueError("it has no single data.pkl")
-    order = names[0].removesuffix("data.pkl") + "byteorder"
-    if order in archive.namelist() and _record(archive, order) != b"little":
+    order = f"{roots[0]}byteorder"
+    if order in names and _record(archive, order) != b"little":
       raise ValueError("its numbers are not little-endian")
-    content = unpickle(_record(archive, names[0]))
+    content = unpickle(_record(archive, f"{roots[0]}data.pkl"))
   if not isinstance(content, dict):
     raise ValueError("it holds no state dict")
 
   @functools.lru_cache(maxsize=1)  # views of one storage follow one another
   def load(storage):
     with zipfile.ZipFile(path) as archive:
-      root = names[0].removesuffix("data.pkl")
-      return _record(archive, f"{root}data/{storage.record}")
+      return _record(archive, f"{roots[0]}data/{storage.record}")
 
   state = content.get("state_dict", content)
   tensors = _lazy_tensors(state.items(), load)

@@ -80,10 +80,9 @@ def batch_at(
 def eval_batches(
   packed: Packed, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the rows in order, at most `limit`, in batches of one shape.
+  """Yields tokens int32 [B, L] and mask float32 [B, L], at most `limit` rows.
 
-  Yields tokens int32 [B, L] and mask float32 [B, L]: 1 where the token counts,
-  0 in the rows of zeros that fill up the last batch.
+  The mask is 0 in the rows of zeros that fill up the last batch.
   """
   rows_NL = packed.tokens_NL[:limit]
   for first in range(0, len(rows_NL), batch_size):

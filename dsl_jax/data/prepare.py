@@ -22,20 +22,17 @@ def prepare(
   splits: Sequence[str] | None = None,
   wrap: bool | None = None,
   held_out: int = 100_000,
-  progress: bool = True,
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
 
-  After an interruption, call it again: finished splits are kept, an unfinished
-  one is made from the start. Of several processes with one directory one
-  writes and the others wait; nothing is written when all splits are finished.
-  See `corpora.load`, `tokenizers.load` and `packing.write` for the arguments.
+  Of several processes with one directory one writes and the others wait. See
+  `corpora.load`, `tokenizers.load` and `packing.write` for the arguments.
   """
   encoder = tokenizers.load(tokenizer)
   cache = os.path.join(out, "corpus")
   texts = corpora.load(corpus, cache=cache, held_out=held_out)
   names = list(texts.splits) if splits is None else list(splits)
-  for name in names or [""]:
+  for name in names:
     if name not in texts.splits:
       raise ValueError(
         f"splits has {name!r} but corpus {corpus!r} has "
@@ -49,9 +46,9 @@ def prepare(
       lock = stack.enter_context(open(os.path.join(out, ".lock"), "w"))
       fcntl.flock(lock, fcntl.LOCK_EX)  # waits for other writers
     for name in names:
-      quiet = not progress or packing.is_finished(out, name)
+      quiet = packing.is_finished(out, name)
       documents = tqdm.tqdm(
-        texts.splits[name], desc=name, unit=" documents", disable=quiet
+        texts.splits[name], name, unit=" documents", disable=quiet
       )
       packed[name] = packing.write(
         out, name, documents, encoder, length=length, origin=origin, wrap=wrap

@@ -25,8 +25,7 @@ def parse(
 ) -> Prompt:
   """Parses a prompt; the positions after its last token are open.
 
-  The texts between gaps are encoded separately, so that their tokens are the
-  same in every sample. Errors begin with the name.
+  Texts between gaps are encoded separately. Errors begin with the name.
   """
   tokens: list[int] = []
   given: list[bool] = []
@@ -50,26 +49,16 @@ def parse(
       f"{name} has {len(tokens)} tokens with its gaps; use at most "
       f"data.length, which is {length}, and leave a position open."
     )
-  padding = length - len(tokens)
-  return Prompt(
-    text,
-    np.pad(np.array(tokens, np.int32), (0, padding)),
-    np.pad(np.array(given, bool), (0, padding)),
-  )
+  tokens_L, prompt_mask_L = np.zeros(length, np.int32), np.zeros(length, bool)
+  tokens_L[: len(tokens)], prompt_mask_L[: len(given)] = tokens, given
+  return Prompt(text, tokens_L, prompt_mask_L)
 
 
 def load_lines(path: str) -> list[tuple[str, str]]:
-  """Loads a file of prompts, one per line; empty lines are left out.
-
-  Returns the name, for errors, and the text of each.
-  """
+  """Loads a name for errors and the text of every line that is not empty."""
   with errors.reading(f"the prompts {path!r}", "give a UTF-8 text file."):
     lines = pathlib.Path(path).read_text("utf-8").split("\n")
-  prompts = [
-    (f"line {number} of {path}", line)
-    for number, line in enumerate(lines, 1)
-    if line
-  ]
-  if not prompts:
+  named = [(f"line {i} of {path}", line) for i, line in enumerate(lines, 1)]
+  if not any(lines):
     raise ValueError(f"the prompts {path!r} are empty; write one per line.")
-  return prompts
+  return [(name, line) for name, line in named if line]

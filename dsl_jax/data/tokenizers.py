@@ -1,17 +1,16 @@
 """Tokenizers by spec: characters, GPT-2's byte-level BPE, SentencePiece."""
 
 import hashlib
-import io
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from dsl_jax.data import characters
 from dsl_jax.runtime import errors
 
 SPECS = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR", "sentencepiece:FILE")
@@ -19,6 +18,11 @@ _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_WORDS = "zero one two three four five six seven eight nine"
+_DIGITS = {ord("0") + n: f" {word} " for n, word in enumerate(_WORDS.split())}
+_SPELLED = str.maketrans(_LETTERS.upper(), _LETTERS) | _DIGITS
+_MDLM_SPECIALS = "[CLS] [SEP] [BOS] [EOS] [PAD] [RESERVED] [UNK]"
 
 
 class Tokenizer(Protocol):
@@ -40,8 +44,63 @@ class Tokenizer(Protocol):
     """Returns the text of ids."""
 
 
+def cut(text: str, size: int, edge: str) -> Iterator[str]:
+  """Cuts out the first match of `edge` after every `size` characters."""
+  pattern, start = re.compile(edge), 0
+  while match := pattern.search(text, start + size):
+    yield text[start : match.start()]
+    start = match.end()
+  yield text[start:]
+
+
+def normalize_text8(text: str) -> str:
+  """Maps any text onto a-z and single spaces, as the text8 script does."""
+  return re.sub("[^a-z]+", " ", text.translate(_SPELLED))
+
+
+class CharTokenizer:
+  """One id per character, and names of more than one for special ids."""
+
+  def __init__(self, name: str, symbols: Sequence[str]):
+    self.name = name
+    self.vocab_size = len(symbols)
+    has_markers = "[BOS]" in symbols
+    self.bos_id = symbols.index("[BOS]") if has_markers else None
+    self.eos_id = symbols.index("[EOS]") if has_markers else None
+    listing = "\n".join(symbols)
+    self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
+    self._symbols = np.array(symbols, object)
+    self._id_of = np.full(256, -1, np.int32)
+    for token, symbol in enumerate(symbols):
+      if len(symbol) == 1:
+        self._id_of[ord(symbol)] = token
+
+  def encode(self, text: str) -> np.ndarray:
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    tokens = self._id_of[np.minimum(codes, 255)]
+    if tokens.size and tokens.min() < 0:
+      position = int(np.argmax(tokens < 0))
+      raise ValueError(
+        f"text has {text[position]!r} at position {position}, outside the "
+        f"alphabet of tokenizer {self.name!r}; apply normalize_text8 first."
+      )
+    return tokens
+
+  def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self.encode(text) for text in texts]
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    ids = np.asarray(ids, np.int64)
+    if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
+      raise ValueError(
+        f"ids are in {ids.min()}..{ids.max()} but tokenizer {self.name!r} "
+        f"has 0..{self.vocab_size - 1}; use the tokenizer that made them."
+      )
+    return "".join(self._symbols[ids])
+
+
 class Gpt2Tokenizer:
-  """GPT-2's byte-level BPE, 50257 ids; 50256 begins and ends a row."""
+  """GPT-2's byte-level BPE."""
 
   def __init__(self, vocab_path: str, merges_path: str):
     library = errors.require("tokenizers", "data")
@@ -55,17 +114,17 @@ class Gpt2Tokenizer:
         raise ValueError(f"{len(vocab)} ids instead of {_GPT2_VOCAB}")
     self.name = "gpt2"
     self.vocab_size = _GPT2_VOCAB
-    self.bos_id: int | None = _GPT2_VOCAB - 1
-    self.eos_id: int | None = _GPT2_VOCAB - 1
+    self.bos_id: int | None = 50256  # <|endoftext|>
+    self.eos_id: int | None = 50256
     content = json.dumps([sorted(vocab, key=vocab.get), merges])
     self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
     self._bpe = library.Tokenizer(model)
-    byte_level = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    self._bpe.pre_tokenizer = byte_level
+    pieces = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    self._bpe.pre_tokenizer = pieces
     self._bpe.decoder = library.decoders.ByteLevel()
 
   def encode(self, text: str) -> np.ndarray:
-    parts = characters.cut(text, _ENCODED, _WORD)
+    parts = cut(text, _ENCODED, _WORD)
     ids = [self._bpe.encode(part).ids for part in parts]
     return np.array(list(itertools.chain(*ids)), np.int32)
 
@@ -79,18 +138,17 @@ class Gpt2Tokenizer:
     return self._bpe.decode(np.asarray(ids).tolist())
 
 
-def _find_gpt2(directory: str) -> tuple[str, str]:
+def _find_gpt2(directory: str) -> list[str]:
   """GPT-2's two tables in a directory, or from the Hugging Face hub for ""."""
   if not directory:
     hub = errors.require("huggingface_hub", "data")
     fix = "check the connection, or give a local copy as gpt2:DIR."
     with errors.reading("the tokenizer gpt2 of the Hugging Face hub", fix):
-      vocab, merges = (hub.hf_hub_download("gpt2", x) for x in _GPT2_FILES[0])
-    return vocab, merges
+      return [hub.hf_hub_download("gpt2", name) for name in _GPT2_FILES[0]]
   for names in _GPT2_FILES:
-    vocab, merges = (os.path.join(directory, name) for name in names)
-    if os.path.isfile(vocab) and os.path.isfile(merges):
-      return vocab, merges
+    paths = [os.path.join(directory, name) for name in names]
+    if all(map(os.path.isfile, paths)):
+      return paths
   raise ValueError(
     f"tokenizer is 'gpt2:{directory}' but that directory has no tables; put "
     "vocab.json and merges.txt there."
@@ -98,12 +156,9 @@ def _find_gpt2(directory: str) -> tuple[str, str]:
 
 
 class SentencePieceTokenizer:
-  """A SentencePiece model file."""
-
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
-    fix = "train a model with tokenizers.train_sentencepiece."
-    with errors.reading(path, fix):
+    with errors.reading(path, "train a model with spm_train."):
       content = pathlib.Path(path).read_bytes()
       if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError("it is empty")
@@ -124,47 +179,13 @@ class SentencePieceTokenizer:
     return self._model.decode(np.asarray(ids).tolist())
 
 
-def train_sentencepiece(
-  texts: Iterable[str], out: str, vocab_size: int
-) -> SentencePieceTokenizer:
-  """Trains a lossless unigram model with byte fallback and writes it to `out`.
-
-  Of `vocab_size` ids 259 are markers and bytes. Long lines are cut.
-  """
-  library = errors.require("sentencepiece", "data")
-  lines = (
-    line[start : start + 4000]
-    for text in texts
-    for line in text.splitlines()
-    for start in range(0, len(line), 4000)
-  )
-  model = io.BytesIO()
-  library.SentencePieceTrainer.train(
-    sentence_iterator=lines,
-    model_writer=model,
-    vocab_size=vocab_size,
-    byte_fallback=True,
-    normalization_rule_name="identity",
-    add_dummy_prefix=False,
-    remove_extra_whitespaces=False,
-    max_sentence_length=16000,  # bytes; longer lines are silently dropped
-    minloglevel=2,
-  )
-  pathlib.Path(out).write_bytes(model.getvalue())
-  return SentencePieceTokenizer(out)
-
-
 def load(spec: str) -> Tokenizer:
-  """Makes the tokenizer that a spec of `SPECS` names.
-
-  `gpt2` fetches its tables from the Hugging Face hub; `gpt2:DIR` has
-  vocab.json and merges.txt, or encoder.json and vocab.bpe.
-  """
+  """Makes the tokenizer that a spec of `SPECS` names."""
   name, _, where = spec.partition(":")
   if spec == "text8":
-    return characters.text8()
-  if spec == "text8-mdlm":
-    return characters.text8_mdlm()
+    return CharTokenizer(spec, [" ", *_LETTERS])
+  if spec == "text8-mdlm":  # MDLM's numbering without its mask row
+    return CharTokenizer(spec, [*_MDLM_SPECIALS.split(), *_LETTERS, " "])
   if name == "gpt2":
     return Gpt2Tokenizer(*_find_gpt2(where))
   if name == "sentencepiece" and where:

@@ -53,7 +53,7 @@ def reading(name: str, fix: str) -> Iterator[None]:
     yield
   except Exception as error:  # every library has its own exceptions
     cause = error.__cause__ or error
-    reason = str(cause).partition("\n")[0].rstrip(".: ")
+    reason = str(cause)[:300].partition("\n")[0].rstrip(".: ")
     raise ValueError(
       f"{name} cannot be read ({type(cause).__name__}: {reason}); {fix}"
     ) from error

@@ -17,12 +17,15 @@ vocabulary and rows must be; anything else is an error.
 import argparse
 import hashlib
 import html
+import io
 import json
 import pathlib
 import re
 import subprocess
 import unicodedata
 from collections.abc import Iterable
+
+import sentencepiece
 
 from dsl_jax.data import corpora, packing, tokenizers
 
@@ -123,8 +126,26 @@ def prepare(out: str = OUT) -> dict[str, packing.Packed]:
 
 
 def train_vocabulary(texts: Iterable[str]) -> None:
-  """Trains the vocabulary that is kept beside this file."""
-  tokenizers.train_sentencepiece(texts, str(VOCABULARY), PIECES)
+  """Trains the lossless vocabulary that is kept beside this file."""
+  lines = (
+    line[start : start + 4000]
+    for text in texts
+    for line in text.splitlines()
+    for start in range(0, len(line), 4000)
+  )
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=lines,
+    model_writer=model,
+    vocab_size=PIECES,
+    byte_fallback=True,
+    normalization_rule_name="identity",
+    add_dummy_prefix=False,
+    remove_extra_whitespaces=False,
+    max_sentence_length=16000,  # bytes; longer lines are silently dropped
+    minloglevel=2,
+  )
+  VOCABULARY.write_bytes(model.getvalue())
 
 
 def vocabulary() -> tokenizers.Tokenizer:
