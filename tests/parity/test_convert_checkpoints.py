@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import torch_twin
 from dsl_jax import convert
-from dsl_jax.convert import source
+from dsl_jax.convert import mdlm
 
 CFG = torch_twin.Config(11, 8, 1, 2, mask_id=10, cond_dim=6)
 
@@ -90,8 +90,8 @@ def test_checkpoint_without_averages_gives_the_raw_weights(tmp_path):
 def weights(path):
   """The weights as bytes, or None where the file is rejected."""
   try:
-    tensors = source.open_mdlm(path).tensors.items()
-    return [source.read_finite(path, *item).tobytes() for item in tensors]
+    tensors = mdlm.open_mdlm(path).tensors.items()
+    return [mdlm.read_finite(path, *item).tobytes() for item in tensors]
   except ValueError:
     return None
 
@@ -126,7 +126,7 @@ def test_old_streams_are_rejected(tmp_path):
   path = tmp_path / "pytorch_model.bin"
   state = checkpoint()["state_dict"]
   torch.save(state, path, _use_new_zipfile_serialization=False)
-  with pytest.raises(ValueError, match=r"PyTorch 1\.6"):
+  with pytest.raises(ValueError, match=r"before PyTorch 1\.6"):
     convert.mdlm.load(path)
 
 
