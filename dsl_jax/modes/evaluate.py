@@ -32,34 +32,33 @@ _COLUMNS = {  # number -> its standard error
 }
 
 
-def _parse_bound(cfg, word):
-  """Returns the key in the results and the sample section of a bound's path."""
-  if word in ("endpoint", "integral"):
-    return word, None
-  name, _, steps = word.partition(":")
-  # The path "information" has a curve of its own, which is measured later.
-  paths = [name for name in named_samplers.names() if name != "information"]
-  if name not in paths:
-    hint = errors.nearest(name, ["endpoint", "integral", *paths])
-    raise errors.UserError(f"eval.bounds has {word!r}{hint}")
-  if steps and not (steps.isdecimal() and int(steps)):
-    raise errors.UserError(
-      f"eval.bounds has {word!r}; write {name}:64 for 64 steps."
-    )
-  count = int(steps) if steps else cfg.sample.steps
-  section = dataclasses.replace(cfg.sample, path=name, steps=count)
-  named_samplers.check(dataclasses.replace(cfg, sample=section))
-  if named_samplers.may_fall(name):
-    raise errors.UserError(
-      f"eval.bounds has {word!r}, whose SNRs may fall; the bound holds for "
-      "rising paths such as masked."
-    )
-  return f"{name}_{count}_steps", section
-
-
 def parse_bounds(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
   """Parses eval.bounds: the sample section of every bound that has a path."""
-  return dict(_parse_bound(cfg, w.strip()) for w in cfg.eval.bounds.split(","))
+  # The path "information" has a curve of its own, which is measured later.
+  paths = [name for name in named_samplers.names() if name != "information"]
+  sections: dict[str, config_lib.Sample | None] = {}
+  for word in map(str.strip, cfg.eval.bounds.split(",")):
+    if word in ("endpoint", "integral"):
+      sections[word] = None
+      continue
+    name, _, steps = word.partition(":")
+    if name not in paths:
+      hint = errors.nearest(name, ["endpoint", "integral", *paths])
+      raise errors.UserError(f"eval.bounds has {word!r}{hint}")
+    if steps and not (steps.isdecimal() and int(steps)):
+      raise errors.UserError(
+        f"eval.bounds has {word!r}; write {name}:64 for 64 steps."
+      )
+    if named_samplers.may_fall(name):
+      raise errors.UserError(
+        f"eval.bounds has {word!r}, whose SNRs may fall; the bound holds for "
+        "rising paths such as masked."
+      )
+    count = int(steps or cfg.sample.steps)
+    section = dataclasses.replace(cfg.sample, path=name, steps=count)
+    named_samplers.check(dataclasses.replace(cfg, sample=section))
+    sections[f"{name}_{count}_steps"] = section
+  return sections
 
 
 def table(bounds: dict[str, dict]) -> str:
@@ -104,8 +103,8 @@ def _path_bound(cfg, path_nats, params, key, tokens_BL):
   return np.mean(nats_SB, axis=0), stderr_B
 
 
-def _scorers(cfg, mesh, sections):
-  """Returns (params, key, tokens_BL) -> nats_B, stderr_B by bound, and mmse."""
+def _score(cfg, mesh, params, rows_NL, sections):
+  """Returns {bound: (nats_N, their stderr_N over draws)} and mmse_T."""
   denoiser, grid = denoiser_lib.make_denoiser(cfg.net), cfg.eval.snr_grid()
   clean_snr, draws = cfg.clean_snr, cfg.eval.draws
 
@@ -113,6 +112,7 @@ def _scorers(cfg, mesh, sections):
     function = functools.partial(function, denoiser=denoiser, **settings)
     return jax.jit(function, out_shardings=sharding_lib.replicated(mesh))
 
+  mmse_curve = jit(likelihood.mmse_curve, snr_grid=grid)
   path_nats = jit(likelihood.path_nats, clean_snr=clean_snr)
   scorers = {
     "endpoint": jit(likelihood.endpoint_nats, clean_snr=clean_snr, draws=draws),
@@ -122,12 +122,7 @@ def _scorers(cfg, mesh, sections):
     if section:
       with_path = dataclasses.replace(cfg, sample=section)
       scorers[name] = functools.partial(_path_bound, with_path, path_nats)
-  return scorers, jit(likelihood.mmse_curve, snr_grid=grid)
 
-
-def _score(cfg, mesh, params, rows_NL, sections):
-  """Returns {bound: (nats_N, their stderr_N over draws)} and mmse_T."""
-  scorers, mmse_curve = _scorers(cfg, mesh, sections)
   parts = {name: [] for name in sections}
   curves, weights = [], []
   for key, tokens, valid_B in trained.batched(cfg, rows_NL, "eval"):

@@ -173,14 +173,13 @@ def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
       for c, value in itertools.product((given, masked), values)
     }
   c = dataclasses.replace(masked, top_p=0.9, strict_top_p=True, temperature=1.0)
-  sections = {("masked", T): dataclasses.replace(c, steps=T) for T in values}
-  c = dataclasses.replace(c, remask_snr=0.0)
-  for T in values:
-    path, eta = "remask_cap", 0.04
-    if T >= cfg.data.length:
-      path, eta = "remask_loop", 0.02
-    remask = dataclasses.replace(c, path=path, eta=eta, steps=T)
-    sections["remask", T] = remask
+  sections = {("masked", n): dataclasses.replace(c, steps=n) for n in values}
+  for n in values:
+    capped = n < cfg.data.length
+    path, eta = ("remask_cap", 0.04) if capped else ("remask_loop", 0.02)
+    sections["remask", n] = dataclasses.replace(
+      c, path=path, eta=eta, remask_snr=0.0, steps=n
+    )
   return sections
 
 
