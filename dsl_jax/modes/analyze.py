@@ -136,10 +136,9 @@ def information(run: Run) -> dict:
   grid = run.cfg.eval.snr_grid()
 
   def curves(params, key, tokens_BL, **options):  # by row, for the error
-    def one(key, row_L):
-      return likelihood.mmse_curve(params, key, row_L[None], **options)
-
-    return jax.vmap(one)(jax.random.split(key, len(tokens_BL)), tokens_BL)
+    curve = functools.partial(likelihood.mmse_curve, params, **options)
+    keys = jax.random.split(key, len(tokens_BL))
+    return jax.vmap(curve)(keys, tokens_BL[:, None])
 
   mmse = _mean("mmse", run.over_rows("information", curves, snr_grid=grid))
   rate = grid * mmse["mmse"]  # per log SNR: the grid is geometric

@@ -136,35 +136,33 @@ def may_fall(name: str) -> bool:
 def check(cfg: config_lib.Config) -> None:
   """Raises a UserError if values of the sample section do not fit its path."""
   c = cfg.sample
-  for key, is_wrong, fix in (
-    ("sample.path", c.path not in _PATHS, errors.nearest(c.path, _PATHS)),
-    ("sample.steps", c.steps > 10**5, "; use at most 100,000."),
+  for is_met, message in (
     (
-      "sample.steps",
-      c.path == "hybrid" and c.steps < 2,
-      "; the hybrid path needs at least 2.",
+      c.path in _PATHS,
+      f"sample.path is {c.path!r}{errors.nearest(c.path, _PATHS)}",
+    ),
+    (c.steps <= 10**5, f"sample.steps is {c.steps}; use at most 100,000."),
+    (
+      c.path != "hybrid" or c.steps > 1,
+      f"sample.steps is {c.steps}; the hybrid path needs at least 2.",
     ),
     (
-      "law.sigma",
-      c.path == "lognormal" and not cfg.law.sigma,
-      "; the lognormal path needs one above 0.",
+      c.path != "lognormal" or cfg.law.sigma > 0,
+      f"law.sigma is {cfg.law.sigma}; the lognormal path needs one above 0.",
     ),
     (
-      "sample.snr_min",
-      c.snr_min > c.snr_max,
-      f"; it must be at most sample.snr_max, which is {c.snr_max}.",
+      c.snr_min <= c.snr_max,
+      f"sample.snr_min is {c.snr_min}; it must be at most sample.snr_max, "
+      f"which is {c.snr_max}.",
     ),
     (
-      "sample.remasks",
-      c.remasks and c.path not in ("remask_cap", "remask_loop"),
-      "; a budget is defined for remask_cap and remask_loop, so set it to 0 or "
-      "choose one of them.",
+      not c.remasks or c.path in ("remask_cap", "remask_loop"),
+      f"sample.remasks is {c.remasks}; a budget is defined for remask_cap and "
+      "remask_loop, so set it to 0 or choose one of them.",
     ),
   ):
-    if is_wrong:
-      section, name = key.split(".")
-      value = getattr(getattr(cfg, section), name)
-      raise errors.UserError(f"{key} is {value!r}{fix}")
+    if not is_met:
+      raise errors.UserError(message)
 
 
 def build(

@@ -133,9 +133,7 @@ def at_entropy(
   """
   order = np.argsort(entropy_K)
   entropy, logs = np.asarray(entropy_K)[order], np.log(perplexity_K)[order]
-  if not entropy[0] <= target <= entropy[-1]:
-    return math.nan
-  return float(np.exp(np.interp(target, entropy, logs)))
+  return float(np.exp(np.interp(target, entropy, logs, math.nan, math.nan)))
 
 
 def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
@@ -215,8 +213,7 @@ def show_table(name: str, cells: dict[tuple[str, float], dict]) -> str:
   if name == "owt_mauve" and {*columns} & {*_PUBLISHED_STEPS}:
     for label, figures in _PUBLISHED.items():
       by_steps = dict(zip(_PUBLISHED_STEPS, figures.split()))
-      words = [by_steps.get(x, "") for x in columns]
-      rows[label] = [word.replace("/", " / ") for word in words]
+      rows[label] = [by_steps.get(x, "").replace("/", " / ") for x in columns]
   lines = [
     f"{label:<32}" + "".join(f"{word:>40}" for word in words)
     for label, words in rows.items()
