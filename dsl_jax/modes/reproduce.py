@@ -67,18 +67,36 @@ def _digest(tree):
   return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def _features(judge, texts):
-  progress = tqdm.tqdm(texts.words, "features", unit="text", leave=False)
-  return perplexity.features(judge, progress)
+def _cached(path, make):
+  """Returns the array in a file, made and written as a whole if missing."""
+  if not path.exists():
+    array = make()
+    path.parent.mkdir(exist_ok=True)
+    with open(path.with_suffix(".tmp"), "wb") as file:
+      np.save(file, array)
+    os.replace(file.name, path)
+  return np.load(path)
 
 
-def _score(samples, human, human_ND, judge):
+def _features(folder, judge, words):
+  """Features of texts under a judge, kept in a folder."""
+
+  def make():
+    progress = tqdm.tqdm(words, "features", unit="text", leave=False)
+    return perplexity.features(judge, progress)
+
+  return _cached(folder / f"{_digest([judge.name, words])}.npy", make)
+
+
+def _score(samples, human, judge, folder):
   """Scores samples against human text: numbers with their errors, by name."""
 
   def mean(values):
     return estimate.ratio(values, np.ones(len(values)))
 
-  scores: dict = {"mauve": mauve.score(human_ND, _features(judge, samples))}
+  human_ND = _features(folder, judge, human.words)
+  samples_ND = _features(folder, judge, samples.words)
+  scores: dict = {"mauve": mauve.score(human_ND, samples_ND)}
   for protocol in (perplexity.remdm, perplexity.corrected):
     name = f"gen_ppl_{protocol.__name__}"
     progress = tqdm.tqdm(samples.words, name, unit="text", leave=False)
@@ -232,18 +250,18 @@ def _decode(tokens_NL, tokenizer):
 def _draw(cfg, params, mesh, tokenizer, section, path):
   """Draws the samples of a cell, or reads them; and what it took."""
   effort = path.with_suffix(".json")
-  if not path.exists():
+
+  def make():
     began = time.monotonic()
     tokens_NL, calls = named_samplers.draw(
       cfg, params, section, cfg.eval.samples, mesh=mesh
     )
     entry = {"calls": calls, "seconds": time.monotonic() - began}
     workdir_lib.write_json(str(path.parent), effort.name, entry)
-    # Last, completely or not at all: a cell with samples is finished.
-    with open(path.with_suffix(".tmp"), "wb") as file:
-      np.save(file, tokens_NL)
-    os.replace(file.name, path)
-  return _decode(np.load(path), tokenizer), json.loads(effort.read_text())
+    return tokens_NL
+
+  tokens_NL = _cached(path, make)
+  return _decode(tokens_NL, tokenizer), json.loads(effort.read_text())
 
 
 def _table_jobs(cfg, workdir, tokenizer, judged):
@@ -330,12 +348,11 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       errors.require("faiss", "eval")  # for MAUVE
       judge = judges.CausalJudge(cfg.eval.judge)
       human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
-      human_ND = _features(judge, human)
 
   for job in unscored:
     samples, effort = job.texts()
     with errors.user_errors():
-      scores = _score(samples, human, human_ND, judge)
+      scores = _score(samples, human, judge, folder / "features")
     scores |= job.identity | effort
     workdir_lib.write_json(str(folder), job.scores.name, scores)
   results = {k: json.loads(job.scores.read_text()) for k, job in jobs.items()}
