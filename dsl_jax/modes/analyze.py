@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
 from dsl_jax import likelihood, probes
 from dsl_jax.modes import named_samplers, plots, trained
@@ -20,7 +19,6 @@ from dsl_jax.quality import estimate
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
-from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 _RATES = (0.05, 0.1, 0.2)  # of tokens replaced, for repair
@@ -45,22 +43,18 @@ class Run(NamedTuple):
     denoiser = denoiser_lib.make_denoiser(self.cfg.net)
     probe = functools.partial(probe, denoiser=denoiser, **options)
     probe = jax.jit(probe, out_shardings=sharding_lib.replicated(mesh))
-    key = state_lib.stream(self.cfg.seed, stream)
-    batches = list(trained.batched(self.rows_NL, self.cfg.eval.batch_size))
     trees = []
-    for i, (tokens, mask) in enumerate(tqdm.tqdm(batches, stream, leave=False)):
-      tokens_BL = sharding_lib.put_batch(mesh, tokens)
-      tree = probe(self.params, jax.random.fold_in(key, i), tokens_BL)
-      rows = mask.any(axis=1)  # the last batch may be padded
-      trees.append(jax.tree.map(lambda x, n=rows: x[n], jax.device_get(tree)))
+    for key, tokens, valid in trained.batched(self.cfg, self.rows_NL, stream):
+      tree = probe(self.params, key, sharding_lib.put_batch(mesh, tokens))
+      trees.append(jax.tree.map(lambda x, n=valid: x[n], jax.device_get(tree)))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *trees)
 
 
 class Changes:
-  """Counts rewrites and remasks along a path, as a callback of the sampler.
+  """A callback of the sampler that counts rewrites and remasks.
 
-  A rewrite commits a token other than the one committed before at its
-  position. A remask takes a commitment back.
+  A rewrite commits another token than was committed before at its position.
+  A remask takes a commitment back.
   """
 
   rewrites_BL: np.ndarray | int = 0
@@ -85,11 +79,6 @@ def _watched_sections(cfg):
       # Only paths that remask have a budget.
       remasks = 0.0 if path == "masked" else cfg.sample.remasks
       yield dataclasses.replace(cfg.sample, path=path, remasks=remasks)
-
-
-def _ratio(name, total_N, size_N):
-  value, stderr = estimate.ratio(total_N, size_N)
-  return {name: value, f"{name}_stderr": stderr}
 
 
 def _mean(name, x_NT):
@@ -134,10 +123,11 @@ def repair(run: Run) -> list[dict]:
   counts = run.over_rows("repair", all_pairs, clean_snr=run.cfg.clean_snr)
   table = []
   for i, (rate, snr) in enumerate(pairs):
-    n = {name: count_NP[:, i] for name, count_NP in counts.items()}
     entry = {"rate": rate, "snr": "clean" if math.isinf(snr) else round(snr, 2)}
-    entry |= _ratio("repaired", n["repaired"], n["wrong"])
-    table.append(entry | _ratio("kept", n["kept"], n["clean"]))
+    for name, of in (("repaired", "wrong"), ("kept", "clean")):
+      ratio = estimate.ratio(counts[name][:, i], counts[of][:, i])
+      entry |= {name: ratio.value, f"{name}_stderr": ratio.stderr}
+    table.append(entry)
   return table
 
 
@@ -146,10 +136,9 @@ def information(run: Run) -> dict:
   grid = run.cfg.eval.snr_grid()
 
   def curves(params, key, tokens_BL, **options):  # by row, for the error
-    def one(key, row_L):
-      return likelihood.mmse_curve(params, key, row_L[None], **options)
-
-    return jax.vmap(one)(jax.random.split(key, len(tokens_BL)), tokens_BL)
+    curve = functools.partial(likelihood.mmse_curve, params, **options)
+    keys = jax.random.split(key, len(tokens_BL))
+    return jax.vmap(curve)(keys, tokens_BL[:, None])
 
   mmse = _mean("mmse", run.over_rows("information", curves, snr_grid=grid))
   rate = grid * mmse["mmse"]  # per log SNR: the grid is geometric
@@ -163,7 +152,9 @@ def changes(run: Run) -> dict:
   numbers = {}
   for section in _watched_sections(run.cfg):
     counter, size = Changes(), section.batch_size
-    named_samplers.draw(run.cfg, run.params, section, size, callback=counter)
+    named_samplers.draw(
+      run.cfg, run.params, section, size, rows=1, callback=counter
+    )
     entry = {"steps": section.steps, "samples": size}
     for name in ("rewrites", "remasks"):
       count_BL = getattr(counter, f"{name}_BL")
@@ -185,8 +176,7 @@ def invariance(run: Run, control: Run) -> dict:
     one.over_rows("invariance", bits, snr_grid=grid)
     for one in sorted((run, control), key=lambda x: x.cfg.net.snr_condition)
   )
-  gain_NT = without_NT - given_NT
-  numbers = {"snr": grid.tolist()}
+  gain_NT, numbers = without_NT - given_NT, {"snr": grid.tolist()}
   numbers |= _mean("bits_without", without_NT) | _mean("bits_given", given_NT)
   numbers |= _mean("gain_by_snr", gain_NT)
   return numbers | _mean("gain", gain_NT.mean(axis=1))
@@ -254,14 +244,13 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     packed = trained.open_rows(cfg, "validation")
     rows_NL = trained.draw_rows(packed, cfg.eval.sequences, cfg.seed)
     workdir_lib.compare(workdir, cfg)
-    restore = functools.partial(
-      checkpoint.restore_params, sharding=sharding_lib.replicated(mesh)
-    )
-    params, step = restore(workdir)
+    whole, other = sharding_lib.replicated(mesh), cfg.eval.control
+    params, step = checkpoint.restore_params(workdir, sharding=whole)
     run = Run(cfg, params, rows_NL)
-    if cfg.eval.control:
-      other = _control_config(cfg)
-      control = Run(other, restore(cfg.eval.control)[0], rows_NL)
+    if other:
+      control_cfg = _control_config(cfg)
+      params, _ = checkpoint.restore_params(other, sharding=whole)
+      control = Run(control_cfg, params, rows_NL)
 
   report = {
     "train_step": step,

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
 from dsl_jax import probes, samplers
 from dsl_jax.core import paths
@@ -17,7 +16,6 @@ from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
-from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 _GROUPS = 16  # network calls that judge a row
@@ -98,14 +96,12 @@ def _judge_rows(cfg, params, rows_NL, inner_L):
   suspicion = jax.jit(
     functools.partial(probes.suspicion, groups=groups, **settings)
   )
-  stream = state_lib.stream(cfg.seed, "correct")
-  verdicts = []
-  batches = trained.batched(rows_NL, min(cfg.eval.batch_size, len(rows_NL)))
-  for i, (tokens_BL, mask_BL) in enumerate(tqdm.tqdm(batches, unit="batch")):
-    key, fill_key, _ = jax.random.split(jax.random.fold_in(stream, i), 3)
+  verdicts, size = [], min(cfg.eval.batch_size, len(rows_NL))
+  for key, tokens_BL, valid_B in trained.batched(cfg, rows_NL, "correct", size):
+    key, fill_key, _ = jax.random.split(key, 3)
     p_BL, best_BL, _ = jax.device_get(suspicion(params, key, tokens_BL))
     marked_BL = (p_BL < cfg.eval.suspicion) & (best_BL != tokens_BL)
-    marked_BL &= (mask_BL > 0) & inner_L
+    marked_BL &= valid_B[:, None] & inner_L
     verdict = Verdict(marked_BL, p_BL, tokens_BL, p_BL)
     if most := int(marked_BL.sum(axis=1).max()):
       steps = min(most, _REPAIRS)
@@ -122,21 +118,17 @@ def _judge_rows(cfg, params, rows_NL, inner_L):
       ).tokens_BL
       after_BL = suspicion(params, key, filled_BL)[0]
       verdict = Verdict(marked_BL, p_BL, *jax.device_get((filled_BL, after_BL)))
-    valid_B = mask_BL.any(axis=1)
     verdicts.append([x[valid_B] for x in verdict])
   return [np.concatenate(parts) for parts in zip(*verdicts)]
 
 
 def correct(cfg: config_lib.Config, workdir: str) -> None:
-  """Marks and repairs suspicious tokens of the text file eval.text.
+  """Writes WORKDIR/correct-NAME.json, the marks, and .txt, the repaired text.
 
   A token is suspicious if the model, which sees the others and not it, gives it
   a probability below eval.suspicion and prefers another one. Suspicious tokens
   are masked together and filled in, the most confident first; it is a repair if
   the new token is more probable than the old one was.
-
-  Writes WORKDIR/correct-NAME.json (every mark with its probabilities) and
-  WORKDIR/correct-NAME.txt (the repaired text).
   """
   with errors.user_errors():
     if not cfg.eval.text:

@@ -7,7 +7,6 @@ import pathlib
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 
 from dsl_jax import likelihood
@@ -17,7 +16,6 @@ from dsl_jax.quality import estimate, ngrams
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
-from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 _NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick reference
@@ -34,38 +32,33 @@ _COLUMNS = {  # number -> its standard error
 }
 
 
-def _parse_bound(cfg, word):
-  """Returns the key in the results and the sample section of a bound's path."""
-  if word in ("endpoint", "integral"):
-    return word, None
-  name, _, steps = word.partition(":")
+def parse_bounds(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
+  """Parses eval.bounds: the sample section of every bound that has a path."""
   # The path "information" has a curve of its own, which is measured later.
   paths = [name for name in named_samplers.names() if name != "information"]
-  if name not in paths:
-    hint = errors.nearest(name, ["endpoint", "integral", *paths])
-    raise errors.UserError(f"eval.bounds has {word!r}{hint}")
-  if steps and not (steps.isdecimal() and int(steps)):
-    raise errors.UserError(
-      f"eval.bounds has {word!r}; write {name}:64 for 64 steps."
-    )
-  count = int(steps) if steps else cfg.sample.steps
-  section = dataclasses.replace(cfg.sample, path=name, steps=count)
-  with_path = dataclasses.replace(cfg, sample=section)
-  schedule = named_samplers.build(with_path, jax.random.key(0), 4)
-  if schedule.policy or schedule.falls:
-    raise errors.UserError(
-      f"eval.bounds has {word!r}, whose SNRs may fall; the bound holds for "
-      "rising paths such as masked."
-    )
-  return f"{name}_{count}_steps", section
-
-
-def parse_bounds(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
-  """Parses eval.bounds, such as "endpoint,integral,masked:64".
-
-  Returns {bound: the sample section of its path, None for endpoint, integral}.
-  """
-  return dict(_parse_bound(cfg, w.strip()) for w in cfg.eval.bounds.split(","))
+  sections: dict[str, config_lib.Sample | None] = {}
+  for word in map(str.strip, cfg.eval.bounds.split(",")):
+    if word in ("endpoint", "integral"):
+      sections[word] = None
+      continue
+    name, _, steps = word.partition(":")
+    if name not in paths:
+      hint = errors.nearest(name, ["endpoint", "integral", *paths])
+      raise errors.UserError(f"eval.bounds has {word!r}{hint}")
+    if steps and not (steps.isdecimal() and int(steps)):
+      raise errors.UserError(
+        f"eval.bounds has {word!r}; write {name}:64 for 64 steps."
+      )
+    if named_samplers.may_fall(name):
+      raise errors.UserError(
+        f"eval.bounds has {word!r}, whose SNRs may fall; the bound holds for "
+        "rising paths such as masked."
+      )
+    count = int(steps or cfg.sample.steps)
+    section = dataclasses.replace(cfg.sample, path=name, steps=count)
+    named_samplers.check(dataclasses.replace(cfg, sample=section))
+    sections[f"{name}_{count}_steps"] = section
+  return sections
 
 
 def table(bounds: dict[str, dict]) -> str:
@@ -85,12 +78,15 @@ def table(bounds: dict[str, dict]) -> str:
 def _count_characters(cfg, rows_NL):
   """Counts the characters of every row; None without a tokenizer."""
   try:
-    return trained.characters(rows_NL, trained.load_tokenizer(cfg))
+    tokenizer = trained.load_tokenizer(cfg)
   except errors.UserError:
     raise
   except (ValueError, ImportError) as error:
     logging.warning("no bits per character: %s", error)
     return None
+  markers = [x for x in (tokenizer.bos_id, tokenizer.eos_id) if x is not None]
+  texts = [tokenizer.decode(row[~np.isin(row, markers)]) for row in rows_NL]
+  return np.array([len(text) for text in texts])
 
 
 def _path_bound(cfg, path_nats, params, key, tokens_BL):
@@ -98,7 +94,7 @@ def _path_bound(cfg, path_nats, params, key, tokens_BL):
   nats_SB = []
   for draw in jax.random.split(key, cfg.eval.draws):
     path_key, noise_key = jax.random.split(draw)
-    path = named_samplers.build(cfg, path_key, len(tokens_BL)).path
+    path, _ = named_samplers.build(cfg, path_key, len(tokens_BL))
     nats_BL = path_nats(params, noise_key, tokens_BL, np.asarray(path))
     nats_SB.append(np.asarray(nats_BL).sum(axis=1))
   if len(nats_SB) == 1:
@@ -107,8 +103,8 @@ def _path_bound(cfg, path_nats, params, key, tokens_BL):
   return np.mean(nats_SB, axis=0), stderr_B
 
 
-def _scorers(cfg, mesh, sections):
-  """Returns (params, key, tokens_BL) -> nats_B, stderr_B by bound, and mmse."""
+def _score(cfg, mesh, params, rows_NL, sections):
+  """Returns {bound: (nats_N, their stderr_N over draws)} and mmse_T."""
   denoiser, grid = denoiser_lib.make_denoiser(cfg.net), cfg.eval.snr_grid()
   clean_snr, draws = cfg.clean_snr, cfg.eval.draws
 
@@ -116,6 +112,7 @@ def _scorers(cfg, mesh, sections):
     function = functools.partial(function, denoiser=denoiser, **settings)
     return jax.jit(function, out_shardings=sharding_lib.replicated(mesh))
 
+  mmse_curve = jit(likelihood.mmse_curve, snr_grid=grid)
   path_nats = jit(likelihood.path_nats, clean_snr=clean_snr)
   scorers = {
     "endpoint": jit(likelihood.endpoint_nats, clean_snr=clean_snr, draws=draws),
@@ -125,20 +122,11 @@ def _scorers(cfg, mesh, sections):
     if section:
       with_path = dataclasses.replace(cfg, sample=section)
       scorers[name] = functools.partial(_path_bound, with_path, path_nats)
-  return scorers, jit(likelihood.mmse_curve, snr_grid=grid)
 
-
-def _score(cfg, mesh, params, rows_NL, sections):
-  """Returns {bound: (nats_N, their stderr_N over draws)} and mmse_T."""
-  scorers, mmse_curve = _scorers(cfg, mesh, sections)
-  stream = state_lib.stream(cfg.seed, "eval")
   parts = {name: [] for name in sections}
   curves, weights = [], []
-  batches = list(trained.batched(rows_NL, cfg.eval.batch_size))
-  for i, (tokens, mask) in enumerate(tqdm.tqdm(batches, unit="batch")):
-    valid_B = mask.any(axis=1)
+  for key, tokens, valid_B in trained.batched(cfg, rows_NL, "eval"):
     tokens_BL = sharding_lib.put_batch(mesh, tokens)
-    key = jax.random.fold_in(stream, i)
     key, *keys = jax.random.split(key, len(sections) + 1)
     for name, bound_key in zip(sections, keys):
       score = jax.device_get(scorers[name](params, bound_key, tokens_BL))
@@ -187,11 +175,8 @@ def _description(cfg, name, section):
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   """Scores held-out rows, or a text file, with the averaged weights.
 
-  Writes WORKDIR/eval.json, or eval-NAME.json for the text eval.text: for every
-  bound of eval.bounds bits per token and per character and perplexity, each
-  with its standard error over sequences (which includes that over noise
-  draws), protocol, seed and settings; the mmse curve; and for small
-  vocabularies n-gram models of order 2 and 3 fitted to the training rows.
+  Writes WORKDIR/eval.json, or eval-NAME.json for the text eval.text. Standard
+  errors are over sequences and include that over noise draws.
   """
   with errors.user_errors():
     c = cfg.eval

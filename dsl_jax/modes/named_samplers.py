@@ -1,6 +1,6 @@
 """Samplers by name: from the sample section of a config to tokens.
 
-A new name is a function that returns a `Schedule`, and an entry in `_NAMED`.
+A new name is an entry in `_PATHS`, and one in `_POLICIES` if it has a policy.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tqdm
-from absl import logging
 from jax.experimental import multihost_utils
 
 from dsl_jax import likelihood, samplers
 from dsl_jax.core import paths
-from dsl_jax.data import batches, packing
+from dsl_jax.data import packing
+from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
@@ -30,15 +30,6 @@ from dsl_jax.samplers import policies
 _CURVE_SEQUENCES = 64  # held-out rows that an mmse curve is measured on
 
 
-class Schedule(NamedTuple):
-  """What `samplers.sample` runs."""
-
-  path: np.ndarray  # [T+1, L] or [T+1, B, L]
-  policy: policies.Policy | Callable | None = None
-  confidence: str = "probability"  # what the policy sees, or "entropy"
-  falls: bool = False  # tokens may lose SNR, in this or another draw
-
-
 class Curve(NamedTuple):
   """A measured mmse curve, for the path "information"."""
 
@@ -47,169 +38,131 @@ class Curve(NamedTuple):
 
 
 class _Batch(NamedTuple):
-  """What a named sampler may depend on."""
+  """What a path may depend on, besides the sample section."""
 
   key: jax.Array
   size: int
   length: int
+  per_step: int  # tokens to commit in every row
   law: config_lib.TrainingLaw
   curve: Curve | None
 
 
-def _open_path(steps, length):
+def _by_policy(c, b):
   """The path of a policy that decides every row: masks, at last inf."""
-  path = np.zeros((steps + 1, length), np.float32)
+  path = np.zeros((c.steps + 1, b.length), np.float32)
   path[-1] = np.inf
   return path
 
 
-def _continuous(c, b):
-  return Schedule(
-    paths.geometric(c.steps, b.length, snr_min=c.snr_min, snr_max=c.snr_max)
-  )
-
-
-def _linear(c, b):
-  return Schedule(paths.linear(c.steps, b.length, snr_max=c.snr_max))
-
-
-def _lognormal(c, b):
-  return Schedule(
-    paths.lognormal_quantiles(c.steps, b.length, mu=b.law.mu, sigma=b.law.sigma)
-  )
-
-
-def _information(c, b):
-  return Schedule(
-    paths.information_uniform(
-      c.steps, b.length, snr_grid=b.curve.snr_grid, mmse_curve=b.curve.mmse
-    )
-  )
-
-
-def _masked(c, b):
-  return Schedule(paths.masked(b.key, c.steps, b.size, b.length))
-
-
-def _remask(kind):
-  def schedule(c, b):
-    eta = c.eta
-    if c.remasks:
-      eta = paths.budget_eta(c.steps, c.remasks, kind=kind)
-    path = paths.remask(
-      b.key,
-      c.steps,
-      b.size,
-      b.length,
-      kind=kind,
-      eta=eta,
-      soft_snr=c.remask_snr,
-    )
-    return Schedule(path, falls=True)
-
-  return schedule
-
-
-def _remask_conf(c, b):
-  policy = policies.remask_low_confidence(b.key, c.steps, soft_snr=c.remask_snr)
-  return Schedule(_open_path(c.steps, b.length), policy)
-
-
-def _random_order(c, b):
-  per_step = math.ceil(b.length / c.steps)
-  return Schedule(
-    paths.random_order(b.key, b.size, b.length, tokens_per_step=per_step)
-  )
-
-
-def _left_to_right(c, b):
-  per_step = math.ceil(b.length / c.steps)
-  return Schedule(paths.left_to_right(b.length, tokens_per_step=per_step))
+def _remask(c, b):
+  kind = c.path.removeprefix("remask_")
+  eta = paths.budget_eta(c.steps, c.remasks, kind=kind) if c.remasks else c.eta
+  options = {"kind": kind, "eta": eta, "soft_snr": c.remask_snr}
+  return paths.remask(b.key, c.steps, b.size, b.length, **options)
 
 
 def _blocks(c, b):
   block = min(c.block, b.length)
   steps = max(1, c.steps // math.ceil(b.length / block))
   inner = paths.masked(b.key, steps, b.size, b.length)
-  return Schedule(paths.blocks(b.length, block=block, inner=inner))
+  return paths.blocks(b.length, block=block, inner=inner)
 
 
-def _most_confident(confidence):
-  def schedule(c, b):
-    policy = policies.most_confident(math.ceil(b.length / c.steps))
-    return Schedule(_open_path(c.steps, b.length), policy, confidence)
-
-  return schedule
-
-
-def _threshold(c, b):
-  return Schedule(_open_path(c.steps, b.length), policies.above(c.commit))
+def _commit_row(c):
+  return min(max(round(c.continuous_share * c.steps), 1), c.steps - 1)
 
 
 def _hybrid(c, b):
   """Continuous rows, one commitment by confidence, then a masked path."""
-  first = round(c.continuous_share * c.steps)
-  first = min(max(first, 1), c.steps - 1)
-  soft = paths.geometric(first, b.length, snr_min=c.snr_min, snr_max=c.snr_max)
-  hard = paths.masked(b.key, c.steps - first, b.size, b.length)
-  path = paths.concat(soft[:-1], hard)
-  return Schedule(path, policies.commit(path, len(soft) - 1, c.commit))
+  row = _commit_row(c)
+  soft = paths.geometric(row, b.length, snr_min=c.snr_min, snr_max=c.snr_max)
+  hard = paths.masked(b.key, c.steps - row, b.size, b.length)
+  return paths.concat(soft[:-1], hard)
 
 
-# Name -> (sample section, batch) -> schedule.
-_NAMED = {
-  "continuous": _continuous,
-  "linear": _linear,
-  "lognormal": _lognormal,
-  "information": _information,
-  "masked": _masked,
-  "remask_cap": _remask("cap"),
-  "remask_rescale": _remask("rescale"),
-  "remask_loop": _remask("loop"),
-  "remask_forward_backward": _remask("forward_backward"),
-  "remask_conf": _remask_conf,
-  "random_order": _random_order,
-  "left_to_right": _left_to_right,
+# Name -> (sample section, batch) -> path.
+_PATHS: dict[str, Callable] = {
+  "continuous": lambda c, b: paths.geometric(
+    c.steps, b.length, snr_min=c.snr_min, snr_max=c.snr_max
+  ),
+  "linear": lambda c, b: paths.linear(c.steps, b.length, snr_max=c.snr_max),
+  "lognormal": lambda c, b: paths.lognormal_quantiles(
+    c.steps, b.length, mu=b.law.mu, sigma=b.law.sigma
+  ),
+  "information": lambda c, b: paths.information_uniform(
+    c.steps, b.length, snr_grid=b.curve.snr_grid, mmse_curve=b.curve.mmse
+  ),
+  "masked": lambda c, b: paths.masked(b.key, c.steps, b.size, b.length),
+  "remask_cap": _remask,
+  "remask_rescale": _remask,
+  "remask_loop": _remask,
+  "remask_forward_backward": _remask,
+  "remask_conf": _by_policy,
+  "random_order": lambda c, b: paths.random_order(
+    b.key, b.size, b.length, tokens_per_step=b.per_step
+  ),
+  "left_to_right": lambda c, b: paths.left_to_right(
+    b.length, tokens_per_step=b.per_step
+  ),
   "blocks": _blocks,
-  "confidence": _most_confident("probability"),
-  "entropy": _most_confident("entropy"),
-  "threshold": _threshold,
+  "confidence": _by_policy,
+  "entropy": _by_policy,
+  "threshold": _by_policy,
   "hybrid": _hybrid,
+}
+# Name -> (sample section, batch, path) -> policy, where a path has one.
+_POLICIES: dict[str, Callable] = {
+  "remask_conf": lambda c, b, path: policies.remask_low_confidence(
+    b.key, c.steps, soft_snr=c.remask_snr
+  ),
+  "confidence": lambda c, b, path: policies.most_confident(b.per_step),
+  "entropy": lambda c, b, path: policies.most_confident(b.per_step),
+  "threshold": lambda c, b, path: policies.above(c.commit),
+  "hybrid": lambda c, b, path: policies.commit(path, _commit_row(c), c.commit),
 }
 
 
 def names() -> list[str]:
   """Returns what sample.path may be."""
-  return sorted(_NAMED)
+  return sorted(_PATHS)
+
+
+def may_fall(name: str) -> bool:
+  """Returns whether tokens may lose SNR along a path."""
+  return name in _POLICIES or name.startswith("remask")
 
 
 def check(cfg: config_lib.Config) -> None:
   """Raises a UserError if values of the sample section do not fit its path."""
   c = cfg.sample
-  if c.path not in _NAMED:
-    raise errors.UserError(
-      f"sample.path is {c.path!r}" + errors.nearest(c.path, names())
-    )
-  if c.steps > 10**5:
-    raise errors.UserError(f"sample.steps is {c.steps}; use at most 100,000.")
-  if c.path == "hybrid" and c.steps < 2:
-    raise errors.UserError(
-      f"sample.steps is {c.steps}; the hybrid path needs at least 2."
-    )
-  if c.path == "lognormal" and not cfg.law.sigma > 0:
-    raise errors.UserError(
-      f"law.sigma is {cfg.law.sigma}; the lognormal path needs one above 0."
-    )
-  if c.snr_min > c.snr_max:
-    raise errors.UserError(
+  for is_met, message in (
+    (
+      c.path in _PATHS,
+      f"sample.path is {c.path!r}{errors.nearest(c.path, _PATHS)}",
+    ),
+    (c.steps <= 10**5, f"sample.steps is {c.steps}; use at most 100,000."),
+    (
+      c.path != "hybrid" or c.steps > 1,
+      f"sample.steps is {c.steps}; the hybrid path needs at least 2.",
+    ),
+    (
+      c.path != "lognormal" or cfg.law.sigma > 0,
+      f"law.sigma is {cfg.law.sigma}; the lognormal path needs one above 0.",
+    ),
+    (
+      c.snr_min <= c.snr_max,
       f"sample.snr_min is {c.snr_min}; it must be at most sample.snr_max, "
-      f"which is {c.snr_max}."
-    )
-  if c.remasks and c.path not in ("remask_cap", "remask_loop"):
-    raise errors.UserError(
+      f"which is {c.snr_max}.",
+    ),
+    (
+      not c.remasks or c.path in ("remask_cap", "remask_loop"),
       f"sample.remasks is {c.remasks}; a budget is defined for remask_cap and "
-      "remask_loop, so set it to 0 or choose one of them."
-    )
+      "remask_loop, so set it to 0 or choose one of them.",
+    ),
+  ):
+    if not is_met:
+      raise errors.UserError(message)
 
 
 def build(
@@ -218,11 +171,15 @@ def build(
   batch: int,
   *,
   curve: Curve | None = None,
-) -> Schedule:
-  """Returns the schedule of B sequences that cfg.sample.path names."""
+) -> tuple[np.ndarray, policies.Policy | Callable | None]:
+  """Returns the path cfg.sample.path of B sequences, and its policy if any."""
   check(cfg)
-  c, b = cfg.sample, _Batch(key, batch, cfg.data.length, cfg.law, curve)
-  return _NAMED[c.path](c, b)
+  c, length = cfg.sample, cfg.data.length
+  per_step = math.ceil(length / c.steps)
+  b = _Batch(key, batch, length, per_step, cfg.law, curve)
+  path = _PATHS[c.path](c, b)
+  policy = _POLICIES[c.path](c, b, path) if c.path in _POLICIES else None
+  return path, policy
 
 
 def batch_size(section: config_lib.Sample, mesh: jax.sharding.Mesh) -> int:
@@ -240,30 +197,22 @@ def sample_batch(
   curve: Curve | None = None,
   **options,
 ) -> tuple[np.ndarray, int]:
-  """Draws one batch along cfg.sample.path.
+  """Draws one batch along cfg.sample.path, with options of `samplers.sample`.
 
-  Args:
-    cfg: the run.
-    params: of its network.
-    number: of the batch; with sample.seed it determines path and noise.
-    size: sequences.
-    prompt_mask_BL: true at prompt tokens; None for no prompt.
-    curve: for the path "information".
-    **options: to `samplers.sample`, such as prompt_BL.
+  The number of the batch and sample.seed determine path and noise.
 
-  Returns:
-    tokens_BL, int32, on every host, and the network calls.
+  Returns tokens_BL, int32, on every host, and the number of network calls.
   """
   c = cfg.sample
   key = jax.random.fold_in(state_lib.stream(c.seed, "sample"), number)
   path_key, key = jax.random.split(key)
-  schedule = build(cfg, path_key, size, curve=curve)
+  path, policy = build(cfg, path_key, size, curve=curve)
   if prompt_mask_BL is None:
     prompt_mask_BL = np.zeros((size, cfg.data.length), bool)
   samples = samplers.sample(
     params,
     key,
-    paths.hold(schedule.path, prompt_mask_BL),
+    paths.hold(path, prompt_mask_BL),
     denoiser=denoiser_lib.make_denoiser(cfg.net),
     clean_snr=cfg.clean_snr,
     integrator=c.integrator,
@@ -271,8 +220,8 @@ def sample_batch(
     top_p=c.top_p,
     strict_top_p=c.strict_top_p,
     noise=c.noise,
-    policy=schedule.policy,
-    confidence=schedule.confidence,
+    policy=policy,
+    confidence="entropy" if c.path == "entropy" else "probability",
     **options,
   )
   tokens_BL = samples.tokens_BL
@@ -288,20 +237,14 @@ def draw(
   num: int,
   *,
   mesh: jax.sharding.Mesh | None = None,
-  callback: Callable | None = None,
+  **options,
 ) -> tuple[np.ndarray, int]:
   """Draws samples as a sample section says, on the devices of a mesh if given.
 
-  A callback is called with (row, state) after every row of a batch.
-
-  Returns:
-    tokens_NL, int32, and the number of network calls, each over a batch.
+  Returns tokens_NL, int32, and the number of calls, each over a batch.
   """
   cfg = dataclasses.replace(cfg, sample=section)
   size = section.batch_size
-  options: dict = {}
-  if callback is not None:
-    options = {"rows": 1, "callback": callback}
   if mesh is not None:
     options["sharding"] = sharding_lib.batch_sharding(mesh)
     size = batch_size(section, mesh)
@@ -319,9 +262,7 @@ def load_curve(workdir: str, step: int) -> Curve | None:
     try:
       saved = json.loads((pathlib.Path(workdir) / name).read_text())
       if saved["train_step"] == step:
-        return Curve(
-          np.asarray(saved["snr_grid"], float), np.asarray(saved["mmse"], float)
-        )
+        return Curve(*np.array([saved["snr_grid"], saved["mmse"]], float))
     except (OSError, ValueError, KeyError, TypeError):
       continue  # no such file, or no curve in it
   return None
@@ -338,25 +279,19 @@ def measure_curve(
   denoiser, grid = denoiser_lib.make_denoiser(cfg.net), cfg.eval.snr_grid()
 
   @jax.jit
-  def curve(params, key, tokens_BL):
-    return likelihood.mmse_curve(
-      params, key, tokens_BL, denoiser=denoiser, snr_grid=grid
-    )
+  def curve(*args):
+    return likelihood.mmse_curve(*args, denoiser=denoiser, snr_grid=grid)
 
   count = min(_CURVE_SEQUENCES, len(held_out.tokens_NL))
   size = min(cfg.eval.batch_size, count)
-  rows = batches.eval_batches(held_out, size, count // size * size)
-  key = state_lib.stream(cfg.seed, "mmse")
+  rows_NL = held_out.tokens_NL[: count // size * size]
   curves = [
-    curve(params, jax.random.fold_in(key, i), tokens_BL)
-    for i, (tokens_BL, _) in enumerate(rows)
+    curve(params, key, tokens_BL)
+    for key, tokens_BL, _ in trained.batched(cfg, rows_NL, "mmse", size)
   ]
   mmse = np.mean(curves, axis=0, dtype=np.float64)
   if jax.process_index() == 0:
-    workdir_lib.write_json(
-      workdir,
-      "mmse.json",
-      {"train_step": step, "snr_grid": grid.tolist(), "mmse": mmse.tolist()},
-    )
-    logging.info("measured the mmse curve of step %d", step)
+    saved = {"snr_grid": grid.tolist(), "mmse": mmse.tolist()}
+    saved = {"train_step": step} | saved
+    workdir_lib.write_json(workdir, "mmse.json", saved)
   return Curve(grid, np.asarray(mmse))

@@ -36,8 +36,8 @@ _COLUMNS = {  # table: type of its columns and the default ones
 # samples, judged by GPT-2-large, nucleus 0.9; - where a paper has no figure.
 # MAUVE is not comparable between papers that differ in any of these, or in the
 # reference text: run the baseline beside. ADLM has 293M parameters.
-PUBLISHED_STEPS = (128, 256, 512, 1024)
-PUBLISHED = {
+_PUBLISHED_STEPS = (128, 256, 512, 1024)
+_PUBLISHED = {
   "MDLM": "0.015/61.5/5.52 0.023/55.8/5.49 0.031/53.0/5.48 0.042/51.3/5.46",
   "ReMDM": "0.057/42.5/5.43 0.216/30.5/5.34 0.350/21.1/5.21 0.403/28.6/5.38",
   "ADLM": "0.140/52.5/5.52 0.349/39.9/5.46 0.573/31.6/5.40 0.699/25.4/5.35",
@@ -67,53 +67,51 @@ def _digest(tree):
   return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def _save(path, array):
-  """Writes an array, completely or not at all."""
-  temporary = path.with_suffix(".tmp")
-  with open(temporary, "wb") as file:
-    np.save(file, array)
-  os.replace(temporary, path)
-
-
-def _features(folder, judge, texts):
-  """Features of texts under a judge, from the folder if present."""
-  path = folder / f"{_digest([judge.name, texts])}.npy"
+def _cached(path, make):
+  """Returns the array in a file, made and written as a whole if missing."""
   if not path.exists():
-    folder.mkdir(exist_ok=True)
-    progress = tqdm.tqdm(texts, "features", unit="text", leave=False)
-    _save(path, perplexity.features(judge, progress))
+    array = make()
+    path.parent.mkdir(exist_ok=True)
+    with open(path.with_suffix(".tmp"), "wb") as file:
+      np.save(file, array)
+    os.replace(file.name, path)
   return np.load(path)
 
 
-def score(
-  samples: Texts, human: Texts, judge: perplexity.Judge, folder: pathlib.Path
-) -> dict:
-  """Scores samples against human text: numbers with their errors, by name.
+def _features(folder, judge, words):
+  """Features of texts under a judge, kept in a folder."""
 
-  Features are kept in the folder, one file for a set of texts and a judge.
-  """
+  def make():
+    progress = tqdm.tqdm(words, "features", unit="text", leave=False)
+    return perplexity.features(judge, progress)
+
+  return _cached(folder / f"{_digest([judge.name, words])}.npy", make)
+
+
+def _score(samples, human, judge, folder):
+  """Scores samples against human text: numbers with their errors, by name."""
 
   def mean(values):
-    return estimate.ratio(values, np.ones(len(values)))._asdict()
+    return estimate.ratio(values, np.ones(len(values)))
 
   human_ND = _features(folder, judge, human.words)
   samples_ND = _features(folder, judge, samples.words)
-  result: dict = {"mauve": mauve.score(human_ND, samples_ND)._asdict()}
+  scores: dict = {"mauve": mauve.score(human_ND, samples_ND)}
   for protocol in (perplexity.remdm, perplexity.corrected):
     name = f"gen_ppl_{protocol.__name__}"
     progress = tqdm.tqdm(samples.words, name, unit="text", leave=False)
-    result[name] = protocol(judge, progress)._asdict()
+    scores[name] = protocol(judge, progress)
   for name, texts in (("entropy", samples), ("reference_entropy", human)):
-    result[name] = mean([diversity.unigram_entropy(x) for x in texts.ids])
-  result["self_bleu"] = mean(diversity.self_bleu(samples.ids[:_BLEU_SAMPLES]))
+    scores[name] = mean([diversity.unigram_entropy(x) for x in texts.ids])
+  scores["self_bleu"] = mean(diversity.self_bleu(samples.ids[:_BLEU_SAMPLES]))
   for n in (1, 2, 3, 4):
 
     def distinct(kept, n=n):
       return diversity.distinct([samples.ids[i] for i in kept], n)
 
-    fraction = estimate.jackknife(distinct, len(samples.ids))
-    result[f"distinct_{n}"] = fraction._asdict()
-  return result | {"judge": judge.name}
+    scores[f"distinct_{n}"] = estimate.jackknife(distinct, len(samples.ids))
+  numbers = {name: score._asdict() for name, score in scores.items()}
+  return numbers | {"judge": judge.name}
 
 
 def _show_scores(result):
@@ -153,25 +151,7 @@ def at_entropy(
   """
   order = np.argsort(entropy_K)
   entropy, logs = np.asarray(entropy_K)[order], np.log(perplexity_K)[order]
-  if not entropy[0] <= target <= entropy[-1]:
-    return math.nan
-  return float(np.exp(np.interp(target, entropy, logs)))
-
-
-def _section(cfg, sampler, column):
-  """The sample section of a cell; see `parse`."""
-  c = dataclasses.replace(cfg.sample, path=sampler, seed=cfg.seed)
-  if sampler in ("masked", "remask"):  # without a budget of remasks
-    c = dataclasses.replace(c, remasks=0.0)
-  if cfg.eval.table.startswith("frontier"):
-    return dataclasses.replace(c, temperature=column)
-  if sampler == "remask":
-    capped = column < cfg.data.length
-    path, eta = ("remask_cap", 0.04) if capped else ("remask_loop", 0.02)
-    c = dataclasses.replace(c, path=path, eta=eta, remask_snr=0.0)
-  return dataclasses.replace(
-    c, steps=column, top_p=0.9, strict_top_p=True, temperature=1.0
-  )
+  return float(np.exp(np.interp(target, entropy, logs, math.nan, math.nan)))
 
 
 def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
@@ -196,25 +176,27 @@ def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
     raise errors.UserError(
       f"eval.table is {cfg.eval.table!r}; write {name}:{default}."
     )
-  samplers = ("masked", "remask")
+  given = dataclasses.replace(cfg.sample, seed=cfg.seed)
+  masked = dataclasses.replace(given, path="masked", remasks=0.0)
   if name == "frontier":
-    samplers = (cfg.sample.path, "masked")
-  if "information" in samplers:
-    raise errors.UserError(
-      "sample.path is 'information', which needs an mmse curve; the frontier "
-      "is of other paths."
+    if given.path == "information":
+      raise errors.UserError(
+        "sample.path is 'information', which needs an mmse curve; the frontier "
+        "is of other paths."
+      )
+    return {
+      (c.path, value): dataclasses.replace(c, temperature=value)
+      for c, value in itertools.product((given, masked), values)
+    }
+  c = dataclasses.replace(masked, top_p=0.9, strict_top_p=True, temperature=1.0)
+  sections = {("masked", n): dataclasses.replace(c, steps=n) for n in values}
+  for n in values:
+    capped = n < cfg.data.length
+    path, eta = ("remask_cap", 0.04) if capped else ("remask_loop", 0.02)
+    sections["remask", n] = dataclasses.replace(
+      c, path=path, eta=eta, remask_snr=0.0, steps=n
     )
-  return {
-    (sampler, column): _section(cfg, sampler, column)
-    for sampler, column in itertools.product(samplers, values)
-  }
-
-
-def _numbers(cell, specs):
-  return " / ".join(
-    f"{cell[name]['value']:{spec}}({cell[name]['stderr']:{spec}})"
-    for name, spec in specs.items()
-  )
+  return sections
 
 
 def show_table(name: str, cells: dict[tuple[str, float], dict]) -> str:
@@ -234,18 +216,22 @@ def show_table(name: str, cells: dict[tuple[str, float], dict]) -> str:
   rows = {" / ".join(specs): heads}
   for sampler in samplers:
     row = [cells[sampler, x] for x in columns]
-    words = [_numbers(cell, specs) for cell in row]
+    rows[f"this model, {sampler}"] = words = [
+      " / ".join(
+        f"{cell[name]['value']:{spec}}({cell[name]['stderr']:{spec}})"
+        for name, spec in specs.items()
+      )
+      for cell in row
+    ]
     if name == "frontier":
       entropy = [cell["entropy"]["value"] for cell in row]
       gen_ppl = [cell["gen_ppl_remdm"]["value"] for cell in row]
       at = at_entropy(entropy, gen_ppl, target)
       words.append("-" if math.isnan(at) else f"{at:.1f}")
-    rows[f"this model, {sampler}"] = words
-  if name == "owt_mauve" and {*columns} & {*PUBLISHED_STEPS}:
-    for label, figures in PUBLISHED.items():
-      by_steps = dict(zip(PUBLISHED_STEPS, figures.split()))
-      words = [by_steps.get(x, "") for x in columns]
-      rows[label] = [word.replace("/", " / ") for word in words]
+  if name == "owt_mauve" and {*columns} & {*_PUBLISHED_STEPS}:
+    for label, figures in _PUBLISHED.items():
+      by_steps = dict(zip(_PUBLISHED_STEPS, figures.split()))
+      rows[label] = [by_steps.get(x, "").replace("/", " / ") for x in columns]
   lines = [
     f"{label:<32}" + "".join(f"{word:>40}" for word in words)
     for label, words in rows.items()
@@ -261,6 +247,23 @@ def _decode(tokens_NL, tokenizer):
   return Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
 
 
+def _draw(cfg, params, mesh, tokenizer, section, path):
+  """Draws the samples of a cell, or reads them; and what it took."""
+  effort = path.with_suffix(".json")
+
+  def make():
+    began = time.monotonic()
+    tokens_NL, calls = named_samplers.draw(
+      cfg, params, section, cfg.eval.samples, mesh=mesh
+    )
+    entry = {"calls": calls, "seconds": time.monotonic() - began}
+    workdir_lib.write_json(str(path.parent), effort.name, entry)
+    return tokens_NL
+
+  tokens_NL = _cached(path, make)
+  return _decode(tokens_NL, tokenizer), json.loads(effort.read_text())
+
+
 def _table_jobs(cfg, workdir, tokenizer, judged):
   """The cells of eval.table by sampler and column; prints what they take."""
   sections, num = parse(cfg), cfg.eval.samples
@@ -272,19 +275,7 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   folder = pathlib.Path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}
-
-  def draw(section, path):
-    calls_path = path.with_suffix(".json")
-    if not path.exists():
-      began = time.monotonic()
-      tokens_NL, calls = named_samplers.draw(
-        cfg, params, section, num, mesh=mesh
-      )
-      entry = {"calls": calls, "seconds": time.monotonic() - began}
-      workdir_lib.write_json(str(folder), calls_path.name, entry)
-      _save(path, tokens_NL)  # last: a cell with samples is finished
-    return _decode(np.load(path), tokenizer), json.loads(calls_path.read_text())
-
+  draw = functools.partial(_draw, cfg, params, mesh, tokenizer)
   jobs, missing = {}, []
   for (sampler, column), section in sections.items():
     stem = f"{sampler}-{column:g}"
@@ -321,9 +312,9 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       )
     packed = trained.open_rows(cfg, "validation")
     tokenizer = trained.load_tokenizer(cfg)
-    words = load_texts(text) if text else []
     num, given = cfg.eval.samples, f"eval.samples is {cfg.eval.samples}"
     if text:
+      words = load_texts(text)
       num, given = len(words), f"eval.text is {text!r} with {len(words)} texts"
     if not 2 <= num <= len(packed.tokens_NL):
       raise errors.UserError(
@@ -356,14 +347,14 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       )
       errors.require("faiss", "eval")  # for MAUVE
       judge = judges.CausalJudge(cfg.eval.judge)
+      human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
 
   for job in unscored:
     samples, effort = job.texts()
-    human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
     with errors.user_errors():
-      result = score(samples, human, judge, folder / "features")
-    result |= job.identity | effort
-    workdir_lib.write_json(str(folder), job.scores.name, result)
+      scores = _score(samples, human, judge, folder / "features")
+    scores |= job.identity | effort
+    workdir_lib.write_json(str(folder), job.scores.name, scores)
   results = {k: json.loads(job.scores.read_text()) for k, job in jobs.items()}
   if text:
     print(_show_scores(results[text]))

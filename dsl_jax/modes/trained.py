@@ -4,25 +4,22 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+import jax
 import numpy as np
+import tqdm
 
 from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
-
-
-def rows_folder(data: config_lib.Data) -> str:
-  """Returns where the packed rows are: data.dir, or a name per setting."""
-  if data.dir:
-    return data.dir
-  name = f"{data.corpus}_{data.tokenizer}_{data.length}"
-  name += "_wrapped" if data.wrap else ""
-  return "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
+from dsl_jax.runtime import state as state_lib
 
 
 def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
   """Opens the packed rows of a split; packs the King James Bible first."""
-  data, folder = cfg.data, rows_folder(cfg.data)
+  data = cfg.data
+  name = f"{data.corpus}_{data.tokenizer}_{data.length}"
+  name += "_wrapped" if data.wrap else ""
+  folder = data.dir or "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
   keys = ("corpus", "tokenizer", "length", "wrap")
   settings = {key: getattr(data, key) for key in keys} | {"out": folder}
   if data.corpus == "kjv":  # comes with a package and is packed in seconds
@@ -58,10 +55,14 @@ def draw_rows(packed: packing.Packed, count: int, seed: int) -> np.ndarray:
 
 
 def batched(
-  rows_NL: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields tokens_BL and mask_BL of one shape; see `batches.eval_batches`."""
-  return batches.eval_batches(packing.Packed(rows_NL, {}), batch_size)
+  cfg: config_lib.Config, rows_NL: np.ndarray, stream: str, size: int = 0
+) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
+  """Yields a key of the stream, tokens_BL, and valid_B, false at padding."""
+  packed, key = packing.Packed(rows_NL, {}), state_lib.stream(cfg.seed, stream)
+  pairs = list(batches.eval_batches(packed, size or cfg.eval.batch_size))
+  progress = tqdm.tqdm(pairs, stream, unit="batch", leave=False)
+  for i, (tokens_BL, mask_BL) in enumerate(progress):
+    yield jax.random.fold_in(key, i), tokens_BL, mask_BL.any(axis=1)
 
 
 def check_batch(
@@ -139,13 +140,3 @@ def text_rows(
     )
   rows_NL = ids[: len(ids) // inner * inner].reshape(-1, inner)
   return add_markers(rows_NL, tokenizer) if cfg.data.wrap else rows_NL
-
-
-def characters(
-  rows_NL: np.ndarray, tokenizer: tokenizers.Tokenizer
-) -> np.ndarray:
-  """Counts the characters of every row without its markers, [N]."""
-  markers = [x for x in (tokenizer.bos_id, tokenizer.eos_id) if x is not None]
-  return np.array(
-    [len(tokenizer.decode(row[~np.isin(row, markers)])) for row in rows_NL]
-  )

@@ -107,7 +107,6 @@ class Trace:
       "confidences": _pack(confidence_RL.astype(np.uint8)),
       "tokens": _pack(index_RL.astype("<u4")),
     }
-    target = pathlib.Path(path)
     report.write_page(
-      target, "viewer.html", title=title, finite=finite, data=data
+      pathlib.Path(path), "viewer.html", title=title, finite=finite, data=data
     )
