@@ -57,7 +57,6 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   """
   c, target = cfg.sample, pathlib.Path(workdir) / "samples.jsonl"
   with errors.user_errors():
-    config_lib.validate(cfg)
     named_samplers.check(cfg)
     tokenizer = trained.load_tokenizer(cfg)
     requests = _parse_prompts(cfg, tokenizer)

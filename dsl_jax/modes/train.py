@@ -53,7 +53,6 @@ def open_run(cfg: config_lib.Config, workdir: str):
   cfg.init_from or None.
   """
   c = cfg.train
-  config_lib.validate(cfg)
   mesh = sharding_lib.make_mesh(cfg.mesh)
   packed = trained.open_rows(cfg, "train")
   held_out = trained.open_rows(cfg, "validation")
@@ -68,9 +67,6 @@ def open_run(cfg: config_lib.Config, workdir: str):
       f"train.max_minutes is {c.max_minutes}; use 0 on several hosts, whose "
       "clocks differ."
     )
-  if c.compilation_cache:
-    workdir_lib.make_folder("train.compilation_cache", c.compilation_cache)
-    jax.config.update("jax_compilation_cache_dir", c.compilation_cache)
   converted = None
   if cfg.init_from and not checkpoint.exists(workdir):
     converted = convert_checkpoint(cfg)

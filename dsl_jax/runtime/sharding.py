@@ -24,24 +24,17 @@ ROWS = AXES[:2]  # over which rows of a training batch are sharded
 _SMALL = 2**14  # elements; smaller leaves are replicated
 
 
-def mesh_shape(cfg: config_lib.Mesh, count: int) -> tuple[int, int, int]:
-  """Returns the devices along data, fsdp and model; one -1 takes the rest."""
-  shape = [cfg.data, cfg.fsdp, cfg.model]
+def make_mesh(cfg: config_lib.Mesh, devices=None) -> jax.sharding.Mesh:
+  """Arranges devices, by default all, along `AXES`; one -1 takes the rest."""
+  count, shape = len(devices or jax.devices()), [cfg.data, cfg.fsdp, cfg.model]
   known = math.prod(n for n in shape if n > 0)
   if shape.count(-1) == 1 and count % known == 0:
     shape[shape.index(-1)] = count // known
-  data, fsdp, model = shape
-  if -1 in shape or data * fsdp * model != count:
+  if -1 in shape or math.prod(shape) != count:
     raise errors.UserError(
       f"mesh is data={cfg.data} fsdp={cfg.fsdp} model={cfg.model}; with at "
       f"most one -1 it must multiply to the {count} devices here."
     )
-  return data, fsdp, model
-
-
-def make_mesh(cfg: config_lib.Mesh, devices=None) -> jax.sharding.Mesh:
-  """Arranges devices, by default all, as (data, fsdp, model)."""
-  shape = mesh_shape(cfg, len(devices or jax.devices()))
   return jax.make_mesh(
     shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
   )
@@ -72,8 +65,6 @@ def tree_shardings(mesh: jax.sharding.Mesh, tree):
 
   The largest axis that divides is sharded over fsdp and model, but not the
   first of several (blocks, vocabulary rows). Small leaves are replicated.
-
-  Optimiser states repeat the parameters' shapes and so follow the same rules.
   """
   parts = mesh.shape["fsdp"] * mesh.shape["model"]
 
@@ -100,9 +91,7 @@ def abstract(mesh: jax.sharding.Mesh, tree):
 def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
   """Makes a global array of a batch that every process has read.
 
-  Each process hands over the rows of its own devices, so the batch is the same
-  on any number of hosts. Rows go over all axes; zeros fill up to a multiple of
-  the devices.
+  Rows go over all axes; zeros fill up to a multiple of the devices.
   """
   missing = -len(batch) % mesh.size
   batch = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
@@ -114,24 +103,31 @@ def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
 def num_microbatches(mesh: jax.sharding.Mesh, cfg: config_lib.Config) -> int:
   """Returns in how many microbatches a device computes its rows of a batch.
 
-  At least train.microbatches, and enough for at most mesh.rows at once.
+  At least train.microbatches, and enough for at most mesh.rows at once. Rejects
+  a batch that cannot be split equally.
   """
-  batch, length = cfg.train.batch_size, cfg.data.length
-  row_shards, model = num_row_shards(mesh), mesh.shape["model"]
-  if batch % row_shards:
-    raise errors.UserError(
-      f"train.batch_size is {batch}; use a multiple of {row_shards}, the "
-      "devices along data and fsdp."
-    )
+  batch, length, model = (
+    cfg.train.batch_size,
+    cfg.data.length,
+    mesh.shape["model"],
+  )
   if length % model:
     raise errors.UserError(
       f"mesh.model is {model}; it must divide data.length, which is {length}."
     )
-  rows = batch // row_shards
+  row_shards = num_row_shards(mesh)
+  rows = max(batch // row_shards, 1)
   microbatches = -(-rows // (cfg.mesh.rows or rows))
   while rows % microbatches:
     microbatches += 1
-  return max(cfg.train.microbatches, microbatches)
+  microbatches = max(cfg.train.microbatches, microbatches)
+  if batch % (row_shards * microbatches):
+    raise errors.UserError(
+      f"train.batch_size is {batch}; use a multiple of "
+      f"{row_shards * microbatches}, to split it equally over devices and "
+      "microbatches."
+    )
+  return microbatches
 
 
 def _gather(x, spec):
@@ -163,19 +159,11 @@ def sum_over_devices(
 ) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 
-  Each device gathers the weights, calls fn on its own rows, and takes part in
-  one reduction of the results. No other communication is left to the
-  compiler: within fn everything is local, except what fn itself sends.
-
-  Args:
-    mesh: from `make_mesh`.
-    params: abstract, with the shardings of `tree_shardings`.
-    rows: axes over which rows are sharded. Devices along the others call fn on
-      the same rows and return the same results, which count once.
-
-  Returns:
-    Takes fn: (params, *rows) -> (sums, grads), or (sums,) if gradients=False,
-    and gives the same function of sharded params and rows.
+  fn: (params, *rows) -> (sums, grads), or (sums,) with gradients=False; params
+  are abstract, from `abstract`. Each device gathers the weights, calls fn on its
+  own rows, and takes part in one reduction of the results. The compiler adds no
+  other communication. Devices along axes that are not in `rows` call fn on the
+  same rows and return the same results, which count once.
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
   copies = math.prod(mesh.shape[name] for name in AXES if name not in rows)
@@ -190,15 +178,13 @@ def sum_over_devices(
 
     return jax.tree_util.tree_map_with_path(leaf, params, specs)
 
-  def mean_of_copies(tree):
-    return jax.tree.map(lambda x: x / copies, tree) if copies > 1 else tree
-
   def wrap(fn, *, gradients=True):
     def local(params, *arrays):
       whole, scatter = jax.vjp(gather, params)
       sums, *grads = fn(whole, *arrays)
       grads = [jax.tree.map(_sum, scatter(g)[0], specs) for g in grads]
-      return mean_of_copies((jax.lax.psum(sums, AXES), *grads))
+      total = jax.lax.psum(sums, AXES), *grads
+      return jax.tree.map(lambda x: x / copies, total) if copies > 1 else total
 
     def sharded_fn(params, *arrays):
       return jax.shard_map(
