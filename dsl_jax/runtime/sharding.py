@@ -100,32 +100,43 @@ def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
   )
 
 
+def make_batch(
+  mesh: jax.sharding.Mesh, shape: tuple[int, ...], load_shard: Callable
+) -> jax.Array:
+  """Makes a training batch; every process loads its own devices' rows only.
+
+  load_shard(k) returns the k-th of `num_row_shards` equal, consecutive shards.
+  """
+  size = shape[0] // num_row_shards(mesh)
+
+  def load(index):
+    return load_shard((index[0].start or 0) // size)
+
+  return jax.make_array_from_callback(shape, batch_sharding(mesh, ROWS), load)
+
+
 def num_microbatches(mesh: jax.sharding.Mesh, cfg: config_lib.Config) -> int:
   """Returns in how many microbatches a device computes its rows of a batch.
 
   At least train.microbatches, and enough for at most mesh.rows at once. Rejects
   a batch that cannot be split equally.
   """
-  batch, length, model = (
-    cfg.train.batch_size,
-    cfg.data.length,
-    mesh.shape["model"],
-  )
+  batch, length = cfg.train.batch_size, cfg.data.length
+  model, row_shards = mesh.shape["model"], num_row_shards(mesh)
   if length % model:
     raise errors.UserError(
       f"mesh.model is {model}; it must divide data.length, which is {length}."
     )
-  row_shards = num_row_shards(mesh)
   rows = max(batch // row_shards, 1)
   microbatches = -(-rows // (cfg.mesh.rows or rows))
   while rows % microbatches:
     microbatches += 1
   microbatches = max(cfg.train.microbatches, microbatches)
-  if batch % (row_shards * microbatches):
+  divisor = row_shards * microbatches
+  if batch % divisor:
     raise errors.UserError(
-      f"train.batch_size is {batch}; use a multiple of "
-      f"{row_shards * microbatches}, to split it equally over devices and "
-      "microbatches."
+      f"train.batch_size is {batch}; use a multiple of {divisor}, to split it "
+      "equally over devices and microbatches."
     )
   return microbatches
 
@@ -159,11 +170,11 @@ def sum_over_devices(
 ) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 
-  fn: (params, *rows) -> (sums, grads), or (sums,) with gradients=False; params
-  are abstract, from `abstract`. Each device gathers the weights, calls fn on its
-  own rows, and takes part in one reduction of the results. The compiler adds no
-  other communication. Devices along axes that are not in `rows` call fn on the
-  same rows and return the same results, which count once.
+  fn: (params, key_B, tokens_BL, mask_BL) -> (sums, grads), or (sums,) with
+  gradients=False; `params` has shapes and shardings. Each device gathers the
+  weights, calls fn on its own rows, and takes part in one reduction of the
+  results; the compiler adds no communication. Devices along axes that are not
+  in `rows` call fn on the same rows, and their equal results count once.
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
   copies = math.prod(mesh.shape[name] for name in AXES if name not in rows)
@@ -186,30 +197,12 @@ def sum_over_devices(
       total = jax.lax.psum(sums, AXES), *grads
       return jax.tree.map(lambda x: x / copies, total) if copies > 1 else total
 
-    def sharded_fn(params, *arrays):
-      return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(specs, *(P(rows) for _ in arrays)),
-        out_specs=(P(), specs) if gradients else (P(),),
-        check_vma=False,
-      )(params, *arrays)
-
-    return sharded_fn
+    return jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=(specs, P(rows), P(rows), P(rows)),
+      out_specs=(P(), specs) if gradients else (P(),),
+      check_vma=False,
+    )
 
   return wrap
-
-
-def make_batch(
-  mesh: jax.sharding.Mesh, shape: tuple[int, ...], load_shard: Callable
-) -> jax.Array:
-  """Makes a training batch; every process loads its own devices' rows only.
-
-  load_shard(k) returns the k-th of `num_row_shards` equal, consecutive shards.
-  """
-  size = shape[0] // num_row_shards(mesh)
-
-  def load(index):
-    return load_shard((index[0].start or 0) // size)
-
-  return jax.make_array_from_callback(shape, batch_sharding(mesh, ROWS), load)
