@@ -239,7 +239,7 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   recipe = state_lib.make_recipe(CFG, mesh, optax.sgd(1.0), abstract)
   step = state_lib.jit_step(state_lib.train_step, mesh, abstract, recipe)
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
-  there = jax.tree.map(lambda x: x.sharding, abstract)
+  there = sharding_lib.shardings(abstract)
   after, sums = step(
     jax.device_put(state, there), *jax.device_put(batch(), rows)
   )
@@ -252,9 +252,8 @@ def test_moments_and_averages_are_sharded_like_parameters(monkeypatch):
   monkeypatch.setattr(sharding_lib, "_SMALL", 64)
   mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 2, 2))
   tx = optim.make(config_lib.Optim(mu_dtype="bfloat16"), 10)
-  state = sharding_lib.tree_shardings(
-    mesh, jax.eval_shape(lambda: state_lib.create(dsl_params(), tx))
-  )
+  state = jax.eval_shape(lambda: state_lib.create(dsl_params(), tx))
+  state = sharding_lib.shardings(sharding_lib.abstract(mesh, state))
   axes = ("fsdp", "model")
   for tree in (state.params, state.ema, state.opt_state[1].mu):
     assert tree["embed"]["embedding"].spec == P(None, axes)  # also of 16 rows

@@ -169,8 +169,8 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
 
   # The state: restored, converted or new.
   checkpoints = checkpoint.Checkpoints(workdir, keep=c.keep)
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  init = jax.jit(init_state, out_shardings=shardings)
+  there = sharding_lib.shardings(abstract)
+  init = jax.jit(init_state, out_shardings=there)
   state = checkpoints.restore(abstract) or init(converted)
   start = int(state.step)
   if jax.process_index() == 0:

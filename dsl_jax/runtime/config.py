@@ -15,6 +15,7 @@ from dsl_jax.core import laws
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import errors
 
+_MAPPINGS = (Mapping, config_dict.ConfigDict)
 NetConfig = denoiser_lib.NetConfig  # checks itself
 
 
@@ -246,7 +247,7 @@ def _build(cls, values, prefix=""):
     if kind is None:
       hint = errors.nearest(name, [prefix + known for known in types])
       raise errors.UserError(f"unknown config key {name!r}{hint}")
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(kind) and isinstance(value, _MAPPINGS):
       value = _build(kind, value, name + ".")
     if kind is float and type(value) is int:
       value = float(value)
@@ -263,8 +264,6 @@ def _build(cls, values, prefix=""):
 
 def from_config_dict(values: Mapping) -> Config:
   """Builds a `Config` from a `ConfigDict` or parsed JSON."""
-  if isinstance(values, config_dict.ConfigDict):
-    values = values.to_dict()
   return _build(Config, values)
 
 

@@ -30,8 +30,7 @@ class Recorder:
 
   metrics.jsonl gets one line per report, {"step", "split": "train" |
   "validation", ...}. Lines of steps after `start`, which will be done again,
-  are removed. With `peak`, the tokens/s at which the matrix products alone
-  would keep the devices busy, training lines have the reached share, the MFU.
+  are removed. `peak` is in tokens/s; the reached share of it is the MFU.
   """
 
   def __init__(
@@ -66,10 +65,7 @@ class Recorder:
     self._timed = 0.0  # tokens since then
 
   def add(self, step: int, sums: dict) -> None:
-    """Adds {"nll", "tokens", "grad_norm", "bad"} of a step, counted from 1.
-
-    Raises FloatingPointError where loss or gradient were not finite ("bad").
-    """
+    """Adds the sums of a step, counted from 1; FloatingPointError if "bad"."""
     sums = {k: float(v) for k, v in jax.device_get(sums).items()}
     if sums["bad"]:
       raise FloatingPointError(

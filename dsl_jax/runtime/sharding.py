@@ -60,8 +60,8 @@ def num_row_shards(mesh: jax.sharding.Mesh) -> int:
   return math.prod(mesh.shape[name] for name in ROWS)
 
 
-def tree_shardings(mesh: jax.sharding.Mesh, tree):
-  """Returns the tree of shardings for params, averages and moments.
+def abstract(mesh: jax.sharding.Mesh, tree):
+  """Returns the shapes of params, averages and moments, with their shardings.
 
   The largest axis that divides is sharded over fsdp and model, but not the
   first of several (blocks, vocabulary rows). Small leaves are replicated.
@@ -74,18 +74,15 @@ def tree_shardings(mesh: jax.sharding.Mesh, tree):
     free = [i for i in range(first, x.ndim) if x.shape[i] % parts == 0]
     if free and parts > 1 and math.prod(x.shape) >= _SMALL:
       spec[max(free, key=lambda i: x.shape[i])] = ("fsdp", "model")
-    return NamedSharding(mesh, P(*spec))
+    sharding = NamedSharding(mesh, P(*spec))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   return jax.tree.map(leaf, tree)
 
 
-def abstract(mesh: jax.sharding.Mesh, tree):
-  """Returns the shapes of a tree with the shardings of `tree_shardings`."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    tree,
-    tree_shardings(mesh, tree),
-  )
+def shardings(abstract):
+  """Returns the shardings of an abstract tree."""
+  return jax.tree.map(lambda x: x.sharding, abstract)
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:

@@ -188,9 +188,6 @@ def jit_step(
   step: Callable, mesh: jax.sharding.Mesh, abstract: TrainState, recipe: Recipe
 ) -> jax.stages.Wrapped:
   """Jits `train_step` or `train_steps`; the state is donated."""
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  return jax.jit(
-    functools.partial(step, recipe=recipe),
-    donate_argnums=0,
-    out_shardings=(shardings, sharding_lib.replicated(mesh)),
-  )
+  there = sharding_lib.shardings(abstract), sharding_lib.replicated(mesh)
+  step = functools.partial(step, recipe=recipe)
+  return jax.jit(step, donate_argnums=0, out_shardings=there)
