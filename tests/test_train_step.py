@@ -12,6 +12,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dsl_jax.data import batches
+from dsl_jax.modes import train
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, optim
@@ -287,15 +289,17 @@ def test_microbatches_hold_at_most_mesh_rows(
   assert sharding_lib.num_microbatches(mesh, cfg) == expected
 
 
-def test_every_process_loads_the_rows_of_its_devices():
+def test_every_process_loads_the_rows_of_its_devices(monkeypatch):
   mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 2, 2))
   rows, shards = np.arange(24).reshape(8, 3), []
 
-  def load_shard(k):
-    shards.append(k)
-    return rows[2 * k : 2 * k + 2]
+  def batch_at(rows, step, *, process_index, process_count, **_):
+    shards.append(process_index)
+    return np.split(rows, process_count)[process_index]
 
-  array = sharding_lib.make_batch(mesh, rows.shape, load_shard)
+  monkeypatch.setattr(batches, "batch_at", batch_at)
+  cfg = dataclasses.replace(CFG, data=config_lib.Data(length=3))
+  (array,), _ = train.make_loader(cfg, mesh, rows)((0, 1))
   np.testing.assert_array_equal(array, rows)
   assert set(shards) == {0, 1, 2, 3}  # devices along model have the same rows
   assert {s.data.shape for s in array.addressable_shards} == {(2, 3)}

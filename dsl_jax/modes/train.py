@@ -72,22 +72,27 @@ def open_run(cfg: config_lib.Config, workdir: str):
 def make_loader(
   cfg: config_lib.Config, mesh: jax.sharding.Mesh, packed: packing.Packed
 ) -> Callable:
-  """Returns (first step, count) -> batches of one call, and the count."""
-  c, length = cfg.train, cfg.data.length
+  """Returns (first step, count) -> batches of one call, and the count.
+
+  Every process loads only the rows of its own devices.
+  """
+  c, num_shards = cfg.train, sharding_lib.num_row_shards(mesh)
   whole = sharding_lib.replicated(mesh)
+  by_rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
 
   def load_batch(step):
-    def load_shard(k):
+    def load_shard(index):
       return batches.batch_at(
         packed,
         step,
         batch_size=c.batch_size,
         seed=cfg.data.seed,
-        process_index=k,
-        process_count=sharding_lib.num_row_shards(mesh),
+        process_index=(index[0].start or 0) * num_shards // c.batch_size,
+        process_count=num_shards,
       )
 
-    return sharding_lib.make_batch(mesh, (c.batch_size, length), load_shard)
+    shape = c.batch_size, cfg.data.length
+    return jax.make_array_from_callback(shape, by_rows, load_shard)
 
   def load(call):
     first, count = call

@@ -97,21 +97,6 @@ def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
   )
 
 
-def make_batch(
-  mesh: jax.sharding.Mesh, shape: tuple[int, ...], load_shard: Callable
-) -> jax.Array:
-  """Makes a training batch; every process loads its own devices' rows only.
-
-  load_shard(k) returns the k-th of `num_row_shards` equal, consecutive shards.
-  """
-  size = shape[0] // num_row_shards(mesh)
-
-  def load(index):
-    return load_shard((index[0].start or 0) // size)
-
-  return jax.make_array_from_callback(shape, batch_sharding(mesh, ROWS), load)
-
-
 def num_microbatches(mesh: jax.sharding.Mesh, cfg: config_lib.Config) -> int:
   """Returns in how many microbatches a device computes its rows of a batch.
 

@@ -83,10 +83,7 @@ def sum_gradients(
 
 
 def train_step(
-  state: TrainState,
-  tokens_BL: jax.Array,
-  mask_BL: jax.Array,
-  recipe: Recipe,
+  state: TrainState, tokens_BL: jax.Array, mask_BL: jax.Array, recipe: Recipe
 ) -> tuple[TrainState, dict]:
   """Takes one optimiser step on the mean loss of all valid tokens.
 
