@@ -22,19 +22,16 @@ from dsl_jax.runtime import errors
 from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
-_ITEMS = ("params", "ema", "rest")
-
 
 def _items(state):
   """Splits a state into the items of a checkpoint."""
   rest = {"step": state.step, "opt_state": state.opt_state}
-  return dict(zip(_ITEMS, (state.params, state.ema, rest)))
+  return {"params": state.params, "ema": state.ema, "rest": rest}
 
 
 def _folders(root):
   """Returns the folders of complete checkpoints, newest first."""
-  folders = (root / "checkpoints").glob("*")
-  folders = [folder for folder in folders if folder.name.isdigit()]
+  folders = [x for x in root.glob("checkpoints/*") if x.name.isdigit()]
   return sorted(folders, key=lambda folder: int(folder.name), reverse=True)
 
 
@@ -63,7 +60,8 @@ def _restore_on_all(path, abstract):
 def _restore_newest(root, abstract):
   """Returns the newest items of the saved digest, step, unreadable folders."""
   # Digests as NumPy arrays: the devices that saved them may not be here.
-  abstract_digests = dict.fromkeys(_ITEMS, np.zeros((), np.uint32))
+  names = ("params", "ema", "rest")
+  abstract_digests = dict.fromkeys(names, np.zeros((), np.uint32))
   unreadable = []
   for folder in _folders(root):
     items = {}
