@@ -174,8 +174,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
 
   # The state: restored, converted or new.
   checkpoints = checkpoint.Checkpoints(workdir, keep=c.keep)
-  there = sharding_lib.shardings(abstract)
-  init = jax.jit(init_state, out_shardings=there)
+  init = jax.jit(init_state, out_shardings=sharding_lib.shardings(abstract))
   state = checkpoints.restore(abstract) or init(converted)
   start = int(state.step)
   if jax.process_index() == 0:
