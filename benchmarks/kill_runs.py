@@ -70,7 +70,6 @@ def arguments(
     "train.eval_batches": 1,
     "train.checkpoint_every": EVERY,
     "train.max_minutes": 0.0,
-    "train.compilation_cache": rows / "compiled",
     "eval.batch_size": 8,
   } | {name.replace("__", "."): value for name, value in changes.items()}
   return [
@@ -111,6 +110,7 @@ def start(
     environment = os.environ | {
       "PYTHONPATH": str(ROOT),
       "JAX_PLATFORMS": "cpu",
+      "JAX_COMPILATION_CACHE_DIR": str(rows / "compiled"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       "XLA_FLAGS": "--xla_backend_optimization_level=0 "
       f"--xla_force_host_platform_device_count={devices}",

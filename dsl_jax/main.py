@@ -30,12 +30,6 @@ MODES = {
 }
 
 
-def usage() -> str:
-  """Returns the text of --help."""
-  lines = [f"  {name:<10} {mode.description}" for name, mode in MODES.items()]
-  return "\n".join([__doc__, "modes:", *lines])
-
-
 def join_hosts() -> None:
   """Starts jax.distributed where the environment asks for it."""
   if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
@@ -49,16 +43,10 @@ def join_hosts() -> None:
 
 
 def main(argv: list[str]) -> int:
-  """Runs a command line.
-
-  Args:
-    argv: program name and arguments.
-
-  Returns:
-    The exit code: 0, 1 for a run that diverged, 2 for a mistake of the user.
-  """
+  """Runs a command line; returns 0, 1 for divergence, 2 for user errors."""
   if "--help" in argv:
-    print(usage())
+    lines = [f"  {name:<10} {mode.description}" for name, mode in MODES.items()]
+    print("\n".join([__doc__, "modes:", *lines]))
     return 0
   try:
     with errors.user_errors():

@@ -24,8 +24,7 @@ def rows(tmp_path_factory):
 def alone(rows, tmp_path_factory):
   """The losses of one undisturbed process with eight devices."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
-  settings = SETTINGS | {"train__compilation_cache": ""}
-  arguments = kill_runs.arguments(workdir, rows, **settings)
+  arguments = kill_runs.arguments(workdir, rows, **SETTINGS)
   assert main.main(["main", *arguments]) == 0
   return kill_runs.reported(workdir)
 

@@ -29,7 +29,6 @@ def rows(tmp_path_factory):
 
 
 def argv(rows, workdir, changes, *extra):
-  changes = {"train.compilation_cache": ""} | changes
   changes = {key.replace(".", "__"): value for key, value in changes.items()}
   return ["main", *kill_runs.arguments(workdir, rows, **changes), *extra]
 
@@ -80,7 +79,6 @@ def claim(rows, workdir, data_hash=None):
     ({"net.attention": "splash"}, ["needs a TPU", "here are cpus"]),
     ({"data.dir": "nowhere"}, ["nowhere has no prepared train", "--length=16"]),
     ({"data.corpus": "txt", "data.dir": "none"}, ["corpus is 'txt'"]),
-    ({"train.compilation_cache": "/proc/x"}, ["tion_cache is /proc/x"]),
     ({"data.length": 8}, ["data.length is 8", "made with 16"]),
     ({"data.tokenizer": "gpt2"}, ["data.tokenizer is gpt2", "text8"]),
     ({"net.vocab_size": 28}, ["net.vocab_size is 28", "made with 27"]),
@@ -123,7 +121,7 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--workdir=/proc/none"], ["--workdir is /proc/none", "be written"]),
     (["--workdir=FILE/run"], ["cannot be written"]),
     (["--config="], ["--config is missing"]),
-    (["--config=nothing.py"], ["nothing.py", "not a file"]),
+    (["--config=nothing.py"], ["'nothing.py', not a file"]),
     ([f"{QUICKSTART}:big"], ["no variant 'big'; it has none"]),
     (["--config=FILE"], ["FILE fails with", "nothing_here"]),
   ],

@@ -51,7 +51,8 @@ def make_state(step):
 
 def put(state, mesh=None):
   mesh = mesh or sharding_lib.make_mesh(config_lib.Mesh())
-  return jax.device_put(state, sharding_lib.tree_shardings(mesh, state))
+  abstract = sharding_lib.abstract(mesh, state)
+  return jax.device_put(state, sharding_lib.shardings(abstract))
 
 
 def save(workdir, *steps, keep=3, mesh=None, losses=None):

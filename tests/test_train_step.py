@@ -12,6 +12,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dsl_jax.data import batches
+from dsl_jax.modes import train
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, optim
@@ -239,7 +241,7 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   recipe = state_lib.make_recipe(CFG, mesh, optax.sgd(1.0), abstract)
   step = state_lib.jit_step(state_lib.train_step, mesh, abstract, recipe)
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
-  there = jax.tree.map(lambda x: x.sharding, abstract)
+  there = sharding_lib.shardings(abstract)
   after, sums = step(
     jax.device_put(state, there), *jax.device_put(batch(), rows)
   )
@@ -252,9 +254,8 @@ def test_moments_and_averages_are_sharded_like_parameters(monkeypatch):
   monkeypatch.setattr(sharding_lib, "_SMALL", 64)
   mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 2, 2))
   tx = optim.make(config_lib.Optim(mu_dtype="bfloat16"), 10)
-  state = sharding_lib.tree_shardings(
-    mesh, jax.eval_shape(lambda: state_lib.create(dsl_params(), tx))
-  )
+  state = jax.eval_shape(lambda: state_lib.create(dsl_params(), tx))
+  state = sharding_lib.shardings(sharding_lib.abstract(mesh, state))
   axes = ("fsdp", "model")
   for tree in (state.params, state.ema, state.opt_state[1].mu):
     assert tree["embed"]["embedding"].spec == P(None, axes)  # also of 16 rows
@@ -288,15 +289,17 @@ def test_microbatches_hold_at_most_mesh_rows(
   assert sharding_lib.num_microbatches(mesh, cfg) == expected
 
 
-def test_every_process_loads_the_rows_of_its_devices():
+def test_every_process_loads_the_rows_of_its_devices(monkeypatch):
   mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 2, 2))
   rows, shards = np.arange(24).reshape(8, 3), []
 
-  def load_shard(k):
-    shards.append(k)
-    return rows[2 * k : 2 * k + 2]
+  def batch_at(rows, step, *, process_index, process_count, **_):
+    shards.append(process_index)
+    return np.split(rows, process_count)[process_index]
 
-  array = sharding_lib.make_batch(mesh, rows.shape, load_shard)
+  monkeypatch.setattr(batches, "batch_at", batch_at)
+  cfg = dataclasses.replace(CFG, data=config_lib.Data(length=3))
+  (array,), _ = train.make_loader(cfg, mesh, rows)((0, 1))
   np.testing.assert_array_equal(array, rows)
   assert set(shards) == {0, 1, 2, 3}  # devices along model have the same rows
   assert {s.data.shape for s in array.addressable_shards} == {(2, 3)}

@@ -57,7 +57,6 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   """
   c, target = cfg.sample, pathlib.Path(workdir) / "samples.jsonl"
   with errors.user_errors():
-    config_lib.validate(cfg)
     named_samplers.check(cfg)
     tokenizer = trained.load_tokenizer(cfg)
     requests = _parse_prompts(cfg, tokenizer)
@@ -65,9 +64,8 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     mesh = sharding_lib.make_mesh(cfg.mesh)
     if c.trace:
       viewer.check(c.trace)
-    params, step = checkpoint.restore_params(
-      workdir, sharding=sharding_lib.replicated(mesh)
-    )
+    whole = sharding_lib.replicated(mesh)
+    params, step = checkpoint.restore_params(workdir, sharding=whole)
     curve, held_out = None, None
     if c.path == "information":
       curve = named_samplers.load_curve(workdir, step)
@@ -104,10 +102,10 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
       {
         "text": tokenizer.decode(tokens_L),
         "index": index,
-        "prompt": requests[index].text,
+        "prompt": prompt.text,
         "settings": settings,
       }
-      for index, tokens_L in enumerate(tokens_BL[: len(batch)], first)
+      for index, (prompt, tokens_L) in enumerate(zip(batch, tokens_BL), first)
     ]
     texts += [line["text"] for line in lines]
     if jax.process_index() == 0:

@@ -23,7 +23,6 @@ from dsl_jax.runtime import workdir as workdir_lib
 
 def convert_checkpoint(cfg: config_lib.Config) -> dict:
   """Loads the MDLM at cfg.init_from as parameters of cfg.net."""
-  is_main = jax.process_index() == 0
   params, net = mdlm.load(
     cfg.init_from,
     heads=cfg.net.heads,
@@ -31,7 +30,7 @@ def convert_checkpoint(cfg: config_lib.Config) -> dict:
     beta_init=cfg.net.beta_init,
     mask_prior=cfg.net.mask_prior,
     seed=cfg.seed,
-    progress=is_main,
+    progress=jax.process_index() == 0,
   )
   sizes = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
   for name in sizes:
@@ -41,7 +40,7 @@ def convert_checkpoint(cfg: config_lib.Config) -> dict:
         f"net.{name} is {configured}; {cfg.init_from} has {loaded}, so set it "
         "to that."
       )
-  if is_main:
+  if jax.process_index() == 0:
     print(f"{cfg.init_from}: fingerprint {fingerprint.compute(params, net)}")
   return params
 
@@ -49,28 +48,20 @@ def convert_checkpoint(cfg: config_lib.Config) -> dict:
 def open_run(cfg: config_lib.Config, workdir: str):
   """Checks everything that a user can get wrong, then claims the workdir.
 
-  Returns the mesh, training rows, held-out rows, and the parameters of
-  cfg.init_from or None.
+  Returns the mesh, training and held-out rows, parameters of init_from or None.
   """
   c = cfg.train
-  config_lib.validate(cfg)
   mesh = sharding_lib.make_mesh(cfg.mesh)
   packed = trained.open_rows(cfg, "train")
   held_out = trained.open_rows(cfg, "validation")
-  divisor = sharding_lib.num_row_shards(mesh)
-  divisor *= sharding_lib.num_microbatches(mesh, cfg)
-  trained.check_batch(
-    "train.batch_size", c.batch_size, packed=packed, divisor=divisor
-  )
+  sharding_lib.num_microbatches(mesh, cfg)  # raises if there is no division
+  trained.check_batch("train.batch_size", c.batch_size, packed=packed)
   trained.check_batch("eval.batch_size", cfg.eval.batch_size, packed=held_out)
   if c.max_minutes and jax.process_count() > 1:
     raise errors.UserError(
       f"train.max_minutes is {c.max_minutes}; use 0 on several hosts, whose "
       "clocks differ."
     )
-  if c.compilation_cache:
-    workdir_lib.make_folder("train.compilation_cache", c.compilation_cache)
-    jax.config.update("jax_compilation_cache_dir", c.compilation_cache)
   converted = None
   if cfg.init_from and not checkpoint.exists(workdir):
     converted = convert_checkpoint(cfg)
@@ -81,22 +72,27 @@ def open_run(cfg: config_lib.Config, workdir: str):
 def make_loader(
   cfg: config_lib.Config, mesh: jax.sharding.Mesh, packed: packing.Packed
 ) -> Callable:
-  """Returns (first step, count) -> batches of one call, and the count."""
-  c, length = cfg.train, cfg.data.length
+  """Returns (first step, count) -> batches of one call, and the count.
+
+  Every process loads only the rows of its own devices.
+  """
+  c, num_shards = cfg.train, sharding_lib.num_row_shards(mesh)
   whole = sharding_lib.replicated(mesh)
+  by_rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
 
   def load_batch(step):
-    def load_shard(k):
+    def load_shard(index):
       return batches.batch_at(
         packed,
         step,
         batch_size=c.batch_size,
         seed=cfg.data.seed,
-        process_index=k,
-        process_count=sharding_lib.num_row_shards(mesh),
+        process_index=(index[0].start or 0) * num_shards // c.batch_size,
+        process_count=num_shards,
       )
 
-    return sharding_lib.make_batch(mesh, (c.batch_size, length), load_shard)
+    shape = c.batch_size, cfg.data.length
+    return jax.make_array_from_callback(shape, by_rows, load_shard)
 
   def load(call):
     first, count = call
@@ -151,15 +147,6 @@ def record_call(recorder: metrics.Recorder, first: int, sums_K: dict, count):
     recorder.add(first + k + 1, {name: x[k] for name, x in sums_K.items()})
 
 
-def summary(cfg, mesh, abstract_params, start: int) -> str:
-  """Describes the parameters, the mesh and where the run stands."""
-  table = parameter_overview.get_parameter_overview(
-    abstract_params, include_stats=False
-  )
-  mesh_shape = " ".join(f"{name} {size}" for name, size in mesh.shape.items())
-  return f"{table}\nstep {start} of {cfg.train.steps} on mesh {mesh_shape}"
-
-
 def train(cfg: config_lib.Config, workdir: str) -> None:
   """Trains to cfg.train.steps, from the newest checkpoint if there is one.
 
@@ -187,34 +174,28 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
 
   # The state: restored, converted or new.
   checkpoints = checkpoint.Checkpoints(workdir, keep=c.keep)
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  init = jax.jit(init_state, out_shardings=shardings)
+  init = jax.jit(init_state, out_shardings=sharding_lib.shardings(abstract))
   state = checkpoints.restore(abstract) or init(converted)
   start = int(state.step)
   if jax.process_index() == 0:
-    print(summary(cfg, mesh, abstract.params, start))
+    print(
+      parameter_overview.get_parameter_overview(
+        abstract.params, include_stats=False
+      )
+    )
+    axes = " ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    print(f"step {start} of {c.steps} on mesh {axes}")
 
-  all_valid = jax.jit(
-    lambda: jnp.ones((c.batch_size, cfg.data.length), bool),
-    out_shardings=sharding_lib.batch_sharding(mesh, sharding_lib.ROWS),
-  )
-  mask_BL = all_valid()
+  all_valid = functools.partial(jnp.ones, (c.batch_size, cfg.data.length), bool)
+  rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
+  mask_BL = jax.jit(all_valid, out_shardings=rows)()
+  peak = costs.peak(cfg.net, cfg.data.length)
   recorder = metrics.Recorder(
-    workdir,
-    start=start,
-    steps=c.steps,
-    log_every=c.log_every,
-    peak=costs.peak(cfg.net, cfg.data.length),
+    workdir, start=start, steps=c.steps, log_every=c.log_every, peak=peak
   )
   load = make_loader(cfg, mesh, packed)
-  calls = loop.calls(
-    start,
-    c.steps,
-    c.steps_per_call,
-    c.log_every,
-    c.eval_every,
-    c.checkpoint_every,
-  )
+  edges = c.log_every, c.eval_every, c.checkpoint_every
+  calls = loop.calls(start, c.steps, c.steps_per_call, *edges)
   with contextlib.ExitStack() as stack:
     stack.callback(checkpoints.close)
     stack.callback(recorder.close)

@@ -22,19 +22,16 @@ from dsl_jax.runtime import errors
 from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
-ITEMS = ("params", "ema", "rest")
-
 
 def _items(state):
   """Splits a state into the items of a checkpoint."""
   rest = {"step": state.step, "opt_state": state.opt_state}
-  return dict(zip(ITEMS, (state.params, state.ema, rest)))
+  return {"params": state.params, "ema": state.ema, "rest": rest}
 
 
 def _folders(root):
   """Returns the folders of complete checkpoints, newest first."""
-  folders = (root / "checkpoints").glob("*")
-  folders = [folder for folder in folders if folder.name.isdigit()]
+  folders = [x for x in root.glob("checkpoints/*") if x.name.isdigit()]
   return sorted(folders, key=lambda folder: int(folder.name), reverse=True)
 
 
@@ -62,13 +59,14 @@ def _restore_on_all(path, abstract):
 
 def _restore_newest(root, abstract):
   """Returns the newest items of the saved digest, step, unreadable folders."""
+  # Digests as NumPy arrays: the devices that saved them may not be here.
+  names = ("params", "ema", "rest")
+  abstract_digests = dict.fromkeys(names, np.zeros((), np.uint32))
   unreadable = []
   for folder in _folders(root):
-    # Digests as NumPy arrays: the devices that saved them may not be here.
-    digests = {name: np.zeros((), np.uint32) for name in ITEMS}
     items = {}
     try:
-      digests = _restore_on_all(folder / "digest", digests)
+      digests = _restore_on_all(folder / "digest", abstract_digests)
       for name, tree in abstract.items():
         items[name] = _restore_on_all(folder / name, tree)
         if int(_digest(items[name])) != int(digests[name]):
@@ -94,16 +92,15 @@ class Checkpoints:
 
   def __init__(self, workdir: str, *, keep: int):
     self._root = pathlib.Path(workdir).absolute()
-    newest = managers.LatestN(keep)
     best = managers.BestN(
       get_metric_fn=lambda scores: scores["loss"],
       reverse=True,
       n=1,
       keep_checkpoints_without_metrics=False,
     )
+    kept = managers.AnyPreservationPolicy([managers.LatestN(keep), best])
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=managers.AnyPreservationPolicy([newest, best]),
-      cleanup_tmp_directories=True,
+      preservation_policy=kept, cleanup_tmp_directories=True
     )
     root = self._root / "checkpoints"
     self._manager = ocp.CheckpointManager(root, options=options)
@@ -111,10 +108,7 @@ class Checkpoints:
   def save(
     self, step: int, state: state_lib.TrainState, scores: dict | None = None
   ) -> None:
-    """Starts to save; the state may be donated as soon as this returns.
-
-    `scores` has the held-out "loss", if it was measured.
-    """
+    """Starts to save; the state may be donated as soon as this returns."""
     items = _items(state)
     items["digest"] = {name: _digest(item) for name, item in items.items()}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
@@ -170,9 +164,9 @@ def restore_params(
   ema: bool = True,
   sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[dict, int]:
-  """Restores the newest readable parameters, and their step.
+  """Restores the newest readable parameters, by default on the first device.
 
-  `ema` is their moving average. By default they are on the first device.
+  Returns their moving average (ema) or themselves, and their step.
   """
   if not exists(workdir):
     raise errors.UserError(

@@ -60,27 +60,26 @@ def _load(config):
     raise errors.UserError(f"{path} fails with {reason}; fix it.") from error
 
 
-def _key(name, value, mode):
-  """Returns the config key that a flag sets."""
+def _override(name, text, mode, defaults):
+  """Returns the config key that a flag sets, and the value in its type."""
   prefix, _, key = name.partition(".")
-  if key and prefix in ("config", "noconfig"):
-    return key
-  if name not in _ABBREVIATIONS:
-    hint = errors.nearest(name, ["config", "workdir", "mode", *_ABBREVIATIONS])
-    raise errors.UserError(f"unknown flag --{name}{hint}")
-  key, modes = _ABBREVIATIONS[name]
-  if not value or mode not in modes:
-    raise errors.UserError(
-      f"--{name} is {value!r}; write --{name}=VALUE after "
-      f"--mode={' or --mode='.join(modes)}."
-    )
-  return key
-
-
-def _convert(key, text, kind):
-  """Converts the text of an override to the type of its key."""
+  if not key or prefix not in ("config", "noconfig"):
+    if name not in _ABBREVIATIONS:
+      known = ["config", "workdir", "mode", *_ABBREVIATIONS]
+      hint = errors.nearest(name, known)
+      raise errors.UserError(f"unknown flag --{name}{hint}")
+    key, modes = _ABBREVIATIONS[name]
+    if not text or mode not in modes:
+      raise errors.UserError(
+        f"--{name} is {text!r}; write --{name}=VALUE after "
+        f"--mode={' or --mode='.join(modes)}."
+      )
+  if key not in defaults:
+    hint = errors.nearest(key, defaults)
+    raise errors.UserError(f"unknown config key {key!r}{hint}")
+  text, kind = "false" if prefix == "noconfig" else text, type(defaults[key])
   try:
-    return _BOOLEANS[text.lower()] if kind is bool else kind(text)
+    return key, _BOOLEANS[text.lower()] if kind is bool else kind(text)
   except (KeyError, ValueError) as error:
     raise errors.UserError(
       f"{key} is {text!r}; give a value of type {kind.__name__}."
@@ -93,8 +92,8 @@ def parse(
   """Parses --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
 
   --text=X abbreviates --config.eval.text=X, and so on; the first mode is the
-  default. Returns the validated config (None if the mode needs none and none is
-  given), the workdir and the mode.
+  default. Returns the config (None if the mode needs none and none is given),
+  the workdir and the mode.
   """
   flags = _split(argv[1:])
   mode = flags.pop("mode", next(iter(modes)))
@@ -108,12 +107,7 @@ def parse(
     return None, workdir, mode
   config = _load(path)
   defaults = config_lib.flatten(config.to_dict())
-  for name, value in flags.items():
-    key = _key(name, value, mode)
-    if key not in defaults:
-      hint = errors.nearest(key, defaults)
-      raise errors.UserError(f"unknown config key {key!r}{hint}")
-    text = "false" if name.startswith("noconfig.") else value
-    typed = _convert(key, text, type(defaults[key]))
-    config.update_from_flattened_dict({key: typed})
+  config.update_from_flattened_dict(
+    dict(_override(name, text, mode, defaults) for name, text in flags.items())
+  )
   return config_lib.from_config_dict(config), workdir, mode

@@ -15,6 +15,7 @@ from dsl_jax.core import laws
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import errors
 
+_MAPPINGS = (Mapping, config_dict.ConfigDict)
 NetConfig = denoiser_lib.NetConfig  # checks itself
 
 
@@ -27,6 +28,17 @@ def _within(contains: Callable, fix: str) -> Callable[[typing.Any], typing.Any]:
 def _one_of(*words: str) -> str:
   """Returns a field that holds one of the words, by default the first."""
   return _within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+  """Checks the range of every field; an error begins with its name."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.metadata and not field.metadata["contains"](value):
+        raise ValueError(f"{field.name} is {value!r}; {field.metadata['fix']}.")
 
 
 _count = _within(lambda v: 1 <= v < 2**32, "use at least 1, below 2**32")
@@ -44,7 +56,7 @@ _deviation = _within(lambda v: 0 <= v <= 10, "use 0 to 10")
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(_Section):
   """Text and rows: the settings of `python -m dsl_jax.data.prepare`."""
 
   corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
@@ -56,7 +68,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingLaw:
+class TrainingLaw(_Section):
   """The SNR law of training."""
 
   name: str = "mixture"  # a name of TRAINING_LAWS
@@ -82,7 +94,7 @@ TRAINING_LAWS = {"mixture": _mixture}
 
 
 @dataclasses.dataclass(frozen=True)
-class Optim:
+class Optim(_Section):
   """AdamW, clipping, warm-up and the moving average."""
 
   learning_rate: float = _positive(3e-4)
@@ -100,7 +112,7 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(_Section):
   """Length and cadence of training, in steps unless stated otherwise."""
 
   steps: int = _count(1000)
@@ -115,11 +127,10 @@ class Train:
   max_minutes: float = _not_negative(0.0)  # then save and stop, 0 = no limit
   profile_at: int = _not_negative(0)  # first step in WORKDIR/profile, 0 = none
   profile_steps: int = _count(5)
-  compilation_cache: str = ""  # folder of compiled programs, "" = none
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
+class Mesh(_Section):
   """Devices along each axis; -1 takes those that are left."""
 
   data: int = _devices(-1)
@@ -130,7 +141,7 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Eval:
+class Eval(_Section):
   """What is measured, on which text, and how much of it."""
 
   bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
@@ -153,7 +164,7 @@ class Eval:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(_Section):
   """The text to sample and the path along which it is sampled."""
 
   path: str = "masked"  # a name of modes/named_samplers.py
@@ -180,7 +191,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(_Section):
   """A run."""
 
   name: str
@@ -195,6 +206,19 @@ class Config:
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
   eval: Eval = dataclasses.field(default_factory=Eval)
   sample: Sample = dataclasses.field(default_factory=Sample)
+
+  def __post_init__(self):
+    super().__post_init__()
+    law, train, scored = self.law, self.train, self.eval
+    if law.name not in TRAINING_LAWS:
+      hint = errors.nearest(law.name, TRAINING_LAWS)
+      raise ValueError(f"law.name is {law.name!r}{hint}")
+    if train.batch_size % train.microbatches:
+      count = f"train.microbatches is {train.microbatches}"
+      raise ValueError(f"{count}; it must divide train.batch_size.")
+    if scored.snr_min >= scored.snr_max:
+      least = f"eval.snr_min is {scored.snr_min}"
+      raise ValueError(f"{least}; it must be below eval.snr_max.")
 
 
 def training_law(cfg: Config) -> laws.Law:
@@ -215,67 +239,32 @@ def flatten(values: dict) -> dict[str, object]:
   }
 
 
-def _check_ranges(section, prefix):
-  for field in dataclasses.fields(section):
-    name, value = prefix + field.name, getattr(section, field.name)
-    if dataclasses.is_dataclass(value):
-      _check_ranges(value, name + ".")
-    elif field.metadata and not field.metadata["contains"](value):
-      raise errors.UserError(f"{name} is {value!r}; {field.metadata['fix']}.")
-
-
-def validate(cfg: Config) -> None:
-  """Checks every value that can be judged without data or devices."""
-  _check_ranges(cfg, "")
-  if cfg.law.name not in TRAINING_LAWS:
-    hint = errors.nearest(cfg.law.name, TRAINING_LAWS)
-    raise errors.UserError(f"law.name is {cfg.law.name!r}{hint}")
-  train = cfg.train
-  if train.batch_size % train.microbatches:
-    raise errors.UserError(
-      f"train.microbatches is {train.microbatches}; it must divide "
-      "train.batch_size."
-    )
-  if cfg.eval.snr_min >= cfg.eval.snr_max:
-    raise errors.UserError(
-      f"eval.snr_min is {cfg.eval.snr_min}; it must be below eval.snr_max."
-    )
-
-
-def _cast(cls, value, name):
-  """Returns value as cls; only exact conversions."""
-  if dataclasses.is_dataclass(cls) and isinstance(value, Mapping):
-    return _build(cls, value, name + ".")
-  if cls is float and type(value) is int:
-    return float(value)
-  if type(value) is not cls:
-    raise errors.UserError(
-      f"{name} is {value!r}; give a value of type {cls.__name__}."
-    )
-  return value
-
-
-def _build(cls, values, prefix):
-  """Builds a section from a mapping."""
-  types = typing.get_type_hints(cls)
-  for key in values:
-    if key not in types:
-      hint = errors.nearest(prefix + key, [prefix + name for name in types])
-      raise errors.UserError(f"unknown config key {prefix + key!r}{hint}")
-  cast = {k: _cast(types[k], v, prefix + k) for k, v in values.items()}
+def _build(cls, values, prefix=""):
+  """Builds a section from a mapping; only exact conversions of values."""
+  types, cast = typing.get_type_hints(cls), {}
+  for key, value in values.items():
+    name, kind = prefix + key, types.get(key)
+    if kind is None:
+      hint = errors.nearest(name, [prefix + known for known in types])
+      raise errors.UserError(f"unknown config key {name!r}{hint}")
+    if dataclasses.is_dataclass(kind) and isinstance(value, _MAPPINGS):
+      value = _build(kind, value, name + ".")
+    if kind is float and type(value) is int:
+      value = float(value)
+    if type(value) is not kind:
+      raise errors.UserError(
+        f"{name} is {value!r}; give a value of type {kind.__name__}."
+      )
+    cast[key] = value
   try:
     return cls(**cast)
-  except (TypeError, ValueError) as error:  # a missing key, NetConfig's checks
+  except (TypeError, ValueError) as error:  # a missing key or a failed check
     raise errors.UserError(f"{prefix}{error}") from error
 
 
 def from_config_dict(values: Mapping) -> Config:
-  """Builds and validates a `Config` from a `ConfigDict` or parsed JSON."""
-  if isinstance(values, config_dict.ConfigDict):
-    values = values.to_dict()
-  cfg = _build(Config, values, "")
-  validate(cfg)
-  return cfg
+  """Builds a `Config` from a `ConfigDict` or parsed JSON."""
+  return _build(Config, values)
 
 
 def variant(arg: str, variants: Mapping[str, Config], config: str) -> Config:

@@ -1,9 +1,7 @@
 """Peak rates of accelerators, and the FLOPs of a training step.
 
 FLOPs are counted from the shapes of matrix products; a multiply-add is two.
-
-XLA's own `cost_analysis` counts the body of a loop once, whatever the number of
-its iterations, so it cannot be used here.
+XLA's own `cost_analysis` counts the body of a loop only once.
 """
 
 from typing import NamedTuple
@@ -60,10 +58,7 @@ class Work(NamedTuple):
 
 
 def work(net: NetConfig, length: int, rows: int = 1, shards: int = 1) -> Work:
-  """Counts the matrix products of a training step.
-
-  A device computes so many rows at once; `shards` devices share a sequence.
-  """
+  """Counts a training step; a device computes `rows` at once on its shard."""
   M, V, D = net.width, net.vocab_size, net.sphere_dim
   dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
   mixing = 4 * net.depth * length * M  # scores and values of attention

@@ -92,8 +92,7 @@ def profile(
 ) -> Iterator[Callable[[int], None]]:
   """Writes WORKDIR/profile of `count` steps from step `first` (0: none) on.
 
-  Yields a function to call with the number of steps done, at the start and
-  after every call.
+  Yields a function to call with the number of steps done, from 0 on.
   """
   running = False
 

@@ -1,4 +1,4 @@
-"""Metrics: sums in, means out; a JSONL file, the console and TensorBoard."""
+"""Metrics: sums in, means out; a JSONL file and the console."""
 
 import collections
 import contextlib
@@ -30,8 +30,7 @@ class Recorder:
 
   metrics.jsonl gets one line per report, {"step", "split": "train" |
   "validation", ...}. Lines of steps after `start`, which will be done again,
-  are removed. With `peak`, the tokens/s at which the matrix products alone
-  would keep the devices busy, training lines have the reached share, the MFU.
+  are removed. `peak` is in tokens/s; the reached share of it is the MFU.
   """
 
   def __init__(
@@ -45,17 +44,11 @@ class Recorder:
   ):
     self._log_every, self._peak = log_every, peak
     self._sums: collections.Counter = collections.Counter()
-    self._file = self._board = None
+    self._file = None
     if jax.process_index() == 0:
       root = pathlib.Path(workdir)
       _remove_after(root, start)
       self._file = (root / "metrics.jsonl").open("a", encoding="utf-8")
-      with contextlib.suppress(ImportError):  # TensorBoard files are optional
-        import tensorboardX
-
-        self._board = tensorboardX.SummaryWriter(
-          str(root / "tensorboard"), purge_step=start + 1
-        )
     self._bar = tqdm.tqdm(
       total=steps,
       initial=start,
@@ -66,11 +59,8 @@ class Recorder:
     self._timed = 0.0  # tokens since then
 
   def add(self, step: int, sums: dict) -> None:
-    """Adds {"nll", "tokens", "grad_norm", "bad"} of a step, counted from 1.
-
-    Raises FloatingPointError where loss or gradient were not finite ("bad").
-    """
-    sums = {k: float(v) for k, v in jax.device_get(sums).items()}
+    """Adds the sums of a step, counted from 1; FloatingPointError if "bad"."""
+    sums = {name: float(x) for name, x in sums.items()}
     if sums["bad"]:
       raise FloatingPointError(
         f"loss {sums['nll']} or gradient norm {sums['grad_norm']} is not "
@@ -112,16 +102,13 @@ class Recorder:
       ) from error
     values = "  ".join(f"{k} {v:.5g}" for k, v in row.items())
     tqdm.tqdm.write(f"step {step}  {split}  {values}")
-    if self._board:
-      for key, value in row.items():
-        self._board.add_scalar(f"{split}/{key}", value, step)
 
   def restart_clock(self) -> None:
     """Restarts the timing, so that other work does not count as training."""
     self._clock, self._timed = time.monotonic(), 0.0
 
   def close(self) -> None:
-    """Closes the progress bar and the files."""
-    for output in (self._bar, self._file, self._board):
-      if output is not None:
-        output.close()
+    """Closes the progress bar and the file."""
+    self._bar.close()
+    if self._file:
+      self._file.close()

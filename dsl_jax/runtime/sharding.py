@@ -24,24 +24,17 @@ ROWS = AXES[:2]  # over which rows of a training batch are sharded
 _SMALL = 2**14  # elements; smaller leaves are replicated
 
 
-def mesh_shape(cfg: config_lib.Mesh, count: int) -> tuple[int, int, int]:
-  """Returns the devices along data, fsdp and model; one -1 takes the rest."""
-  shape = [cfg.data, cfg.fsdp, cfg.model]
+def make_mesh(cfg: config_lib.Mesh, devices=None) -> jax.sharding.Mesh:
+  """Arranges devices, by default all, along `AXES`; one -1 takes the rest."""
+  count, shape = len(devices or jax.devices()), [cfg.data, cfg.fsdp, cfg.model]
   known = math.prod(n for n in shape if n > 0)
   if shape.count(-1) == 1 and count % known == 0:
     shape[shape.index(-1)] = count // known
-  data, fsdp, model = shape
-  if -1 in shape or data * fsdp * model != count:
+  if -1 in shape or math.prod(shape) != count:
     raise errors.UserError(
       f"mesh is data={cfg.data} fsdp={cfg.fsdp} model={cfg.model}; with at "
       f"most one -1 it must multiply to the {count} devices here."
     )
-  return data, fsdp, model
-
-
-def make_mesh(cfg: config_lib.Mesh, devices=None) -> jax.sharding.Mesh:
-  """Arranges devices, by default all, as (data, fsdp, model)."""
-  shape = mesh_shape(cfg, len(devices or jax.devices()))
   return jax.make_mesh(
     shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
   )
@@ -67,13 +60,11 @@ def num_row_shards(mesh: jax.sharding.Mesh) -> int:
   return math.prod(mesh.shape[name] for name in ROWS)
 
 
-def tree_shardings(mesh: jax.sharding.Mesh, tree):
-  """Returns the tree of shardings for params, averages and moments.
+def abstract(mesh: jax.sharding.Mesh, tree):
+  """Returns the shapes of params, averages and moments, with their shardings.
 
   The largest axis that divides is sharded over fsdp and model, but not the
   first of several (blocks, vocabulary rows). Small leaves are replicated.
-
-  Optimiser states repeat the parameters' shapes and so follow the same rules.
   """
   parts = mesh.shape["fsdp"] * mesh.shape["model"]
 
@@ -83,26 +74,21 @@ def tree_shardings(mesh: jax.sharding.Mesh, tree):
     free = [i for i in range(first, x.ndim) if x.shape[i] % parts == 0]
     if free and parts > 1 and math.prod(x.shape) >= _SMALL:
       spec[max(free, key=lambda i: x.shape[i])] = ("fsdp", "model")
-    return NamedSharding(mesh, P(*spec))
+    sharding = NamedSharding(mesh, P(*spec))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   return jax.tree.map(leaf, tree)
 
 
-def abstract(mesh: jax.sharding.Mesh, tree):
-  """Returns the shapes of a tree with the shardings of `tree_shardings`."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    tree,
-    tree_shardings(mesh, tree),
-  )
+def shardings(abstract):
+  """Returns the shardings of an abstract tree."""
+  return jax.tree.map(lambda x: x.sharding, abstract)
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
   """Makes a global array of a batch that every process has read.
 
-  Each process hands over the rows of its own devices, so the batch is the same
-  on any number of hosts. Rows go over all axes; zeros fill up to a multiple of
-  the devices.
+  Rows go over all axes; zeros fill up to a multiple of the devices.
   """
   missing = -len(batch) % mesh.size
   batch = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
@@ -114,24 +100,27 @@ def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
 def num_microbatches(mesh: jax.sharding.Mesh, cfg: config_lib.Config) -> int:
   """Returns in how many microbatches a device computes its rows of a batch.
 
-  At least train.microbatches, and enough for at most mesh.rows at once.
+  At least train.microbatches, and enough for at most mesh.rows at once. Rejects
+  a batch that cannot be split equally.
   """
   batch, length = cfg.train.batch_size, cfg.data.length
-  row_shards, model = num_row_shards(mesh), mesh.shape["model"]
-  if batch % row_shards:
-    raise errors.UserError(
-      f"train.batch_size is {batch}; use a multiple of {row_shards}, the "
-      "devices along data and fsdp."
-    )
+  model, row_shards = mesh.shape["model"], num_row_shards(mesh)
   if length % model:
     raise errors.UserError(
       f"mesh.model is {model}; it must divide data.length, which is {length}."
     )
-  rows = batch // row_shards
+  rows = max(batch // row_shards, 1)
   microbatches = -(-rows // (cfg.mesh.rows or rows))
   while rows % microbatches:
     microbatches += 1
-  return max(cfg.train.microbatches, microbatches)
+  microbatches = max(cfg.train.microbatches, microbatches)
+  divisor = row_shards * microbatches
+  if batch % divisor:
+    raise errors.UserError(
+      f"train.batch_size is {batch}; use a multiple of {divisor}, to split it "
+      "equally over devices and microbatches."
+    )
+  return microbatches
 
 
 def _gather(x, spec):
@@ -163,19 +152,11 @@ def sum_over_devices(
 ) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 
-  Each device gathers the weights, calls fn on its own rows, and takes part in
-  one reduction of the results. No other communication is left to the
-  compiler: within fn everything is local, except what fn itself sends.
-
-  Args:
-    mesh: from `make_mesh`.
-    params: abstract, with the shardings of `tree_shardings`.
-    rows: axes over which rows are sharded. Devices along the others call fn on
-      the same rows and return the same results, which count once.
-
-  Returns:
-    Takes fn: (params, *rows) -> (sums, grads), or (sums,) if gradients=False,
-    and gives the same function of sharded params and rows.
+  fn: (params, key_B, tokens_BL, mask_BL) -> (sums, grads), or (sums,) with
+  gradients=False; `params` has shapes and shardings. Each device gathers the
+  weights, calls fn on its own rows, and takes part in one reduction of the
+  results; the compiler adds no communication. Devices along axes that are not
+  in `rows` call fn on the same rows, and their equal results count once.
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
   copies = math.prod(mesh.shape[name] for name in AXES if name not in rows)
@@ -190,40 +171,20 @@ def sum_over_devices(
 
     return jax.tree_util.tree_map_with_path(leaf, params, specs)
 
-  def mean_of_copies(tree):
-    return jax.tree.map(lambda x: x / copies, tree) if copies > 1 else tree
-
   def wrap(fn, *, gradients=True):
     def local(params, *arrays):
       whole, scatter = jax.vjp(gather, params)
       sums, *grads = fn(whole, *arrays)
       grads = [jax.tree.map(_sum, scatter(g)[0], specs) for g in grads]
-      return mean_of_copies((jax.lax.psum(sums, AXES), *grads))
+      total = jax.lax.psum(sums, AXES), *grads
+      return jax.tree.map(lambda x: x / copies, total) if copies > 1 else total
 
-    def sharded_fn(params, *arrays):
-      return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(specs, *(P(rows) for _ in arrays)),
-        out_specs=(P(), specs) if gradients else (P(),),
-        check_vma=False,
-      )(params, *arrays)
-
-    return sharded_fn
+    return jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=(specs, P(rows), P(rows), P(rows)),
+      out_specs=(P(), specs) if gradients else (P(),),
+      check_vma=False,
+    )
 
   return wrap
-
-
-def make_batch(
-  mesh: jax.sharding.Mesh, shape: tuple[int, ...], load_shard: Callable
-) -> jax.Array:
-  """Makes a training batch; every process loads its own devices' rows only.
-
-  load_shard(k) returns the k-th of `num_row_shards` equal, consecutive shards.
-  """
-  size = shape[0] // num_row_shards(mesh)
-
-  def load(index):
-    return load_shard((index[0].start or 0) // size)
-
-  return jax.make_array_from_callback(shape, batch_sharding(mesh, ROWS), load)

@@ -17,6 +17,8 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import optim
 from dsl_jax.runtime import sharding as sharding_lib
 
+_SUMS = ("nll", "tokens", "grad_norm", "bad")  # that a step returns
+
 
 class TrainState(NamedTuple):
   """Everything a checkpoint holds; nothing random is in it."""
@@ -30,8 +32,7 @@ class TrainState(NamedTuple):
 class Recipe(NamedTuple):
   """What a training step depends on besides its state and batch."""
 
-  # (params, key_B, tokens_BL, mask_BL) -> (scalar, sums) with sums {"nll": in
-  # nats, "tokens": their number}.
+  # (params, key_B, tokens_BL, mask_BL) -> (scalar, {"nll": in nats, "tokens"})
   loss_fn: Callable
   tx: optax.GradientTransformation
   seed: int
@@ -61,10 +62,7 @@ def sum_gradients(
   loss_fn: Callable,
   microbatches: int = 1,
 ) -> tuple[dict, dict]:
-  """Returns the sums of loss_fn and the gradient of "nll", over microbatches.
-
-  Arguments are those of `Recipe.loss_fn`, and see `Recipe`.
-  """
+  """Returns the sums of loss_fn, over microbatches, and the gradient."""
   split = jax.tree.map(
     lambda x: x.reshape(microbatches, -1, *x.shape[1:]),
     (key_B, tokens_BL, mask_BL),
@@ -85,34 +83,22 @@ def sum_gradients(
 
 
 def train_step(
-  state: TrainState,
-  tokens_BL: jax.Array,
-  mask_BL: jax.Array,
-  recipe: Recipe,
+  state: TrainState, tokens_BL: jax.Array, mask_BL: jax.Array, recipe: Recipe
 ) -> tuple[TrainState, dict]:
   """Takes one optimiser step on the mean loss of all valid tokens.
 
   The noise of a sequence depends on the seed, the step and its row alone, so
   microbatches and devices change nothing but the order of sums. If the loss
-  or the gradient is not finite the state is returned unchanged.
-
-  Args:
-    state: donate it when jitting.
-    tokens_BL: int32, the whole batch.
-    mask_BL: validity of every position.
-    recipe: loss, optimiser and how the work is divided.
-
-  Returns:
-    The new state, and sums {"nll", "tokens", "grad_norm", "bad"}, f32.
+  or the gradient is not finite the state is returned unchanged. Returns the new
+  state and the sums {"nll", "tokens", "grad_norm", "bad"}, f32.
   """
   key = jax.random.fold_in(stream(recipe.seed, "train"), state.step)
   key_B = jax.random.split(key, len(tokens_BL))
   gradients = functools.partial(
     sum_gradients, loss_fn=recipe.loss_fn, microbatches=recipe.microbatches
   )
-  sums, grads = recipe.on_devices(gradients)(
-    state.params, key_B, tokens_BL, mask_BL
-  )
+  gradients = recipe.on_devices(gradients)
+  sums, grads = gradients(state.params, key_B, tokens_BL, mask_BL)
   scale = 1 / jnp.maximum(sums["tokens"], 1.0)
   grad_norm = scale * optax.global_norm(grads)
   is_good = jnp.isfinite(sums["nll"]) & jnp.isfinite(grad_norm)
@@ -143,32 +129,18 @@ def train_steps(
   count: jax.Array,
   recipe: Recipe,
 ) -> tuple[TrainState, dict]:
-  """Takes several steps in one program.
+  """Takes `count` steps, on the first of K batches, in one program.
 
   A small model spends much of its time between programs: the host starts each
-  of them and gives it fresh memory.
-
-  Args:
-    state: donate it when jitting.
-    tokens_KBL: K batches.
-    mask_BL: validity of every position, for all of them.
-    count: int32, steps to take; the other batches are ignored.
-    recipe: loss, optimiser and how the work is divided.
-
-  Returns:
-    The new state, and the sums of every step, each [K].
+  of them and gives it fresh memory. Returns the new state and sums [K].
   """
   tokens = jnp.stack(tokens_KBL)
-  step = functools.partial(train_step, recipe=recipe)
-  shapes = jax.eval_shape(step, state, tokens[0], mask_BL)[1]
-  zeros = jax.tree.map(lambda x: jnp.zeros(len(tokens), x.dtype), shapes)
+  zeros = dict.fromkeys(_SUMS, jnp.zeros(len(tokens)))
 
   def body(k, carry):
     state, sums_K = carry
-    state, sums = step(state, tokens[k], mask_BL)
-    return state, jax.tree.map(
-      lambda all_K, x: all_K.at[k].set(x), sums_K, sums
-    )
+    state, sums = train_step(state, tokens[k], mask_BL, recipe)
+    return state, {name: sums_K[name].at[k].set(sums[name]) for name in _SUMS}
 
   return jax.lax.fori_loop(0, count, body, (state, zeros))
 
@@ -213,9 +185,6 @@ def jit_step(
   step: Callable, mesh: jax.sharding.Mesh, abstract: TrainState, recipe: Recipe
 ) -> jax.stages.Wrapped:
   """Jits `train_step` or `train_steps`; the state is donated."""
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  return jax.jit(
-    functools.partial(step, recipe=recipe),
-    donate_argnums=0,
-    out_shardings=(shardings, sharding_lib.replicated(mesh)),
-  )
+  there = sharding_lib.shardings(abstract), sharding_lib.replicated(mesh)
+  step = functools.partial(step, recipe=recipe)
+  return jax.jit(step, donate_argnums=0, out_shardings=there)

@@ -16,6 +16,7 @@ _FREE_SECTIONS = ("eval.", "sample.", "mesh.", "train.")
 _FREE_KEYS = ("net.remat", "net.unroll", "net.attention", "name")
 # The hash of the packed rows is compared instead of these.
 _ROWS = ("data.corpus", "data.tokenizer", "data.dir")
+_REMOVED = (("net", "vocab"), ("train", "compilation_cache"))  # ignored keys
 
 
 def stored(workdir: str) -> tuple[config_lib.Config, str]:
@@ -24,7 +25,8 @@ def stored(workdir: str) -> tuple[config_lib.Config, str]:
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
     config, data_hash = content["config"], content["data_hash"]
-    config["net"].pop("vocab", None)  # a key of earlier versions
+    for section, key in _REMOVED:
+      config[section].pop(key, None)
     return config_lib.from_config_dict(config), data_hash
   except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise errors.UserError(
@@ -55,18 +57,6 @@ def compare(
       )
 
 
-def make_folder(key: str, path: str) -> None:
-  """Makes a folder that a flag or a config key names, and writes there."""
-  try:
-    os.makedirs(path, exist_ok=True)
-    tempfile.TemporaryFile(dir=path).close()
-  except OSError as error:
-    raise errors.UserError(
-      f"{key} is {path}, which cannot be written ({error.strerror}); choose "
-      "another."
-    ) from error
-
-
 def write(workdir: str | pathlib.Path, name: str, text: str) -> None:
   """Writes a file of a workdir, completely or not at all."""
   target = pathlib.Path(workdir) / name
@@ -89,7 +79,14 @@ def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
     raise errors.UserError(
       f"{workdir} has checkpoints and no config.json; choose a new --workdir."
     )
-  make_folder("--workdir", workdir)
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    tempfile.TemporaryFile(dir=workdir).close()
+  except OSError as error:
+    raise errors.UserError(
+      f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
+      "choose another."
+    ) from error
   if jax.process_index() == 0:
     content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
     write(workdir, "config.json", json.dumps(content, indent=2))
