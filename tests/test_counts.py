@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from dsl_jax.core import vocab
+from dsl_jax.modes import plan
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -34,22 +35,13 @@ def compiled(chunks):
     train=config_lib.Train(batch_size=B),
   )
   mesh = sharding_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
-  tx = optim.make(cfg.optim, 10)
-  init = denoiser_lib.make_denoiser(NET).init
-  state = sharding_lib.abstract(
-    mesh, jax.eval_shape(lambda: state_lib.create(init(jax.random.key(0)), tx))
-  )
-  rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
-  batch = [
-    jax.ShapeDtypeStruct((B, L), dtype, sharding=rows)
-    for dtype in (jnp.int32, jnp.bool_)
-  ]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(vocab, "num_chunks", lambda positions, vocab_size: chunks)
-    recipe = state_lib.make_recipe(cfg, mesh, tx, state)
-    step = state_lib.jit_step(state_lib.train_step, mesh, state, recipe)
-    step = step.lower(state, *batch).compile()
-  return step, 4 * sum(x.size for x in jax.tree.leaves(state.params))
+    step = plan.compile_step(cfg, mesh)
+  params = jax.eval_shape(
+    denoiser_lib.make_denoiser(NET).init, jax.random.key(0)
+  )
+  return step, 4 * sum(x.size for x in jax.tree.leaves(params))
 
 
 def test_flops_are_no_more_than_the_shapes_need():

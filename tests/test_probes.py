@@ -9,7 +9,7 @@ import oracle
 import pytest
 
 from dsl_jax import probes
-from dsl_jax.quality import calibration
+from dsl_jax.quality import estimate
 
 CLEAN = 100.0
 KEY = jax.random.key(0)
@@ -55,7 +55,7 @@ def test_the_exact_denoiser_is_calibrated_and_a_sharpened_one_is_not(law):
     hidden = np.asarray(hidden)
     assert 1.9 < hidden.sum(axis=1).mean() < 2.1  # 3 - (0 + 1 + 2) / 3
     right = np.clip(confidence[hidden], 0, 1), correct[hidden]
-    return calibration.reliability(*right)["ece"]
+    return estimate.reliability(*right)["ece"]
 
   sharp = law.denoiser._replace(
     hidden=lambda p, z, key=None: 3 * law.denoiser.hidden(p, z)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from dsl_jax.quality import (
-  calibration,
   diversity,
   estimate,
   mauve,
@@ -133,13 +132,13 @@ def test_ece_of_a_calibrated_and_of_an_overconfident_guess():
   rng = np.random.default_rng(0)
   p = rng.random(40_000)
   right = rng.random(40_000) < p
-  assert calibration.reliability(p, right)["ece"] < 0.012
-  sure = calibration.reliability(np.ones(40_000), right)
+  assert estimate.reliability(p, right)["ece"] < 0.012
+  sure = estimate.reliability(np.ones(40_000), right)
   assert sure["ece"] == pytest.approx(1 - right.mean())
   assert sure["count"][-1] == 40_000 and np.isnan(sure["accuracy"][:-1]).all()
-  edges = calibration.reliability([0.0, 0.1, 0.1000001, 1.0], [1, 1, 1, 1])
+  edges = estimate.reliability([0.0, 0.1, 0.1000001, 1.0], [1, 1, 1, 1])
   assert edges["count"] == [2, 1, *[0] * 7, 1]
-  assert np.isnan(calibration.reliability([np.nan], [1])["ece"])
+  assert np.isnan(estimate.reliability([np.nan], [1])["ece"])
 
 
 def test_ratio_has_the_error_of_its_repetitions():

@@ -238,8 +238,8 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   devices = jax.devices()[: math.prod(sizes)]
   mesh = sharding_lib.make_mesh(config_lib.Mesh(*sizes), devices)
   abstract = sharding_lib.abstract(mesh, state)
-  recipe = state_lib.make_recipe(CFG, mesh, optax.sgd(1.0), abstract)
-  step = state_lib.jit_step(state_lib.train_step, mesh, abstract, recipe)
+  tx = optax.sgd(1.0)
+  step = state_lib.jit_step(state_lib.train_step, CFG, mesh, tx, abstract)
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   there = sharding_lib.shardings(abstract)
   after, sums = step(

@@ -305,14 +305,11 @@ def softmax_terms(
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns the terms of `nll` = log(total) + (top - target), apart.
+  """Returns top_BL, total_BL and target_BL of `nll`, whose arguments these are.
 
-  Large scores would round their sum, and shards of a vocabulary combine their
-  terms. Arguments are those of `nll`.
-
-  Returns:
-    top_BL, max_v s_v with s_v = <h, w_v> + b_v, a constant to derivatives;
-    total_BL, sum_v exp(s_v - top); target_BL, the token's score; f32.
+  With scores s_v = <h, w_v> + b_v, top is max_v s_v, a constant to derivatives,
+  total is sum_v exp(s_v - top), target the token's score. Shards of a
+  vocabulary combine them.
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
   tiles, chunks = _tile(h_BLM.shape, len(head_VM), chunks)
@@ -356,14 +353,7 @@ def expectation_terms(
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns `expectation` and the sum it was divided by.
-
-  Arguments are those of `expectation`.
-
-  Returns:
-    mean_BLC, and top_BL and total_BL of the scores as `softmax_terms` returns
-    them; f32.
-  """
+  """Returns `expectation`, and top_BL and total_BL as `softmax_terms` does."""
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
   tiles, chunks = _tile(q_BLK.shape, len(keys_VK), chunks)
   keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)

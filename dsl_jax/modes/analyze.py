@@ -14,7 +14,6 @@ import numpy as np
 from dsl_jax import likelihood, probes
 from dsl_jax.modes import named_samplers, plots, trained
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.quality import calibration as calibration_lib
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
@@ -96,7 +95,7 @@ def calibration(run: Run) -> dict:
   def diagram(rows):
     where = hidden[rows]
     p = np.clip(confidence[rows][where], 0, 1)
-    return calibration_lib.reliability(p, correct[rows][where])
+    return estimate.reliability(p, correct[rows][where])
 
   ece = estimate.jackknife(lambda rows: diagram(rows)["ece"], len(hidden))
   return diagram(slice(None)) | {"ece_stderr": ece.stderr}

@@ -54,8 +54,7 @@ def compile_step(
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   tokens_BL = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
   mask_BL = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
-  recipe = state_lib.make_recipe(cfg, mesh, tx, state)
-  step = state_lib.jit_step(state_lib.train_step, mesh, state, recipe)
+  step = state_lib.jit_step(state_lib.train_step, cfg, mesh, tx, state)
   return step.lower(state, tokens_BL, mask_BL).compile()
 
 

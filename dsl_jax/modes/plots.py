@@ -44,7 +44,7 @@ def over_snr(title: str, table: dict, names: Sequence[str]) -> bytes:
 
 
 def reliability(table: dict) -> bytes:
-  """Draws accuracy against confidence; of `calibration.reliability`."""
+  """Draws accuracy against confidence; of `estimate.reliability`."""
   fig, axes = figure("confidence", "accuracy")
   bins = len(table["accuracy"])
   centre = (np.arange(bins) + 0.5) / bins

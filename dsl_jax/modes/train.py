@@ -168,8 +168,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     return state_lib.create(params, tx)
 
   abstract = sharding_lib.abstract(mesh, jax.eval_shape(init_state, converted))
-  recipe = state_lib.make_recipe(cfg, mesh, tx, abstract)
-  step_fn = state_lib.jit_step(state_lib.train_steps, mesh, abstract, recipe)
+  step_fn = state_lib.jit_step(state_lib.train_steps, cfg, mesh, tx, abstract)
   held_out_loss = make_held_out_loss(cfg, mesh, held_out, abstract.params)
 
   # The state: restored, converted or new.

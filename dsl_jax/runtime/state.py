@@ -161,15 +161,16 @@ def make_loss(
   )
 
 
-def make_recipe(
+def jit_step(
+  step: Callable,
   cfg: config_lib.Config,
   mesh: jax.sharding.Mesh,
   tx: optax.GradientTransformation,
   abstract: TrainState,
-) -> Recipe:
-  """Returns the recipe of a run on a mesh, for a state of abstract shapes."""
+) -> jax.stages.Wrapped:
+  """Jits `train_step` or `train_steps` of a run; the state is donated."""
   shards = sharding_lib.shards(mesh)
-  return Recipe(
+  recipe = Recipe(
     loss_fn=make_loss(cfg, dropout=True, shards=shards),
     tx=tx,
     seed=cfg.seed,
@@ -179,12 +180,6 @@ def make_recipe(
       mesh, abstract.params, rows=sharding_lib.ROWS
     ),
   )
-
-
-def jit_step(
-  step: Callable, mesh: jax.sharding.Mesh, abstract: TrainState, recipe: Recipe
-) -> jax.stages.Wrapped:
-  """Jits `train_step` or `train_steps`; the state is donated."""
   there = sharding_lib.shardings(abstract), sharding_lib.replicated(mesh)
   step = functools.partial(step, recipe=recipe)
   return jax.jit(step, donate_argnums=0, out_shardings=there)

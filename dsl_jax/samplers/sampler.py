@@ -48,16 +48,6 @@ class Options(NamedTuple):
   confidence: str = "probability"
 
 
-class Request(NamedTuple):
-  """A checked request, in the order of the traced functions' arguments."""
-
-  path_TBL: checks.Array  # on the host unless it is traced
-  prompt_BL: checks.Array  # zero outside the prompt
-  inputs: step_lib.Inputs
-  policy: policies.Rule | None  # a pytree
-  settings: step_lib.Settings
-
-
 class Samples(NamedTuple):
   """What `sample` returns."""
 
@@ -118,10 +108,12 @@ def _check_prompt(prompt_BL, path_TBL, vocab_size):
   return np.where(prompt_mask_BL, np.asarray(prompt_BL), 0).astype(np.int32)
 
 
-def _check_request(
-  params, key, path, denoiser, clean_snr, options: Options
-) -> Request:
-  """Checks arguments of `generate`, before anything is compiled."""
+def _check_request(params, key, path, denoiser, clean_snr, options: Options):
+  """Checks arguments of `generate`, before anything is compiled.
+
+  Returns path_TBL (on the host unless it is traced), prompt_BL (zero outside
+  the prompt), inputs, policy (a pytree) and settings.
+  """
   _check_options(options)
   policy, prompt_BL, top_p = options.policy, options.prompt_BL, options.top_p
   checks.clean_snr(clean_snr)
@@ -140,24 +132,21 @@ def _check_request(
   known = (jax.tree_util.Partial, policies.Policy)
   if policy is not None and not isinstance(policy, known):
     policy = jax.tree_util.Partial(policy)
-  return Request(
-    path_TBL,
-    _check_prompt(prompt_BL, path_TBL, table_VD.shape[0]),
-    step_lib.Inputs(
-      clean_snr=jnp.asarray(clean_snr, jnp.float32),
-      temperature=jnp.asarray(options.temperature, jnp.float32),
-      top_p=jnp.asarray(top_p, jnp.float32),
-    ),
-    policy,
-    step_lib.Settings(
-      denoiser=denoiser_lib.as_tuple(denoiser),
-      integrator=options.integrator,
-      strict=bool(options.strict_top_p),
-      noise=float(options.noise),
-      truncates=isinstance(top_p, jax.core.Tracer) or float(top_p) < 1,
-      confidence=options.confidence,
-    ),
+  prompt_BL = _check_prompt(prompt_BL, path_TBL, table_VD.shape[0])
+  inputs = step_lib.Inputs(
+    clean_snr=jnp.asarray(clean_snr, jnp.float32),
+    temperature=jnp.asarray(options.temperature, jnp.float32),
+    top_p=jnp.asarray(top_p, jnp.float32),
   )
+  settings = step_lib.Settings(
+    denoiser=denoiser_lib.as_tuple(denoiser),
+    integrator=options.integrator,
+    strict=bool(options.strict_top_p),
+    noise=float(options.noise),
+    truncates=isinstance(top_p, jax.core.Tracer) or float(top_p) < 1,
+    confidence=options.confidence,
+  )
+  return path_TBL, prompt_BL, inputs, policy, settings
 
 
 def _needs_candidates(policy, k, is_free):
