@@ -78,7 +78,7 @@ def read_safetensors(path: pathlib.Path) -> Container:
 
 
 def read_shards(index: pathlib.Path) -> Container:
-  """Joins the .safetensors files beside an index that lists their tensors."""
+  """Joins the .safetensors files of an index in the same folder."""
   with readable(index):
     weight_map = read_json(index)["weight_map"]
     names = sorted({str(name) for name in weight_map.values()})

@@ -1,4 +1,4 @@
-"""The table of weights, MDLM's names beside ours, for both directions."""
+"""The table of weights: MDLM's names and ours, for both directions."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

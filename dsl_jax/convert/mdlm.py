@@ -52,7 +52,7 @@ def _open_file(path) -> containers.Container:
 
 
 def _open(path: pathlib.Path) -> tuple[containers.Container, dict]:
-  """Opens a file or folder and the config.json beside the weights."""
+  """Opens a file or folder, and the config.json of the same folder."""
   if path.is_dir():
     files = [path / name for name in _WEIGHT_FILES]
     path = next((file for file in files if file.is_file()), path)
@@ -297,7 +297,7 @@ def load(  # noqa: PLR0913
     heads: attention heads, for a file with neither the rotary buffer nor a
       config.json.
     sphere_dim, beta_init, mask_prior, seed: of a fresh converter.
-    progress: whether to show a bar of the bytes read.
+    progress: whether to show a progress bar.
 
   Returns:
     params, cfg: for `make_denoiser(cfg)`, whose `hidden_tokens` and `head`

@@ -1,4 +1,4 @@
-"""Fixed-length token rows on disk: `SPLIT.bin` beside `SPLIT.json`.
+"""Fixed-length token rows on disk: `SPLIT.bin` and `SPLIT.json`.
 
 The data file is little-endian int32 [N, L]. The manifest tells what the rows
 were made from and has the sha256 of the data, of every 16 MiB block of them,

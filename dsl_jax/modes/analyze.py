@@ -53,7 +53,7 @@ class Changes:
   """A callback of the sampler that counts rewrites and remasks.
 
   A rewrite commits another token than was committed before at its position.
-  A remask takes a commitment back.
+  A remask masks a committed token again.
   """
 
   rewrites_BL: np.ndarray | int = 0
@@ -74,7 +74,7 @@ class Changes:
 def _watched_sections(cfg):
   """Sample sections of the paths whose changes are counted."""
   for path in dict.fromkeys((cfg.sample.path, *_PATHS)):
-    if path != "information":  # needs a curve, and never takes tokens back
+    if path != "information":  # needs a curve, and never remasks
       # Only paths that remask have a budget.
       remasks = 0.0 if path == "masked" else cfg.sample.remasks
       yield dataclasses.replace(cfg.sample, path=path, remasks=remasks)

@@ -35,7 +35,7 @@ _COLUMNS = {  # table: type of its columns and the default ones
 # MAUVE / Gen-PPL / entropy by number of steps: OpenWebText, 1,024 tokens, 5,000
 # samples, judged by GPT-2-large, nucleus 0.9; - where a paper has no figure.
 # MAUVE is not comparable between papers that differ in any of these, or in the
-# reference text: run the baseline beside. ADLM has 293M parameters.
+# reference text: rerun the baseline. ADLM has 293M parameters.
 _PUBLISHED_STEPS = (128, 256, 512, 1024)
 _PUBLISHED = {
   "MDLM": "0.015/61.5/5.52 0.023/55.8/5.49 0.031/53.0/5.48 0.042/51.3/5.46",
@@ -159,7 +159,7 @@ def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
 
   owt_mauve:T,...  the masked sampler and ReMDM's protocol (cap with eta 0.04
     for T below the length, else loop with 0.02), nucleus 0.9 by ReMDM's rule,
-    beside the published figures.
+    with the published figures.
   frontier:TEMPERATURE,...  sample.path and the masked sampler at sample.steps;
     Gen-PPL at the entropy of human text.
   """
@@ -297,7 +297,7 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
 
 
 def reproduce(cfg: config_lib.Config, workdir: str) -> None:
-  """Generates, scores and prints the table eval.table beside the published.
+  """Generates, scores and prints the table eval.table with published figures.
 
   Samples of a cell (see `parse`) and its scores are a file each in
   WORKDIR/reproduce: finished cells are not computed again, and other settings

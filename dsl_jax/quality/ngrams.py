@@ -1,4 +1,4 @@
-"""n-gram language models: the baselines printed beside a model's bound.
+"""n-gram language models: the baselines printed with a model's bound.
 
 Interpolated Witten-Bell smoothing (Witten and Bell 1991). With c(h w) the count
 of token w after the history h of n - 1 tokens, c(h) its sum over w and t(h) the

@@ -58,7 +58,7 @@ def _restore_on_all(path, abstract):
 
 
 def _restore_newest(root, abstract):
-  """Returns the newest items of the saved digest, step, unreadable folders."""
+  """Returns the newest intact items, their step, and unreadable folders."""
   # Digests as NumPy arrays: the devices that saved them may not be here.
   names = ("params", "ema", "rest")
   abstract_digests = dict.fromkeys(names, np.zeros((), np.uint32))
@@ -78,7 +78,7 @@ def _restore_newest(root, abstract):
   steps = ", ".join(folder.name for folder in unreadable)
   raise errors.UserError(
     f"none of the checkpoints {steps} in {root / 'checkpoints'} can be read; "
-    "bring back a copy or choose a new --workdir."
+    "restore a backup or choose a new --workdir."
   )
 
 

@@ -33,7 +33,7 @@ _BOOLEANS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 def _split(args):
-  """Returns {name: value} of --name=value and --name value, "" for none."""
+  """Returns {name: value} of --name=value and --name value, "" without one."""
   args, flags = list(args), {}
   while args:
     arg = args.pop(0)

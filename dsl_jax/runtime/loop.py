@@ -60,8 +60,8 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
 def watch(seconds: float = 300.0) -> Iterator[Callable[[str], None]]:
   """Yields a function to call with what the loop of this host does next.
 
-  Reports on stderr when it was not called for so many seconds: the host that
-  holds up a pod is the one that does not wait for the devices.
+  Reports on stderr when it was not called for so many seconds. A host that
+  reports anything but waiting for the devices is the one that stalls the pod.
   """
   activity, since = "starting", time.monotonic()
   finished = threading.Event()
