@@ -240,7 +240,7 @@ def test_windows_cover_a_text_once():
     ("eval", {"eval.bounds": ""}, "eval.bounds has ''"),
     ("eval", {"eval.bounds": "hybrid"}, "may fall"),
     ("eval", {"eval.bounds": "remask_cap:2"}, "may fall"),
-    ("eval", {"eval.bounds": "masked:9999999999"}, "use at most 100,000"),
+    ("eval", {"eval.bounds": "masked:9999999999"}, "of 1 to 100,000"),
     ("eval", {"eval.text": "nowhere.txt"}, "'nowhere.txt', which cannot be"),
     ("eval", {"eval.text": "SHORT"}, "shorter than the context of 16"),
     ("eval", {"eval.text": "EMPTY"}, "which is empty"),

@@ -45,9 +45,10 @@ def parse_bounds(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
     if name not in paths:
       hint = errors.nearest(name, ["endpoint", "integral", *paths])
       raise errors.UserError(f"eval.bounds has {word!r}{hint}")
-    if steps and not (steps.isdecimal() and int(steps)):
+    if steps and not (steps.isdecimal() and 1 <= int(steps) <= 10**5):
       raise errors.UserError(
-        f"eval.bounds has {word!r}; write {name}:64 for 64 steps."
+        f"eval.bounds has {word!r}; write {name}:64 for 64 steps, of 1 to "
+        "100,000."
       )
     if named_samplers.may_fall(name):
       raise errors.UserError(

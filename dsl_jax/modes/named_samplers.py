@@ -141,7 +141,6 @@ def check(cfg: config_lib.Config) -> None:
       c.path in _PATHS,
       f"sample.path is {c.path!r}{errors.nearest(c.path, _PATHS)}",
     ),
-    (c.steps <= 10**5, f"sample.steps is {c.steps}; use at most 100,000."),
     (
       c.path != "hybrid" or c.steps > 1,
       f"sample.steps is {c.steps}; the hybrid path needs at least 2.",

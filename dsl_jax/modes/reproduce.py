@@ -172,7 +172,7 @@ def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
     values = [number(word) for word in (columns or default).split(",")]
   except ValueError:
     values = [0]
-  if not all(0 < value < math.inf for value in values):
+  if not all(0 < value <= 10**5 for value in values):
     raise errors.UserError(
       f"eval.table is {cfg.eval.table!r}; write {name}:{default}."
     )

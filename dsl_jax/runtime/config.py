@@ -42,6 +42,7 @@ class _Section:
 
 
 _count = _within(lambda v: 1 <= v < 2**32, "use at least 1, below 2**32")
+_path_steps = _within(lambda v: 1 <= v <= 10**5, "use 1 to 100,000")
 _thousand = _within(lambda v: 1 <= v <= 1000, "use 1 to 1,000")
 _millions = _within(lambda v: 1 <= v <= 10**7, "use 1 to 10,000,000")
 _several = _within(lambda v: 2 <= v <= 10**7, "use 2 to 10,000,000")
@@ -168,7 +169,7 @@ class Sample(_Section):
   """The text to sample and the path along which it is sampled."""
 
   path: str = "masked"  # a name of modes/named_samplers.py
-  steps: int = _count(64)  # rows of the path, about one network call each
+  steps: int = _path_steps(64)  # rows of the path, about one network call each
   num: int = _millions(16)
   batch_size: int = _millions(16)
   seed: int = _not_negative(0)
