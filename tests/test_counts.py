@@ -128,7 +128,7 @@ def test_the_update_allocates_nothing_but_the_state():
       tx=tx,
       seed=0,
       ema_decay=0.9,
-      on_devices=lambda fn: lambda *_: (sums, grads),
+      sum_over_devices=lambda fn: lambda *_: (sums, grads),
     )
     return state_lib.train_step(state, tokens_BL, tokens_BL > 0, recipe)
 

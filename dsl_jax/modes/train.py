@@ -116,8 +116,8 @@ def make_held_out_loss(
   """Returns params -> {"loss", "bits"}: the same rows and noise every time."""
   loss_fn = state_lib.make_loss(cfg, dropout=False)
   whole = sharding_lib.replicated(mesh)
-  on_devices = sharding_lib.sum_over_devices(mesh, abstract_params)
-  sums_fn = on_devices(lambda *args: loss_fn(*args)[1:], gradients=False)
+  sum_over_devices = sharding_lib.sum_over_devices(mesh, abstract_params)
+  sums_fn = sum_over_devices(lambda *args: loss_fn(*args)[1:], gradients=False)
 
   @functools.partial(jax.jit, out_shardings=whole)
   def batch_sums(params, tokens_BL, mask_BL, number):

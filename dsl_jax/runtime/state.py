@@ -38,7 +38,7 @@ class Recipe(NamedTuple):
   seed: int
   ema_decay: float  # limit of the moving average's decay
   microbatches: int = 1  # in which a device computes its rows
-  on_devices: Callable = lambda fn: fn  # `sharding.sum_over_devices`
+  sum_over_devices: Callable = lambda fn: fn  # see `sharding`
 
 
 def create(params: dict, tx: optax.GradientTransformation) -> TrainState:
@@ -97,7 +97,7 @@ def train_step(
   gradients = functools.partial(
     sum_gradients, loss_fn=recipe.loss_fn, microbatches=recipe.microbatches
   )
-  gradients = recipe.on_devices(gradients)
+  gradients = recipe.sum_over_devices(gradients)
   sums, grads = gradients(state.params, key_B, tokens_BL, mask_BL)
   scale = 1 / jnp.maximum(sums["tokens"], 1.0)
   grad_norm = scale * optax.global_norm(grads)
@@ -176,7 +176,7 @@ def jit_step(
     seed=cfg.seed,
     ema_decay=cfg.optim.ema_decay,
     microbatches=sharding_lib.num_microbatches(mesh, cfg),
-    on_devices=sharding_lib.sum_over_devices(
+    sum_over_devices=sharding_lib.sum_over_devices(
       mesh, abstract.params, rows=sharding_lib.ROWS
     ),
   )
