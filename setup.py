@@ -37,6 +37,7 @@ EXTRAS = {
 # Side by side with PyTorch: the parity tests and the benchmarks.
 EXTRAS["bench"] = ["torch>=2.6"]
 EXTRAS["test"] = [
+  *EXTRAS["tpu"],  # compiles for TPUs that are not here
   *EXTRAS["convert"],
   *EXTRAS["demo"],
   *EXTRAS["notebooks"],

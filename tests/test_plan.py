@@ -1,7 +1,6 @@
 """Plans: FLOPs counted from shapes, and compiling for a topology."""
 
 import functools
-import importlib.util
 import pathlib
 import re
 
@@ -125,9 +124,6 @@ def test_a_bad_topology_or_mesh_is_one_sentence(
   assert err.count("\n") == 1
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
-)
 def test_plans_for_a_tpu_slice(capsys):
   assert "all-reduce over 4" in run_plan(capsys, "v5e:2x2")[1]
 
