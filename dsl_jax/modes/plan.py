@@ -18,7 +18,7 @@ _USABLE = 0.9  # of the memory; the runtime and fragmentation take the rest
 
 def topology_devices(topology: str) -> tuple[costs.Chip, list]:
   """Returns the chip and the devices of a topology CHIP:SHAPE."""
-  name = topology.partition(":")[0]
+  name, _, shape = topology.partition(":")
   if name not in costs.TPUS:
     raise errors.UserError(
       "--topology must be CHIP:SHAPE of TPUs, for example v5e:16x16, since "
@@ -32,6 +32,8 @@ def topology_devices(topology: str) -> tuple[costs.Chip, list]:
   # Megacore makes the two cores of a v4 chip one device, as on TPU hosts.
   options = {"chip_config_name": "megacore"} if name == "v4" else {}
   try:
+    if "0" in shape.split("x"):  # newer versions of libtpu crash
+      raise RuntimeError("a size is 0")
     description = topologies.get_topology_desc(topology, "tpu", **options)
   except RuntimeError as error:
     raise errors.UserError(
