@@ -83,7 +83,6 @@ def claim(rows, workdir, data_hash=None):
     ({"data.tokenizer": "gpt2"}, ["data.tokenizer is gpt2", "text8"]),
     ({"net.vocab_size": 28}, ["net.vocab_size is 28", "made with 27"]),
     ({"train.batch_size": 64}, ["train.batch_size is 64", "only 59 train"]),
-    ({"eval.batch_size": 24}, ["eval.batch_size is 24", "only 16 validation"]),
     ({"train.batch_size": 12}, ["use a multiple of 8"]),
     ({"train.microbatches": 4}, ["use a multiple of 32"]),
     ({"mesh.model": 3}, ["model=3", "the 8 devices"]),

@@ -172,7 +172,6 @@ def test_report_shows_everything(run):
       "setup.py, which cannot be written (File",
     ),
     ("sample", {}, ["--trace=none/a.html"], "cannot be written"),
-    ("eval", {"eval.batch_size": 9}, [], "eval.batch_size is 9"),
   ],
 )
 def test_mistakes_are_one_sentence(run, capsys, name, change, flags, words):

@@ -66,6 +66,14 @@ def encode_documents(
       yield np.append(ids, end).astype(np.int32)
 
 
+def add_markers(
+  rows_NL: np.ndarray, tokenizer: tokenizers.Tokenizer
+) -> np.ndarray:
+  """Puts BOS before and EOS after every row, as `wrap` does."""
+  markers: list = [(0, 0), (tokenizer.bos_id, tokenizer.eos_id)]
+  return np.pad(rows_NL, [(0, 0), (1, 1)], constant_values=markers)
+
+
 def _hash_manifest(manifest: dict) -> str:
   """sha256 of everything in a manifest except this hash itself."""
   facts = {k: v for k, v in manifest.items() if k != "manifest_sha256"}
@@ -203,8 +211,7 @@ def write(
     for rows_NL in _cut_rows(arrays, inner, counts):
       counts["rows"] += len(rows_NL)
       if wrap:
-        markers: list = [(0, 0), (tokenizer.bos_id, tokenizer.eos_id)]
-        rows_NL = np.pad(rows_NL, [(0, 0), (1, 1)], constant_values=markers)
+        rows_NL = add_markers(rows_NL, tokenizer)
       file.write(rows_NL.astype("<i4").tobytes())
     if not counts["rows"]:
       raise ValueError(

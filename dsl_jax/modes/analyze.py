@@ -13,11 +13,9 @@ import numpy as np
 
 from dsl_jax import likelihood, probes
 from dsl_jax.modes import named_samplers, plots, trained
-from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import estimate
-from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
 
 _RATES = (0.05, 0.1, 0.2)  # of tokens replaced, for repair
@@ -38,15 +36,9 @@ class Run(NamedTuple):
 
   def over_rows(self, stream: str, probe: Callable, **options) -> Any:
     """Returns probe(params, key, tokens_BL, ...) of all rows, [N, ...]."""
-    mesh = sharding_lib.make_mesh(self.cfg.mesh)
-    denoiser = denoiser_lib.make_denoiser(self.cfg.net)
-    probe = functools.partial(probe, denoiser=denoiser, **options)
-    probe = jax.jit(probe, out_shardings=sharding_lib.replicated(mesh))
-    trees = []
-    for key, tokens, valid in trained.batched(self.cfg, self.rows_NL, stream):
-      tree = probe(self.params, key, sharding_lib.put_batch(mesh, tokens))
-      trees.append(jax.tree.map(lambda x, n=valid: x[n], jax.device_get(tree)))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *trees)
+    probe = trained.jit(self.cfg, probe, **options)
+    function = functools.partial(probe, self.params)
+    return trained.map_rows(self.cfg, function, self.rows_NL, stream)
 
 
 class Changes:
@@ -181,8 +173,9 @@ def invariance(run: Run, control: Run) -> dict:
   return numbers | _mean("gain", gain_NT.mean(axis=1))
 
 
-def _control_config(cfg):
-  """The config of eval.control, which differs in whether it sees log SNR."""
+def _open_control(run):
+  """The run eval.control, which differs in whether it sees log SNR."""
+  cfg = run.cfg
   other, _ = workdir_lib.stored(cfg.eval.control)
   actual = other.net.vocab_size, other.data.length, other.net.snr_condition
   needed = cfg.net.vocab_size, cfg.data.length, not cfg.net.snr_condition
@@ -191,8 +184,10 @@ def _control_config(cfg):
       f"eval.control is {cfg.eval.control!r}; name a run whose net.vocab_size, "
       f"data.length and net.snr_condition are {needed}, not {actual}."
     )
+  other = dataclasses.replace(other, mesh=cfg.mesh)
+  params, _ = trained.restore(other, cfg.eval.control)
   # The seed stays that of the run: both see the same noise.
-  return dataclasses.replace(cfg, net=other.net)
+  return Run(dataclasses.replace(cfg, net=other.net), params, run.rows_NL)
 
 
 def _plots(report):
@@ -234,31 +229,16 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
   """
   with errors.user_errors():
     errors.require("matplotlib.figure", "demo")
-    mesh = sharding_lib.make_mesh(cfg.mesh)
-    trained.check_batch(
-      "eval.batch_size", cfg.eval.batch_size, divisor=mesh.size
-    )
     for section in _watched_sections(cfg):
       named_samplers.check(dataclasses.replace(cfg, sample=section))
     packed = trained.open_rows(cfg, "validation")
     rows_NL = trained.draw_rows(packed, cfg.eval.sequences, cfg.seed)
-    workdir_lib.compare(workdir, cfg)
-    whole, other = sharding_lib.replicated(mesh), cfg.eval.control
-    params, step = checkpoint.restore_params(workdir, sharding=whole)
+    params, step = trained.restore(cfg, workdir)
     run = Run(cfg, params, rows_NL)
-    if other:
-      control_cfg = _control_config(cfg)
-      params, _ = checkpoint.restore_params(other, sharding=whole)
-      control = Run(control_cfg, params, rows_NL)
+    if cfg.eval.control:
+      control = _open_control(run)
 
-  report = {
-    "train_step": step,
-    "split": "validation",
-    "rows": "drawn without replacement",
-    "sequences": len(rows_NL),
-    "length": cfg.data.length,
-    "seed": cfg.seed,
-    "settings": dataclasses.asdict(cfg.eval),
+  report = trained.describe(cfg, step, rows_NL) | {
     "calibration": calibration(run),
     "repair": repair(run),
     "information": information(run),

@@ -11,11 +11,11 @@ import numpy as np
 
 from dsl_jax import probes, samplers
 from dsl_jax.core import paths
+from dsl_jax.data import packing
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
 
 _GROUPS = 16  # network calls that judge a row
@@ -135,14 +135,12 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
       raise errors.UserError("eval.text is empty; write --text=FILE.")
     tokenizer = trained.load_tokenizer(cfg)
     ids = trained.text_ids(cfg, tokenizer)
-    workdir_lib.compare(workdir, cfg)
-    whole = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
-    params, step = checkpoint.restore_params(workdir, sharding=whole)
+    params, step = trained.restore(cfg, workdir)
 
   index_NL = windows(len(ids), cfg.data.length - 2 * cfg.data.wrap)
   rows_NL, inner_L = ids[index_NL], np.ones(index_NL.shape[1], bool)
   if cfg.data.wrap:
-    rows_NL = trained.add_markers(rows_NL, tokenizer)
+    rows_NL = packing.add_markers(rows_NL, tokenizer)
     inner_L = np.pad(inner_L, 1)  # not the markers
   verdict = _judge_rows(cfg, params, rows_NL, inner_L)
   verdict = Verdict(*(join(x[:, inner_L], index_NL) for x in verdict))

@@ -11,11 +11,9 @@ from absl import logging
 
 from dsl_jax import likelihood
 from dsl_jax.modes import named_samplers, trained
-from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import estimate, ngrams
-from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
 
 _NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick reference
@@ -104,15 +102,10 @@ def _path_bound(cfg, path_nats, params, key, tokens_BL):
   return np.mean(nats_SB, axis=0), stderr_B
 
 
-def _score(cfg, mesh, params, rows_NL, sections):
+def _score(cfg, params, rows_NL, sections):
   """Returns {bound: (nats_N, their stderr_N over draws)} and mmse_T."""
-  denoiser, grid = denoiser_lib.make_denoiser(cfg.net), cfg.eval.snr_grid()
-  clean_snr, draws = cfg.clean_snr, cfg.eval.draws
-
-  def jit(function, **settings):
-    function = functools.partial(function, denoiser=denoiser, **settings)
-    return jax.jit(function, out_shardings=sharding_lib.replicated(mesh))
-
+  grid, clean_snr, draws = cfg.eval.snr_grid(), cfg.clean_snr, cfg.eval.draws
+  jit = functools.partial(trained.jit, cfg)
   mmse_curve = jit(likelihood.mmse_curve, snr_grid=grid)
   path_nats = jit(likelihood.path_nats, clean_snr=clean_snr)
   scorers = {
@@ -124,18 +117,17 @@ def _score(cfg, mesh, params, rows_NL, sections):
       with_path = dataclasses.replace(cfg, sample=section)
       scorers[name] = functools.partial(_path_bound, with_path, path_nats)
 
-  parts = {name: [] for name in sections}
-  curves, weights = [], []
-  for key, tokens, valid_B in trained.batched(cfg, rows_NL, "eval"):
-    tokens_BL = sharding_lib.put_batch(mesh, tokens)
+  def score(key, tokens_BL):
     key, *keys = jax.random.split(key, len(sections) + 1)
-    for name, bound_key in zip(sections, keys):
-      score = jax.device_get(scorers[name](params, bound_key, tokens_BL))
-      parts[name].append([x_B[valid_B] for x_B in score])
-    curves.append(jax.device_get(mmse_curve(params, key, tokens_BL)))
-    weights.append(valid_B.sum())
-  scores = {k: [np.concatenate(x) for x in zip(*v)] for k, v in parts.items()}
-  return scores, np.average(curves, axis=0, weights=weights)
+    scores = [
+      scorers[name](params, bound_key, tokens_BL)
+      for name, bound_key in zip(sections, keys)
+    ]
+    mmse_T = np.asarray(mmse_curve(params, key, tokens_BL))
+    return scores, np.tile(mmse_T, (len(tokens_BL), 1))
+
+  scores, mmse_NT = trained.map_rows(cfg, score, rows_NL, "eval")
+  return dict(zip(sections, scores)), mmse_NT.mean(axis=0, dtype=np.float64)
 
 
 def _numbers(score, length, characters_N):
@@ -180,24 +172,19 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   errors are over sequences and include that over noise draws.
   """
   with errors.user_errors():
-    c = cfg.eval
-    mesh = sharding_lib.make_mesh(cfg.mesh)
-    whole = sharding_lib.replicated(mesh)
-    trained.check_batch("eval.batch_size", c.batch_size, divisor=mesh.size)
+    c, data_hash = cfg.eval, None
     sections = parse_bounds(cfg)
     if c.text:
       rows_NL = trained.text_rows(cfg, trained.load_tokenizer(cfg))
-      workdir_lib.compare(workdir, cfg)
     else:
       train_rows = trained.open_rows(cfg, "train")
       test_rows = trained.open_rows(cfg, "validation")
-      trained.check_batch("eval.batch_size", c.batch_size, packed=test_rows)
       rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
-      workdir_lib.compare(workdir, cfg, train_rows.manifest["data_sha256"])
+      data_hash = train_rows.manifest["data_sha256"]
     characters_N = _count_characters(cfg, rows_NL)
-    params, step = checkpoint.restore_params(workdir, sharding=whole)
+    params, step = trained.restore(cfg, workdir, data_hash)
 
-  scores, mmse = _score(cfg, mesh, params, rows_NL, sections)
+  scores, mmse_T = _score(cfg, params, rows_NL, sections)
   bounds = {
     name: _numbers(score, rows_NL.shape[1], characters_N)
     | _description(cfg, name, sections[name])
@@ -209,17 +196,12 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
       bits = ngrams.bits(fitted_NL, tested_NL, cfg.net.vocab_size, order)
       numbers = {"bits_per_token": bits, "perplexity": 2**bits}
       bounds[f"ngram_{order}"] = numbers | {"protocol": _PROTOCOLS["ngram"]}
-  result = {
-    "train_step": step,
-    "split": c.text or "validation",
-    "rows": "in order" if c.text else "drawn without replacement",
-    "sequences": len(rows_NL),
-    "length": cfg.data.length,
-    "seed": cfg.seed,
-    "settings": dataclasses.asdict(c) | {"sample_steps": cfg.sample.steps},
+  result = trained.describe(cfg, step, rows_NL, c.text)
+  result["settings"]["sample_steps"] = cfg.sample.steps
+  result |= {
     "bounds": bounds,
     "snr_grid": c.snr_grid().tolist(),
-    "mmse": mmse.tolist(),
+    "mmse": mmse_T.tolist(),
   }
   if jax.process_index() == 0:
     name = f"eval-{pathlib.Path(c.text).stem}" if c.text else "eval"

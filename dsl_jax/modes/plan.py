@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import costs, errors, hlo, optim
@@ -138,11 +137,9 @@ def plan(cfg: config_lib.Config) -> None:
   with errors.user_errors():
     chip, devices = topology_devices(cfg.mesh.topology)
     mesh = sharding_lib.make_mesh(cfg.mesh, devices)
-    divisor = sharding_lib.num_row_shards(mesh)
-    divisor *= sharding_lib.num_microbatches(mesh, cfg)
-    batch = cfg.train.batch_size
-    trained.check_batch("train.batch_size", batch, divisor=divisor)
-  rows = batch // divisor  # that a device computes at once
+    microbatches = sharding_lib.num_microbatches(mesh, cfg)
+  divisor = sharding_lib.num_row_shards(mesh) * microbatches
+  rows = cfg.train.batch_size // divisor  # that a device computes at once
   axes = " ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   print(f"{cfg.name} on {cfg.mesh.topology}: {mesh.size} devices, mesh {axes}")
   try:

@@ -22,8 +22,8 @@ import tqdm
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.quality import judge as judges
-from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
@@ -130,14 +130,10 @@ def load_texts(path: str) -> list[str]:
   lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
   texts = [line for line in lines if line.strip()]
   if path.endswith(".jsonl"):
+    fix = 'write lines such as {"text": "..."}.'
     for i, line in enumerate(texts):
-      try:
+      with errors.reading(f"line {i + 1} of eval.text {path!r}", fix):
         texts[i] = "" + json.loads(line)["text"]  # a TypeError if not a string
-      except (ValueError, KeyError, TypeError) as error:
-        raise errors.UserError(
-          f"eval.text is {path!r}, whose line {i + 1} has no text; write lines "
-          'such as {"text": "..."}.'
-        ) from error
   return texts
 
 
@@ -270,8 +266,7 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   for section in sections.values():
     named_samplers.check(dataclasses.replace(cfg, sample=section))
   mesh = sharding_lib.make_mesh(cfg.mesh)
-  replicated = sharding_lib.replicated(mesh)
-  params, step = checkpoint.restore_params(workdir, sharding=replicated)
+  params, step = trained.restore(cfg, workdir)
   folder = pathlib.Path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}

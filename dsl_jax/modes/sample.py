@@ -13,10 +13,9 @@ import tqdm
 from dsl_jax.data import prompts
 from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 from dsl_jax.runtime import sharding as sharding_lib
-from dsl_jax.runtime import workdir as workdir_lib
 
 _SHOWN = 4  # samples printed on the console
 
@@ -60,19 +59,17 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     named_samplers.check(cfg)
     tokenizer = trained.load_tokenizer(cfg)
     requests = _parse_prompts(cfg, tokenizer)
-    workdir_lib.compare(workdir, cfg)
-    mesh = sharding_lib.make_mesh(cfg.mesh)
     if c.trace:
       viewer.check(c.trace)
-    whole = sharding_lib.replicated(mesh)
-    params, step = checkpoint.restore_params(workdir, sharding=whole)
-    curve, held_out = None, None
+    params, step = trained.restore(cfg, workdir)
+    open(target, "ab").close()  # raises now if it cannot be written
+    mesh = sharding_lib.make_mesh(cfg.mesh)
+    curve = None
     if c.path == "information":
       curve = named_samplers.load_curve(workdir, step)
-      held_out = None if curve else trained.open_rows(cfg, "validation")
-    open(target, "ab").close()  # raises now if it cannot be written
-  if held_out:
-    curve = named_samplers.measure_curve(cfg, workdir, params, step, held_out)
+      if not curve:
+        rows = trained.open_rows(cfg, "validation")
+        curve = named_samplers.measure_curve(cfg, workdir, params, step, rows)
 
   options: dict = {}
   if c.trace:

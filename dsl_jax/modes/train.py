@@ -55,8 +55,11 @@ def open_run(cfg: config_lib.Config, workdir: str):
   packed = trained.open_rows(cfg, "train")
   held_out = trained.open_rows(cfg, "validation")
   sharding_lib.num_microbatches(mesh, cfg)  # raises if there is no division
-  trained.check_batch("train.batch_size", c.batch_size, packed=packed)
-  trained.check_batch("eval.batch_size", cfg.eval.batch_size, packed=held_out)
+  if c.batch_size > len(packed.tokens_NL):
+    raise errors.UserError(
+      f"train.batch_size is {c.batch_size}; there are only "
+      f"{len(packed.tokens_NL)} train rows, so use at most that."
+    )
   if c.max_minutes and jax.process_count() > 1:
     raise errors.UserError(
       f"train.max_minutes is {c.max_minutes}; use 0 on several hosts, whose "
@@ -94,7 +97,7 @@ def make_loader(
     shape = c.batch_size, cfg.data.length
     return jax.make_array_from_callback(shape, by_rows, load_shard)
 
-  def load(call):
+  def load_call(call):
     first, count = call
     tokens = [load_batch(first + k) for k in range(count)]
     tokens += tokens[-1:] * (c.steps_per_call - count)
@@ -104,7 +107,7 @@ def make_loader(
     )
     return tuple(tokens), count
 
-  return load
+  return load_call
 
 
 def make_held_out_loss(

@@ -1,17 +1,23 @@
 """Opens a trained run and its text: packed rows, tokenizer, a user's file."""
 
+import dataclasses
+import functools
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
 from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 
 def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
@@ -65,24 +71,58 @@ def batched(
     yield jax.random.fold_in(key, i), tokens_BL, mask_BL.any(axis=1)
 
 
-def check_batch(
-  key: str,
-  size: int,
-  *,
-  packed: packing.Packed | None = None,
-  divisor: int = 1,
-) -> None:
-  """Rejects a batch larger than the rows, or that `divisor` does not divide."""
-  if packed is not None and size > len(packed.tokens_NL):
-    raise errors.UserError(
-      f"{key} is {size}; there are only {len(packed.tokens_NL)} "
-      f"{packed.manifest['split']} rows, so use at most that."
-    )
-  if size % divisor:
-    raise errors.UserError(
-      f"{key} is {size}; use a multiple of {divisor}, to split it equally over "
-      "devices and microbatches."
-    )
+def jit(cfg: config_lib.Config, function: Callable, **options) -> Callable:
+  """Jits function(params, key, tokens_BL, *, denoiser, ...) of a run.
+
+  Its results are replicated over the devices.
+  """
+  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
+  denoiser = denoiser_lib.make_denoiser(cfg.net)
+  function = functools.partial(function, denoiser=denoiser, **options)
+  return jax.jit(function, out_shardings=everywhere)
+
+
+def map_rows(
+  cfg: config_lib.Config, function: Callable, rows_NL: np.ndarray, stream: str
+) -> Any:
+  """Returns function(key, tokens_BL), a tree of [B, ...], of all rows.
+
+  Batches lie over the devices, their keys are of the stream.
+  """
+  mesh = sharding_lib.make_mesh(cfg.mesh)
+  trees = []
+  for key, tokens, valid_B in batched(cfg, rows_NL, stream):
+    tree = function(key, sharding_lib.put_batch(mesh, tokens))
+    count = valid_B.sum()  # the rows that fill up the batch come last
+    trees.append(jax.tree.map(lambda x, n=count: x[:n], jax.device_get(tree)))
+  return jax.tree.map(lambda *arrays: np.concatenate(arrays), *trees)
+
+
+def restore(
+  cfg: config_lib.Config, workdir: str, data_hash: str | None = None
+) -> tuple[dict, int]:
+  """Restores the averaged weights on all devices; returns them and their step.
+
+  Rejects a workdir of another run, and with `data_hash` one of other rows.
+  """
+  workdir_lib.compare(workdir, cfg, data_hash)
+  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
+  return checkpoint.restore_params(workdir, sharding=everywhere)
+
+
+def describe(
+  cfg: config_lib.Config, step: int, rows_NL: np.ndarray, text: str = ""
+) -> dict:
+  """Returns what was measured: the weights, the rows, the settings."""
+  return {
+    "train_step": step,
+    "split": text or "validation",
+    "rows": "in order" if text else "drawn without replacement",
+    "sequences": len(rows_NL),
+    "length": cfg.data.length,
+    "seed": cfg.seed,
+    "settings": dataclasses.asdict(cfg.eval),
+  }
 
 
 def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
@@ -106,25 +146,13 @@ def text_ids(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
 ) -> np.ndarray:
   """Returns the tokens of the file eval.text, int32 [n], n >= 1."""
-  name = f"eval.text is {cfg.eval.text!r}"
-  try:
+  name = f"eval.text {cfg.eval.text!r}"
+  with errors.reading(name, "give a UTF-8 text file."):
     text = pathlib.Path(cfg.eval.text).read_text("utf-8")
-  except (OSError, ValueError) as error:
-    raise errors.UserError(
-      f"{name}, which cannot be read ({error}); give a UTF-8 text file."
-    ) from error
   ids = encode(text, tokenizer)
   if not text.strip() or not len(ids):
-    raise errors.UserError(f"{name}, which is empty; give a file with text.")
+    raise errors.UserError(f"{name} is empty; give a file with text.")
   return ids
-
-
-def add_markers(
-  rows_NL: np.ndarray, tokenizer: tokenizers.Tokenizer
-) -> np.ndarray:
-  """Puts BOS before and EOS after every row, as `wrap` does."""
-  ends: list = [(0, 0), (tokenizer.bos_id, tokenizer.eos_id)]
-  return np.pad(rows_NL, [(0, 0), (1, 1)], constant_values=ends)
 
 
 def text_rows(
@@ -139,4 +167,4 @@ def text_rows(
       f"the context of {inner}; give a longer text."
     )
   rows_NL = ids[: len(ids) // inner * inner].reshape(-1, inner)
-  return add_markers(rows_NL, tokenizer) if cfg.data.wrap else rows_NL
+  return packing.add_markers(rows_NL, tokenizer) if cfg.data.wrap else rows_NL
