@@ -62,11 +62,10 @@ def jax_steps(net, tokens, count):
     functools.partial(state_lib.train_steps, recipe=recipe), donate_argnums=0
   )
   batches = (jnp.asarray(tokens),) * count
-  mask_BL = jnp.ones(tokens.shape, bool)
 
   def run():
     nonlocal state
-    state, sums = steps(state, batches, mask_BL, jnp.int32(count))
+    state, sums = steps(state, batches, jnp.int32(count))
     jax.block_until_ready((state, sums))
 
   return run

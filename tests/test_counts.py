@@ -130,7 +130,7 @@ def test_the_update_allocates_nothing_but_the_state():
       ema_decay=0.9,
       sum_over_devices=lambda fn: lambda *_: (sums, grads),
     )
-    return state_lib.train_step(state, tokens_BL, tokens_BL > 0, recipe)
+    return state_lib.train_step(state, tokens_BL, recipe)
 
   arguments = (
     state_lib.create(params, tx),

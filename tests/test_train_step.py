@@ -69,9 +69,7 @@ def dsl_params():
 
 def batch():
   rng = np.random.default_rng(0)
-  tokens = rng.integers(0, V, (B, L), dtype=np.int32)
-  mask = rng.random((B, L)) < 0.7  # uneven: a mean of means would be wrong
-  return tokens, mask
+  return rng.integers(0, V, (B, L), dtype=np.int32)
 
 
 def step_fn(tx, *, loss_fn=toy_loss, ema_decay=0.9999, **settings):
@@ -84,7 +82,7 @@ def one_device():
   """A step of the whole batch at once, on one device."""
   tx = optax.sgd(1.0)  # the update is the gradient
   state = jax.device_get(state_lib.create(dsl_params(), tx))
-  return state, *jax.jit(step_fn(tx, loss_fn=DSL_LOSS))(state, *batch())
+  return state, *jax.jit(step_fn(tx, loss_fn=DSL_LOSS))(state, batch())
 
 
 def assert_same_update(state, expected, start):
@@ -103,8 +101,8 @@ def assert_same_update(state, expected, start):
 def test_accumulated_equals_single_batch():
   state, one, sums_1 = one_device()
   step = step_fn(optax.sgd(1.0), loss_fn=DSL_LOSS, microbatches=4)
-  four, sums_4 = jax.jit(step)(state, *batch())
-  assert float(sums_1["tokens"]) == batch()[1].sum()
+  four, sums_4 = jax.jit(step)(state, batch())
+  assert float(sums_1["tokens"]) == B * L
   chex.assert_trees_all_close(sums_1, sums_4, rtol=1e-5)
   assert_same_update(four, one, state)
 
@@ -112,35 +110,36 @@ def test_accumulated_equals_single_batch():
 def test_step_follows_the_mean_loss_with_its_own_noise():
   tx = optax.sgd(1.0)
   state = state_lib.create(toy_params(), tx)
-  tokens, mask = batch()
+  tokens = batch()
   key = jax.random.fold_in(state_lib.stream(3, "train"), 0)
   mean_loss = jax.jit(jax.value_and_grad(toy_loss, has_aux=True))
   key_B = jax.random.split(key, B)
+  mask = np.ones((B, L), bool)
   (loss, _), grads = mean_loss(state.params, key_B, tokens, mask)
   step = jax.jit(step_fn(tx))
-  new, sums = step(state, tokens, mask)
+  new, sums = step(state, tokens)
   np.testing.assert_allclose(sums["nll"] / sums["tokens"], loss, rtol=1e-6)
   norm = optax.global_norm(grads)
   np.testing.assert_allclose(sums["grad_norm"], norm, rtol=1e-5)
   chex.assert_trees_all_close(
     new.params, jax.tree.map(jnp.subtract, state.params, grads), atol=1e-6
   )
-  _, later = step(new._replace(params=state.params), tokens, mask)
+  _, later = step(new._replace(params=state.params), tokens)
   assert later["nll"] != sums["nll"]  # another step, other noise
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_bad_step_changes_nothing(value):
   tx = optim.make(config_lib.Optim(), 10)
-  tokens, mask = batch()
+  tokens = batch()
   step = jax.jit(step_fn(tx))
-  state, sums = step(state_lib.create(toy_params(), tx), tokens, mask)
+  state, sums = step(state_lib.create(toy_params(), tx), tokens)
   assert sums["bad"] == 0
   assert state.step == 1
   state.params["head"]["kernel"] = (
     state.params["head"]["kernel"].at[0].set(value)
   )
-  after, sums = step(state, tokens, mask)
+  after, sums = step(state, tokens)
   assert sums["bad"] == 1
   chex.assert_trees_all_equal(after, state)
 
@@ -151,11 +150,11 @@ def test_ema_follows_the_warm_up_rule():
   assert optim.ema_decay(10**6, 0.9999) == np.float32(0.9999)
   tx = optax.sgd(0.5)
   state = state_lib.create(toy_params(), tx)
-  tokens, mask = batch()
+  tokens = batch()
   step = jax.jit(step_fn(tx, ema_decay=0.22))
   average = state.params
   for decay in (2 / 11, 0.22, 0.22):  # 3 / 12 is already over the limit
-    state, _ = step(state, tokens, mask)
+    state, _ = step(state, tokens)
     average = jax.tree.map(
       lambda e, p, d=decay: d * e + (1 - d) * p, average, state.params
     )
@@ -204,13 +203,13 @@ def test_clipping_bounds_the_gradient():
 
 
 def test_a_first_moment_in_bf16_moves_almost_alike():
-  tokens, mask = batch()
+  tokens = batch()
   kernels = {}
   for dtype in ("float32", "bfloat16"):
     tx = optim.make(config_lib.Optim(learning_rate=0.1, mu_dtype=dtype), 10)
     state, step = state_lib.create(toy_params(), tx), jax.jit(step_fn(tx))
     for _ in range(3):
-      state, _ = step(state, tokens, mask)
+      state, _ = step(state, tokens)
     moments = state.opt_state[1]
     assert {str(x.dtype) for x in jax.tree.leaves(moments.mu)} == {dtype}
     assert {str(x.dtype) for x in jax.tree.leaves(moments.nu)} == {"float32"}
@@ -243,7 +242,7 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   there = sharding_lib.shardings(abstract)
   after, sums = step(
-    jax.device_put(state, there), *jax.device_put(batch(), rows)
+    jax.device_put(state, there), jax.device_put(batch(), rows)
   )
   np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
   assert sums["tokens"] == sums_1["tokens"]

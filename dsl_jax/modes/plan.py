@@ -54,9 +54,8 @@ def compile_step(
   shape = cfg.train.batch_size, cfg.data.length
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   tokens_BL = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-  mask_BL = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
   step = state_lib.jit_step(state_lib.train_step, cfg, mesh, tx, state)
-  return step.lower(state, tokens_BL, mask_BL).compile()
+  return step.lower(state, tokens_BL).compile()
 
 
 def _print_memory(compiled, chip):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
@@ -188,9 +187,6 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     axes = " ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"step {start} of {c.steps} on mesh {axes}")
 
-  all_valid = functools.partial(jnp.ones, (c.batch_size, cfg.data.length), bool)
-  rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
-  mask_BL = jax.jit(all_valid, out_shardings=rows)()
   peak = costs.peak(cfg.net, cfg.data.length)
   recorder = metrics.Recorder(
     workdir, start=start, steps=c.steps, log_every=c.log_every, peak=peak
@@ -211,7 +207,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     for (first, count), (tokens_KBL, count_here) in loop.prefetch(load, calls):
       step = first + count
       note(f"waiting for the devices at step {step}")
-      state, sums_K = step_fn(state, tokens_KBL, mask_BL, count_here)
+      state, sums_K = step_fn(state, tokens_KBL, count_here)
       if pending:
         record_call(recorder, *pending)
       pending = first, sums_K, count

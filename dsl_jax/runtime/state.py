@@ -83,9 +83,9 @@ def sum_gradients(
 
 
 def train_step(
-  state: TrainState, tokens_BL: jax.Array, mask_BL: jax.Array, recipe: Recipe
+  state: TrainState, tokens_BL: jax.Array, recipe: Recipe
 ) -> tuple[TrainState, dict]:
-  """Takes one optimiser step on the mean loss of all valid tokens.
+  """Takes one optimiser step on the mean loss of all tokens.
 
   The noise of a sequence depends on the seed, the step and its row alone, so
   microbatches and devices change nothing but the order of sums. If the loss
@@ -98,6 +98,7 @@ def train_step(
     sum_gradients, loss_fn=recipe.loss_fn, microbatches=recipe.microbatches
   )
   gradients = recipe.sum_over_devices(gradients)
+  mask_BL = jnp.ones(tokens_BL.shape, bool)
   sums, grads = gradients(state.params, key_B, tokens_BL, mask_BL)
   scale = 1 / jnp.maximum(sums["tokens"], 1.0)
   grad_norm = scale * optax.global_norm(grads)
@@ -125,7 +126,6 @@ def train_step(
 def train_steps(
   state: TrainState,
   tokens_KBL: tuple[jax.Array, ...],
-  mask_BL: jax.Array,
   count: jax.Array,
   recipe: Recipe,
 ) -> tuple[TrainState, dict]:
@@ -139,7 +139,7 @@ def train_steps(
 
   def body(k, carry):
     state, sums_K = carry
-    state, sums = train_step(state, tokens[k], mask_BL, recipe)
+    state, sums = train_step(state, tokens[k], recipe)
     return state, {name: sums_K[name].at[k].set(sums[name]) for name in _SUMS}
 
   return jax.lax.fori_loop(0, count, body, (state, zeros))
