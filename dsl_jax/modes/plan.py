@@ -94,6 +94,7 @@ def _print_collectives(collectives):
 def _print_time(cfg, chip, mesh, rows, collectives):
   """Prints the roofline of a step and of the whole training."""
   work = costs.work(cfg.net, cfg.data.length, rows, mesh.shape["model"])
+  page = cfg.mesh.topology.partition(":")[0]
   tokens = cfg.train.batch_size * cfg.data.length
   device_tokens = tokens / mesh.size
   exact = 6 * work.exact  # bf16 products of a TPU for one of f32 precision
@@ -113,7 +114,7 @@ def _print_time(cfg, chip, mesh, rows, collectives):
     f"a step takes at least {1e3 * step:.1f} ms: MFU at most {mfu:.0%}",
     f"{cfg.train.steps:,} steps take at least {days:.2f} days, "
     f"{24 * days * mesh.size:,.0f} chip-hours",
-    f"peak rates: {chip.source}",
+    f"peak rates: cloud.google.com/tpu/docs/{page}",
     sep="\n",
   )
 

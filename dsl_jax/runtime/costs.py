@@ -19,20 +19,14 @@ class Chip(NamedTuple):
   bf16_flops: float  # of dense matrix products, FLOP/s
   memory: float  # bytes
   link_rate: float  # bytes/s sent to other chips over all links together
-  source: str  # page of these figures
 
 
-def _tpu(kind, teraflops, gib, gigabits, page):
-  flops, memory, rate = teraflops * 1e12, gib * 2**30, gigabits * 1e9 / 8
-  return Chip(kind, flops, memory, rate, f"cloud.google.com/tpu/docs/{page}")
-
-
-# By the name in --topology: bf16 TFLOP/s, memory in GiB, links in Gbit/s.
+# By the name in --topology, from cloud.google.com/tpu/docs/NAME.
 TPUS = {
-  "v4": _tpu("TPU v4", 275, 32, 2400, "v4"),
-  "v5e": _tpu("TPU v5 lite", 197, 16, 1600, "v5e"),
-  "v5p": _tpu("TPU v5", 459, 95, 4800, "v5p"),
-  "v6e": _tpu("TPU v6 lite", 918, 32, 3200, "v6e"),
+  "v4": Chip("TPU v4", 275e12, 32 * 2**30, 2400e9 / 8),
+  "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 1600e9 / 8),
+  "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 4800e9 / 8),
+  "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 3200e9 / 8),
 }
 # Dense bf16 FLOP/s by `device_kind`: GPUs from nvidia.com/en-us/data-center.
 _BF16_FLOPS = {chip.kind: chip.bf16_flops for chip in TPUS.values()} | {
