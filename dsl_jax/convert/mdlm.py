@@ -18,6 +18,7 @@ import tqdm
 
 from dsl_jax.convert import containers, folder, mapping, torchfiles
 from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import config as config_lib
 
 _PUBLISHED_HEADS = {768: 12}  # by width
 _INDEX = "model.safetensors.index.json"
@@ -200,14 +201,6 @@ def open_mdlm(
   return Source(tensors, sizes, heads, mask_id, config)
 
 
-def _leaves(tree) -> dict:
-  """Returns the leaves of a tree by dotted path."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
 def _read_params(path, opened, progress) -> dict:
   """Reads leaf after leaf; the blocks are stacked."""
   entries_by_path: dict[str, list[mapping.Entry]] = {}
@@ -251,8 +244,10 @@ def _check_tree(params, cfg):
   expected = jax.eval_shape(net.init, jax.random.key(0))
   if "converter" not in params:
     del expected["converter"]
-  shapes = {name: np.shape(leaf) for name, leaf in _leaves(params).items()}
-  expected = {name: leaf.shape for name, leaf in _leaves(expected).items()}
+  shapes, expected = (
+    {name: np.shape(leaf) for name, leaf in config_lib.flatten(tree).items()}
+    for tree in (params, expected)
+  )
   wrong = sorted({name for name, _ in shapes.items() ^ expected.items()})
   if wrong:
     raise ValueError(
@@ -263,7 +258,7 @@ def _check_tree(params, cfg):
 
 def _mdlm_tensors(params, depth, mask_id) -> dict[str, np.ndarray]:
   """Names and shapes every leaf as a file does."""
-  leaves = _leaves(params)
+  leaves = config_lib.flatten(params)
   tensors = {}
   for entry in mapping.entries(depth, "converter" in params):
     leaf = leaves[entry.path]

@@ -232,7 +232,7 @@ def to_config_dict(cfg: Config) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(dataclasses.asdict(cfg))
 
 
-def flatten(values: dict) -> dict[str, object]:
+def flatten(values: dict) -> dict[str, typing.Any]:
   """Returns {"train.steps": 10, ...} of nested mappings."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="."): value
