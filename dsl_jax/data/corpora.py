@@ -228,8 +228,7 @@ def text(place: str, cache: str) -> Corpus:
     if _TABLE.search(path):
       digest.update(column.encode())
   source = digest.hexdigest()
-  folder = os.path.join(cache, source[:16])
-  splits = _open_files(paths, column, folder, _CUTS)
+  splits = _open_files(paths, column, os.path.join(cache, source[:16]), _CUTS)
   return Corpus("text", source, dict(zip(_SPLITS, splits)))
 
 

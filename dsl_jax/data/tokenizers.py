@@ -39,6 +39,7 @@ class Tokenizer(Protocol):
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Encodes every text, in parallel where the library can."""
+    return [self.encode(text) for text in texts]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """Returns the text of ids."""
@@ -58,7 +59,7 @@ def normalize_text8(text: str) -> str:
   return re.sub("[^a-z]+", " ", text.translate(_SPELLED))
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
   """One id per character, and names of more than one for special ids."""
 
   def __init__(self, name: str, symbols: Sequence[str]):
@@ -85,9 +86,6 @@ class CharTokenizer:
         f"alphabet of tokenizer {self.name!r}; apply normalize_text8 first."
       )
     return tokens
-
-  def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [self.encode(text) for text in texts]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     ids = np.asarray(ids, np.int64)
