@@ -27,31 +27,28 @@ def parse(
 
   Texts between gaps are encoded separately. Errors begin with the name.
   """
-  tokens: list[int] = []
-  given: list[bool] = []
+  tokens: list[int] = []  # -1 in gaps
   for number, part in enumerate(_GAP.split(text)):
     if number % 2:  # a gap: its size, or None for [MASK]
       # A gap longer than the sequence is an error below and needs no memory.
       size = min(int(part or 1), length + 1)
       if not size:
         raise ValueError(f"{name} has the gap [MASK:{part}]; use 1 or more.")
-      tokens += [0] * size
-      given += [False] * size
+      tokens += [-1] * size
     elif part:
       try:
-        ids = tokenizer.encode(part).tolist()
+        tokens += tokenizer.encode(part).tolist()
       except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-      tokens += ids
-      given += [True] * len(ids)
-  if len(tokens) > length or sum(given) == length:
+  tokens_L = np.full(max(length, len(tokens)), -1, np.int32)
+  tokens_L[: len(tokens)] = tokens
+  prompt_mask_L = tokens_L >= 0
+  if len(tokens) > length or prompt_mask_L.all():
     raise ValueError(
       f"{name} has {len(tokens)} tokens with its gaps; use at most "
       f"data.length, which is {length}, and leave a position open."
     )
-  tokens_L, prompt_mask_L = np.zeros(length, np.int32), np.zeros(length, bool)
-  tokens_L[: len(tokens)], prompt_mask_L[: len(given)] = tokens, given
-  return Prompt(text, tokens_L, prompt_mask_L)
+  return Prompt(text, np.maximum(tokens_L, 0), prompt_mask_L)
 
 
 def load_lines(path: str) -> list[tuple[str, str]]:
