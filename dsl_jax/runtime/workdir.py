@@ -22,16 +22,12 @@ _REMOVED = (("net", "vocab"), ("train", "compilation_cache"))  # ignored keys
 def stored(workdir: str) -> tuple[config_lib.Config, str]:
   """Returns the config of the run in a workdir, and the hash of its rows."""
   path = pathlib.Path(workdir) / "config.json"
-  try:
+  with errors.reading(str(path), "choose the --workdir of a run."):
     content = json.loads(path.read_text(encoding="utf-8"))
     config, data_hash = content["config"], content["data_hash"]
     for section, key in _REMOVED:
       config[section].pop(key, None)
     return config_lib.from_config_dict(config), data_hash
-  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-    raise errors.UserError(
-      f"{path} is not the config of a run ({error}); choose another --workdir."
-    ) from error
 
 
 def compare(
