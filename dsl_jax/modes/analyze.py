@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dsl_jax import likelihood, probes
-from dsl_jax.modes import named_samplers, plots, trained
+from dsl_jax.modes import named_samplers, pages, trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import checkpoint, errors
@@ -197,14 +197,14 @@ def _control_config(cfg):
 
 def _plots(report):
   """Yields the plots of the analyses, (name, PNG)."""
-  yield "calibration", plots.reliability(report["calibration"])
+  yield "calibration", pages.reliability(report["calibration"])
   rows = [row for row in report["repair"] if row["rate"] == _RATES[1]][:-1]
   repaired = {name: [row[name] for row in rows] for name in rows[0]}
   title = f"One call on text with {_RATES[1]:.0%} of its tokens replaced"
-  yield "repair", plots.over_snr(title, repaired, ["repaired", "kept"])
+  yield "repair", pages.over_snr(title, repaired, ["repaired", "kept"])
   for name, (analysis, column, title) in _PLOTS.items():
     if analysis in report:
-      yield name, plots.over_snr(title, report[analysis], [column])
+      yield name, pages.over_snr(title, report[analysis], [column])
 
 
 def _summary(report):
