@@ -183,7 +183,7 @@ def test_analysis_writes_numbers_plots_and_a_page(run):
   assert page.count("data:image/png;base64,") == 2 + len(pictures)
 
 
-def test_changes_follow_one_token_through_rows():
+def test_changes_follow_one_token_through_steps():
   counter = analyze.Changes()
   inf = np.inf
   rows = [(5, 0), (5, inf), (5, 2.0), (6, inf), (9, 0), (6, inf), (7, inf)]

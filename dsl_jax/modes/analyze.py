@@ -61,7 +61,7 @@ class Changes:
   _committed_BL: np.ndarray | bool = False
   _last_BL: np.ndarray | int = -1  # token committed last
 
-  def __call__(self, row: int, state) -> None:
+  def __call__(self, step: int, state) -> None:
     tokens_BL = np.asarray(state.tokens_BL)
     committed_BL = np.isinf(np.asarray(state.snr_BL))
     differs_BL = (self._last_BL >= 0) & (tokens_BL != self._last_BL)

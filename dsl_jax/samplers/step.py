@@ -80,8 +80,8 @@ def _apply(
 ):
   """Replaces `old` by fn(x_BKC, position_BK) where asked, in tiles of K.
 
-  Where most of a sequence is asked for, all positions at once are cheaper than
-  gathered ones, unless fn needs `always_tiles`; position is None then.
+  Where most of a sequence is asked for, fn(x_BLC, None) at all positions is
+  cheaper than gathering them. With `always_tiles` fn may rely on positions.
   """
   B, L = where_BL.shape
   size = max(1, min(L, vocab.WHOLE_SCORES // (B * vocab_size)))
