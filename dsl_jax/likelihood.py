@@ -84,8 +84,8 @@ def path_nats(
   endpoint paths, and the I-MMSE integral as T grows.
 
   Args:
-    path: non-decreasing, [T+1, L] or [T+1, B, L]; positions that begin at inf
-      are a prompt and cost nothing.
+    path: rising, [T+1, L] or [T+1, B, L]; positions that begin at inf are a
+      prompt and cost nothing.
 
   Returns:
     nats_BL, f32, by position.
@@ -128,15 +128,12 @@ def path_nats(
     step_cost = at_z - jnp.where(finite, at_next, 0.0)
     return (z_next, cost + jnp.where(next_snr > snr, step_cost, 0.0)), None
 
+  def stay(carry, inputs):
+    return carry, None
+
   def step_if_moving(carry, inputs):
     _, snr, next_snr = inputs
-    return jax.lax.cond(
-      jnp.any(snr != next_snr),
-      step,
-      lambda carry, _: (carry, None),
-      carry,
-      inputs,
-    )
+    return jax.lax.cond(jnp.any(snr != next_snr), step, stay, carry, inputs)
 
   start_key, key = jax.random.split(key)
   z = channel.observe(start_key, x_BLD, path[0], clean_snr=clean_snr)
