@@ -178,15 +178,14 @@ def _start(params, snr_BL, prompt_BL, inputs, settings) -> State:
     embeddings_BLM = step_lib.embed(
       model, prompt_mask_BL, snr_BL, z_BLD, masks_BLM
     )
-  logp_BL = jnp.zeros(snr_BL.shape)
   return State(
-    prompt_mask_BL,
-    snr_BL,
-    z_BLD,
-    embeddings_BLM,
-    prompt_BL,
-    logp_BL,
-    jnp.int32(0),
+    prompt_mask_BL=prompt_mask_BL,
+    snr_BL=snr_BL,
+    z_BLD=z_BLD,
+    embeddings_BLM=embeddings_BLM,
+    tokens_BL=prompt_BL,
+    logp_BL=jnp.zeros(snr_BL.shape),
+    calls=jnp.int32(0),
   )
 
 

@@ -295,13 +295,11 @@ def step(model: Model, keys: Keys, state: State, next_snr, needs) -> State:
   embeddings_BLM = embed(
     model, next_BL != snr_BL, next_BL, z_BLD, state.embeddings_BLM
   )
-  calls += state.calls + needed.astype(jnp.int32)
-  return State(
-    state.prompt_mask_BL,
-    next_BL,
-    z_BLD,
-    embeddings_BLM,
-    tokens_BL,
-    logp_BL,
-    calls,
+  return state._replace(
+    snr_BL=next_BL,
+    z_BLD=z_BLD,
+    embeddings_BLM=embeddings_BLM,
+    tokens_BL=tokens_BL,
+    logp_BL=logp_BL,
+    calls=state.calls + calls + needed.astype(jnp.int32),
   )
