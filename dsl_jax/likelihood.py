@@ -1,17 +1,17 @@
-"""Bounds on -log p(x): any path, the I-MMSE integral, masked endpoints.
+"""Bounds on -log p(x): any path, the I-MMSE integral, the endpoint bound.
 
 Every bound is a Monte-Carlo estimate whose expectation over the data is at
 least the entropy, with equality for the exact denoiser where noted.
 
 What is uniform for every sequence, the SNR within an interval or the number of
-visible tokens, is drawn in strata: of `GROUP` neighbouring rows one lies in
-each. Every row stays uniform, draws of one row stay independent, and groups are
-independent of one another, so the spread of group means is a valid standard
-error.
+visible tokens, is drawn in strata: of `GROUP` neighbouring sequences one lies
+in each. Every sequence stays uniform, draws of one sequence stay independent,
+and so do groups: the spread of group means is a valid standard error.
 
 All functions take the parameters of the denoiser, a typed random key, ids
-tokens_BL, and the denoiser; clean_snr is the scale of a committed token, and
-`draws` the number of independent repetitions.
+tokens_BL, and the denoiser. clean_snr is the SNR that stands for a committed
+token: it is stored as clean_snr * e(v). With `draws` independent repetitions
+nats_B is their mean and stderr_B the standard error, NaN for a single one.
 """
 
 import jax
@@ -22,7 +22,7 @@ from dsl_jax.core import channel, checks, laws, paths, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 
-GROUP = 4  # rows that share strata
+GROUP = 4  # sequences that share strata
 
 
 def _check_ids(params, key, tokens_BL, denoiser):
@@ -33,24 +33,8 @@ def _check_ids(params, key, tokens_BL, denoiser):
   return jnp.asarray(tokens_BL)
 
 
-def _check_grid(snr_grid):
-  """Checks a grid of SNRs unless it is traced."""
-  if not isinstance(snr_grid, jax.core.Tracer):
-    g = np.asarray(snr_grid)
-    vector = g.ndim == 1 and g.size and g.dtype.kind in "iuf"
-    rising = vector and g[0] >= 0 and np.all(np.diff(g) > 0)
-    if not (rising and np.isfinite(g[-1])):
-      raise ValueError(
-        f"snr_grid is {g}; give finite, non-negative, increasing SNRs."
-      )
-  return snr_grid
-
-
 def _strata(key, batch):
-  """Uniform numbers below 1, [B]: one in each stratum for GROUP rows.
-
-  The last rows are a smaller group with strata of their own.
-  """
+  """Uniform numbers below 1, [B]; the last group may be smaller."""
   keys = jax.random.split(key, 3)
   whole, rest = divmod(batch, GROUP)
   starts = [
@@ -92,16 +76,16 @@ def path_nats(
 ) -> jax.Array:
   """One draw of the bound along a sampler's path, for that sampler.
 
-  -log p(x) <= E sum_k sum_i c_i(k). Where token i rises by a finite d from row
-  k to k + 1, with y = d e(x) + sqrt(d) eps,
+  -log p(x) <= E sum_k sum_i c_i(k). Where token i rises by a finite d in
+  step k, with y = d e(x) + sqrt(d) eps,
     c = <y, e(x)> - log sum_v p(v|z) exp(<y, e(v)>);
   where it jumps to inf, c = -log p(x|z); else 0. It is the NELBO of the T-step
   sampler with sampled tokens: the autoregressive or masked cross-entropy on
   endpoint paths, and the I-MMSE integral as T grows.
 
   Args:
-    path: non-decreasing, [T+1, L] or [T+1, B, L]; positions that begin at inf
-      are a prompt and cost nothing.
+    path: rising, [T+1, L] or [T+1, B, L]; positions that begin at inf are a
+      prompt and cost nothing.
 
   Returns:
     nats_BL, f32, by position.
@@ -110,7 +94,7 @@ def path_nats(
     ValueError: the path falls anywhere or is not a path.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
-  checks.clean_snr(clean_snr)
+  checks.positive("clean_snr", clean_snr)
   if not isinstance(path, jax.core.Tracer):
     paths.check(path, rising=True)
   path = jnp.asarray(path, jnp.float32)
@@ -144,15 +128,12 @@ def path_nats(
     step_cost = at_z - jnp.where(finite, at_next, 0.0)
     return (z_next, cost + jnp.where(next_snr > snr, step_cost, 0.0)), None
 
+  def stay(carry, inputs):
+    return carry, None
+
   def step_if_moving(carry, inputs):
     _, snr, next_snr = inputs
-    return jax.lax.cond(
-      jnp.any(snr != next_snr),
-      step,
-      lambda carry, _: (carry, None),
-      carry,
-      inputs,
-    )
+    return jax.lax.cond(jnp.any(snr != next_snr), step, stay, carry, inputs)
 
   start_key, key = jax.random.split(key)
   z = channel.observe(start_key, x_BLD, path[0], clean_snr=clean_snr)
@@ -179,15 +160,15 @@ def integral_nats(
   discretisation error whatever the grid.
 
   Args:
-    snr_grid: increasing, finite SNRs; the last one is the cut-off T, the same
-      for every sequence.
+    snr_grid: increasing, finite SNRs; the last one is the cut-off T.
 
   Returns:
-    nats_B and stderr_B, f32: mean and standard error over draws.
+    nats_B and stderr_B, f32.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
-  edges = jnp.asarray(_check_grid(snr_grid), jnp.float32)
-  edges = jnp.concatenate([jnp.zeros(1), edges])
+  checks.snr_grid(snr_grid)
+  grid = jnp.asarray(snr_grid, jnp.float32)
+  edges = jnp.concatenate([jnp.zeros(1), grid])
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 
   def once(key):
@@ -221,16 +202,17 @@ def endpoint_nats(
   clean_snr: float,
   draws: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-  """The masked bound, L E_{k ~ U{0..L-1}}[mean cross-entropy when k are seen].
+  """The masked bound (endpoint path), or endpoint bound for short.
 
-  It equals MDLM's 1/t-weighted NELBO and the autoregressive bound averaged
-  over orders.
+  It is L E_{k ~ U{0..L-1}}[mean cross-entropy when k tokens are visible], and
+  equals MDLM's 1/t-weighted NELBO and the autoregressive bound averaged over
+  orders.
 
   Returns:
-    nats_B and stderr_B, f32: mean and standard error over draws.
+    nats_B and stderr_B, f32.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
-  checks.clean_snr(clean_snr)
+  checks.positive("clean_snr", clean_snr)
 
   def once(key):
     count_key, order_key = jax.random.split(key)
@@ -264,10 +246,11 @@ def mmse_curve(
     snr_grid: increasing, finite SNRs, [T].
 
   Returns:
-    mmse_T, f32, between 0 and 2 for a calibrated denoiser.
+    mmse_T, f32.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
-  grid = jnp.asarray(_check_grid(snr_grid), jnp.float32)
+  checks.snr_grid(snr_grid)
+  grid = jnp.asarray(snr_grid, jnp.float32)
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 
   def at(inputs):

@@ -1,7 +1,8 @@
-"""Probes of a denoiser on given text: calibration, repair, suspicion, SNR.
+"""Probes of a denoiser on given text: calibration, repair, conditionals, SNR.
 
 All functions take the parameters of the denoiser, a typed random key, ids
-tokens_BL, and the denoiser; clean_snr is the scale of a committed token.
+tokens_BL, and the denoiser. clean_snr is the SNR that stands for a committed
+token: it is stored as clean_snr * e(v).
 """
 
 import jax
@@ -92,7 +93,7 @@ def repair(
   }
 
 
-def suspicion(
+def conditional_probabilities(
   params,
   key: jax.Array,
   tokens_BL: jax.Array,
@@ -100,19 +101,19 @@ def suspicion(
   denoiser: Denoiser,
   clean_snr: float,
   groups: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Predicts every token from the others: hidden a group at a time.
+) -> tuple[jax.Array, jax.Array]:
+  """Leave-one-out conditionals p(s_i | s_-i), hidden a group at a time.
 
-  With as many groups as tokens it is the exact conditional p(s_i | s_-i) of
-  the model; fewer groups are fewer network calls and less context.
+  They are exact with as many groups as tokens; fewer groups are fewer network
+  calls and less context.
 
   Args:
-    key: typed random key, chooses the groups.
+    key: chooses the groups.
     groups: network calls, 1 to L.
 
   Returns:
     p_BL, f32: probability of the given token; best_BL, int32: the most probable
-    token; best_p_BL, f32: its probability.
+    token.
   """
   L = tokens_BL.shape[1]
   if not 1 <= groups <= L:
@@ -125,13 +126,13 @@ def suspicion(
       denoiser, params, tokens_BL, ~hidden_BL, clean_snr=clean_snr
     )
     p_BL = jnp.exp(-denoiser_lib.nll(denoiser, params, h, tokens_BL))
-    new = (p_BL, *_best(params, h, denoiser))
-    return jax.tree.map(
-      lambda old, new: jnp.where(hidden_BL, new, old), result, new
-    ), None
+    best_BL, _ = _best(params, h, denoiser)
+    new = jax.tree.map(
+      lambda new, old: jnp.where(hidden_BL, new, old), (p_BL, best_BL), result
+    )
+    return new, None
 
-  zeros = jnp.zeros(tokens_BL.shape)
-  start = zeros, jnp.zeros(tokens_BL.shape, jnp.int32), zeros
+  start = jnp.zeros(tokens_BL.shape), jnp.zeros(tokens_BL.shape, jnp.int32)
   return jax.lax.scan(probe, start, jnp.arange(groups))[0]
 
 

@@ -28,20 +28,19 @@ def exact_conditionals(law):
   return joint / joint.sum(axis=-1, keepdims=True)
 
 
-def test_suspicion_is_the_conditional_of_the_other_tokens(law):
+def test_conditional_probabilities_are_given_the_other_tokens(law):
   tokens = jnp.asarray(law.sequences)
-  judge = functools.partial(
-    probes.suspicion, denoiser=law.denoiser, clean_snr=CLEAN
+  conditionals = functools.partial(
+    probes.conditional_probabilities, denoiser=law.denoiser, clean_snr=CLEAN
   )
-  p, best, best_p = judge(law.params, KEY, tokens, groups=3)
+  p, best = conditionals(law.params, KEY, tokens, groups=3)
   expected = exact_conditionals(law)
   here = np.take_along_axis(expected, law.sequences[..., None], axis=-1)[..., 0]
   np.testing.assert_allclose(p, here, atol=1e-4)
-  np.testing.assert_allclose(best_p, expected.max(axis=-1), atol=1e-4)
   assert (np.asarray(best) == expected.argmax(axis=-1)).all()
   for groups in (0, 4):
     with pytest.raises(ValueError, match=f"groups is {groups}; use 1 to 3"):
-      judge(law.params, KEY, tokens, groups=groups)
+      conditionals(law.params, KEY, tokens, groups=groups)
 
 
 def test_the_exact_denoiser_is_calibrated_and_a_sharpened_one_is_not(law):

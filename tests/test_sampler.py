@@ -1,4 +1,4 @@
-"""The sampler: cost of rows, segments, tiles, devices, policies, requests.
+"""The sampler: cost of steps, segments, tiles, devices, policies, requests.
 
 test_samplers_law.py compares what it draws with a law.
 """
@@ -23,14 +23,14 @@ V = 11
 
 
 def masks(rows, batch=1, length=12):
-  """Everything is masked until the last row: policies do the rest."""
+  """Everything is masked until the last step: policies do the rest."""
   path = np.zeros((rows, batch, length), np.float32)
   path[-1] = np.inf
   return path
 
 
 def hybrid():
-  """Soft rows, 20 discrete ones, a soft remasking, discrete rows to the end."""
+  """Soft steps, 20 discrete ones, a soft remasking, then discrete ones."""
   soft = np.asarray(paths.geometric(6, 30, snr_min=1.0, snr_max=9.0))
   hard = np.asarray(paths.left_to_right(30))
   again = hard[20].copy()
@@ -66,7 +66,7 @@ def test_segments_are_the_path(rows, together):
 
 @pytest.mark.parametrize("integrator", ["mean", "sample", "heun"])
 def test_segments_return_what_one_program_returns(integrator):
-  """Dropped rows, two kinds of sequence, and a callback change no token."""
+  """Dropped steps, two kinds of sequence, and a callback change no token."""
   net, params = tiny()
   path = np.stack([hybrid(), hybrid()], axis=1)
   path[:, 1:] = paths.remask(
@@ -145,7 +145,7 @@ def counted(net, name, calls):
   return net._replace(**{name: count})
 
 
-def test_rows_that_move_nothing_cost_no_network_call():
+def test_steps_that_move_nothing_cost_no_network_call():
   net, params = tiny()
   calls = []
   path = np.repeat(paths.left_to_right(4), 3, axis=0)
@@ -168,7 +168,7 @@ def test_masks_need_no_converter():
   assert len(calls) == 4
 
 
-def test_calls_count_only_rows_that_raise_a_token():
+def test_calls_count_only_steps_that_raise_a_token():
   net, params = tiny()
   options = {"denoiser": net, "clean_snr": CLEAN}
   path = np.zeros((9, 2, 6), np.float32)
@@ -229,7 +229,7 @@ def test_batches_sharded_over_devices():
   assert eight.addressable_shards[0].data.shape == (1, 12)
 
 
-def test_policies_return_the_rows_they_promise():
+def test_policies_return_the_snrs_they_promise():
   confidence = jnp.array([[0.2, 0.9, 0.5, 0.7]])
   snr = jnp.array([[0.0, jnp.inf, 0.0, 0.0]])
   two = samplers.policies.most_confident(2)(confidence, snr, 0)
@@ -255,8 +255,8 @@ def test_low_confidence_is_remasked_with_the_published_probabilities():
   assert seen[:, 2].mean() == pytest.approx((t - s) / t, abs=0.01)
 
 
-def rows_of(path, **options):
-  """Every row of a run that its policy changes, and its network calls."""
+def snrs_of(path, **options):
+  """The SNRs of a run after every step, and its network calls."""
   net, params = tiny()
   rows = [np.broadcast_to(path[0], path.shape[-2:])]
   samples = samplers.sample(
@@ -274,7 +274,7 @@ def rows_of(path, **options):
 
 def test_soft_remasking_by_confidence_falls_to_its_snr():
   policy = samplers.policies.remask_low_confidence(KEY, 8, soft_snr=2.5)
-  rows, calls = rows_of(masks(9, batch=4), policy=policy)
+  rows, calls = snrs_of(masks(9, batch=4), policy=policy)
   assert set(np.unique(rows)) == {0.0, 2.5, np.inf}
   assert (rows[1:][rows[1:] < rows[:-1]] == 2.5).all()
   assert np.isinf(rows[-1]).all()
@@ -287,23 +287,23 @@ def test_hybrid_asks_for_candidates_once():
   discrete = np.repeat(paths.left_to_right(12)[1:], 4, axis=0)
   path = paths.concat(soft, discrete)[:, None]
   policy = samplers.policies.commit(path, len(soft), 0.2)
-  rows, calls = rows_of(path, policy=policy)
+  rows, calls = snrs_of(path, policy=policy)
   rises = [np.any(b > a) for a, b in itertools.pairwise(rows)]
   rises[len(soft) - 1] = True  # the commitment asks, whatever it commits
   assert calls == sum(rises) < len(path) // 2
 
 
 def test_a_policy_that_is_done_costs_nothing_more():
-  rows, calls = rows_of(masks(9, batch=2), policy=samplers.policies.above(0.0))
+  rows, calls = snrs_of(masks(9, batch=2), policy=samplers.policies.above(0.0))
   assert calls == 1 and np.isinf(rows[1:]).all()
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
-def test_policies_change_neither_a_prompt_nor_the_last_row(value):
+def test_policies_change_neither_a_prompt_nor_the_last_step(value):
   path = masks(6)
   path[:, :, :2] = np.inf
   prompt = np.array([[7, 8, *[0] * 10]])
-  rows, _ = rows_of(
+  rows, _ = snrs_of(
     path,
     policy=lambda confidence, snr, step: jnp.full_like(snr, value),
     prompt_BL=prompt,

@@ -103,7 +103,7 @@ def test_temperature_and_nucleus_reach_the_draws(sample):
   assert len(np.unique(np.asarray(sample(path)), axis=0)) > 20
 
 
-def test_a_policy_replaces_rows_and_the_last_row_still_commits(law, sample):
+def test_a_policy_replaces_steps_and_the_last_step_still_commits(law, sample):
   traced = []
 
   def from_right_to_left(confidence, snr, step):
@@ -114,7 +114,7 @@ def test_a_policy_replaces_rows_and_the_last_row_still_commits(law, sample):
   path = np.zeros((4, N, 3), np.float32)
   path[-1] = np.inf
   assert law.distance(sample(path, policy=from_right_to_left)) < FLOOR
-  assert len(traced) == 1  # for all rows
+  assert len(traced) == 1  # for all steps
   assert law.distance(sample(path)) > 0.1
 
 

@@ -183,7 +183,7 @@ def test_analysis_writes_numbers_plots_and_a_page(run):
   assert page.count("data:image/png;base64,") == 2 + len(pictures)
 
 
-def test_changes_follow_one_token_through_rows():
+def test_changes_follow_one_token_through_steps():
   counter = analyze.Changes()
   inf = np.inf
   rows = [(5, 0), (5, inf), (5, 2.0), (6, inf), (9, 0), (6, inf), (7, inf)]
@@ -225,8 +225,8 @@ def test_windows_cover_a_text_once():
     assert index.shape[1] == min(n, 4)
     np.testing.assert_array_equal(correct.join(ids[index], index), ids)
     marked, p = np.ones(n, bool), np.full(n, 0.1)
-    verdict = correct.Verdict(marked, p, ids + 100, 3 * p)
-    marks, repaired = correct.collect(ids, verdict, str)
+    scores = correct.TokenScores(marked, p, ids + 100, 3 * p)
+    marks, repaired = correct.collect(ids, scores, str)
     assert [mark["position"] for mark in marks] == list(range(n))
     np.testing.assert_array_equal(repaired, ids + 100)
     assert marks[0]["confidence"] == pytest.approx(0.75)

@@ -43,12 +43,12 @@ class Page(html.parser.HTMLParser):
 
 
 def record(path, tmp_path, **options):
-  """Samples along a path: its page, the tokens, and the SNRs of every row."""
+  """Samples along a path: its page, the tokens, and the SNRs of all steps."""
   law, snr = oracle.make(), []
   trace = viewer.Trace(law.params["table"])
 
-  def callback(row, state):
-    trace(row, state)
+  def callback(step, state):
+    trace(step, state)
     snr.append(np.asarray(state.snr_BL[0]))
 
   result = samplers.sample(
@@ -66,7 +66,7 @@ def record(path, tmp_path, **options):
   return Page(target), np.asarray(result.tokens_BL[0]), snr
 
 
-def test_the_page_shows_every_row_and_ends_with_the_sample(tmp_path):
+def test_the_page_shows_every_step_and_ends_with_the_sample(tmp_path):
   path = paths.concat(
     paths.geometric(4, 3, snr_min=1.0, snr_max=20.0),
     np.float32([[np.inf, 5.0, 0.0]]),
@@ -88,7 +88,7 @@ def test_the_page_shows_every_row_and_ends_with_the_sample(tmp_path):
   assert page.text["h1"].startswith("a <b>title</b>")
 
 
-def test_rows_that_change_nothing_are_left_out(tmp_path):
+def test_steps_that_change_nothing_are_left_out(tmp_path):
   path = np.repeat(paths.left_to_right(3), 50, axis=0)
   path = paths.hold(path, np.array([True, False, False]))
   page, tokens, _ = record(path, tmp_path, prompt_BL=np.array([[1, 0, 0]]))
@@ -105,9 +105,9 @@ def test_the_page_of_a_long_sample_is_small(tmp_path):
     tokens_BL=rng.integers(0, 4, (1, L)),
     logp_BL=np.log(rng.random((1, L))),
   )
-  for row in range(1, L + 1):
-    state.snr_BL = np.where(row > committed_at, np.inf, 0.0)[None]
-    trace(row, state)
+  for step in range(1, L + 1):
+    state.snr_BL = np.where(step > committed_at, np.inf, 0.0)[None]
+    trace(step, state)
   target = tmp_path / "page.html"
   trace.write(str(target), TOKENIZER, "long")
   assert target.stat().st_size < 400_000

@@ -1,8 +1,9 @@
 """The localization channel z = t x + sqrt(t) eps and its moves.
 
 Every token has its own signal-to-noise ratio t >= 0 (linear). t = 0 is the
-mask: z is exactly zero. t = inf is a committed token, stored free of noise as
-clean_snr * x. The three moves compose exactly: z at the new SNR has the law
+mask: z is exactly zero. t = inf is a committed token, free of noise. clean_snr
+is the SNR that stands for a committed token: it is stored as clean_snr * e(v).
+The three moves compose exactly: z at the new SNR has the law
 that `observe` gives there (arXiv 2605.12836; the move down is the Brownian
 bridge of the process dz = x dt + dW). SNRs broadcast to the leading axes of x,
 and all moves return z_BLD in f32.
@@ -41,7 +42,6 @@ def observe(
     x_BLD: clean unit points, f32.
     snr_BL: SNR per token, broadcastable to x's leading axes; 0 gives exactly
       0, inf gives clean_snr * x.
-    clean_snr: the scale that stands for a committed token.
   """
   snr, inf = _split(snr_BL, x_BLD)
   z = snr * x_BLD + _root(snr) * _noise(key, x_BLD)

@@ -6,7 +6,7 @@ values are not known yet and pass.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +40,21 @@ def number(
     raise ValueError(f"{name} is {value!r}; {fix}.")
 
 
-def clean_snr(value: float) -> None:
-  """Rejects a scale of committed tokens that is not finite and positive."""
+def word(name: str, value: str, known: Collection[str]) -> None:
+  """Rejects a word that is not known."""
+  if value not in known:
+    raise ValueError(f"{name} is {value!r}; use {', '.join(known)}.")
+
+
+def positive(name: str, value: float) -> None:
+  """Rejects a value that is not finite and above 0."""
+  number(name, value, lambda x: 0 < x < math.inf, "use a finite one above 0")
+
+
+def not_negative(name: str, value: float) -> None:
+  """Rejects a value that is negative or infinite."""
   number(
-    "clean_snr", value, lambda x: 0 < x < math.inf, "use a finite one above 0"
+    name, value, lambda x: 0 <= x < math.inf, "use a finite one, 0 or more"
   )
 
 
@@ -52,11 +63,17 @@ def probability(name: str, value: float) -> None:
   number(name, value, lambda x: 0 <= x <= 1, "it must lie in [0, 1]")
 
 
-def finite_snr(name: str, value: float) -> None:
-  """Rejects an SNR that is negative or infinite."""
-  number(
-    name, value, lambda x: 0 <= x < math.inf, "use a finite SNR, 0 or more"
-  )
+def snr_grid(value: Array) -> None:
+  """Rejects anything but a vector of finite, increasing SNRs."""
+  if isinstance(value, jax.core.Tracer):
+    return
+  grid = np.asarray(value)
+  vector = grid.ndim == 1 and grid.size and grid.dtype.kind in "iuf"
+  rising = vector and grid[0] >= 0 and np.all(np.diff(grid) > 0)
+  if not (rising and np.isfinite(grid[-1])):
+    raise ValueError(
+      f"snr_grid is {grid}; give finite, non-negative, increasing SNRs."
+    )
 
 
 def key(value: jax.Array) -> None:

@@ -22,26 +22,15 @@ class Law(Protocol):
 
 
 def ranks(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Draws a uniformly random order: the rank, 0..L-1, of every position.
-
-  Args:
-    shape: (B, L).
-
-  Returns:
-    ranks_BL, int32, a permutation in every row.
-  """
+  """Draws an order: ranks_BL, int32, a permutation of 0..L-1 per sequence."""
   order_BL = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
   return jax.random.permutation(key, order_BL, axis=1, independent=True)
 
 
 def visible_subset(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Draws k ~ U{0..L-1} visible tokens at a uniformly random subset.
+  """Draws visible_BL, bool: a random subset of k ~ U{0..L-1} positions.
 
-  Args:
-    shape: (B, L).
-
-  Returns:
-    visible_BL, bool; at least one token of every sequence is hidden.
+  At least one token of every sequence is hidden.
   """
   B, L = shape
   count_key, order_key = jax.random.split(key)
@@ -57,7 +46,7 @@ def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
     sigma: its standard deviation, >= 0.
     per_token: draw independently for every token.
   """
-  checks.number("sigma", sigma, lambda x: 0 <= x < np.inf, "it must be >= 0")
+  checks.not_negative("sigma", sigma)
   checks.number("mu", mu, np.isfinite, "it must be finite")
 
   def law(key, shape):
@@ -69,16 +58,14 @@ def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
 
 
 def endpoint(clean_snr: float, *, smooth: bool = True) -> Law:
-  """Random-order autoregression: some tokens clean, the others masked.
-
-  k ~ U{0..L-1} tokens at a uniformly random subset are visible.
+  """Random-order autoregression: the tokens of `visible_subset`, or the mask.
 
   Args:
-    clean_snr: SNR of a visible token.
+    clean_snr: SNR that stands for a committed token, here a visible one.
     smooth: hidden SNRs from U[0, 1), visible ones from U[0.8, 1] * clean_snr,
       instead of exactly 0 and clean_snr.
   """
-  checks.clean_snr(clean_snr)
+  checks.positive("clean_snr", clean_snr)
 
   def law(key, shape):
     order_key, hidden_key, clean_key = jax.random.split(key, 3)

@@ -13,14 +13,7 @@ from dsl_jax.core import vocab
 
 
 def unit_rows(weight_VD: jax.Array) -> jax.Array:
-  """Scales every row to norm one.
-
-  Args:
-    weight_VD: directions, any non-zero norms.
-
-  Returns:
-    table_VD, f32; a row of zeros stays zero.
-  """
+  """Scales vocabulary rows to norm one: table_VD, f32; zeros stay zero."""
   chex.assert_rank(weight_VD, 2)
   w = weight_VD.astype(jnp.float32)
   square = jnp.sum(w * w, axis=-1, keepdims=True)
@@ -31,7 +24,6 @@ def embed(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
   """Looks up the vectors of tokens, x_i = e(s_i).
 
   Args:
-    table_VD: unit rows.
     tokens_BL: ids in [0, V); an id outside gives NaN, never another token.
 
   Returns:
@@ -43,10 +35,7 @@ def embed(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
 def nearest(table_VD: jax.Array, z_BLD: jax.Array) -> jax.Array:
   """Returns the nearest tokens, argmax_v <z, e(v)>.
 
-  Args:
-    table_VD: unit rows.
-    z_BLD: points, any scale (rows of equal norm: the largest inner product
-      is the smallest distance).
+  On a table of unit rows the largest inner product is the smallest distance.
 
   Returns:
     tokens_BL, int32; the lowest id where several tie.

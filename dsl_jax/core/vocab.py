@@ -1,10 +1,9 @@
 """Contractions over the vocabulary, streamed so that [B, L, V] never exists.
 
-All of them are softmax attention over V keys: the converter and the posterior
-mean return an expectation of values, the loss a log-normaliser, a draw one of
-the keys. Positions are processed in tiles along L, and for each tile the
-vocabulary in chunks of rows with a running maximum and sum, as in
-FlashAttention (arXiv 2205.14135). Backward passes compute the scores again.
+All of them are softmax attention over V keys. Positions are processed in tiles
+along L, and for each tile the vocabulary in chunks of rows with a running
+maximum and sum, as in FlashAttention (arXiv 2205.14135). Backward passes
+compute the scores again.
 
 Statistics are f32. Scores multiply operands in the dtype of the queries,
 expectations in the dtype of the values; both accumulate in f32.
@@ -329,16 +328,10 @@ def expectation(
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
 ) -> jax.Array:
-  """Mean of values under a softmax, softmax(q k^T + b) values.
+  """Mean of values under a softmax, softmax(q k^T + b) values: mean_BLC, f32.
 
-  The converter (queries z, keys the token table) and the posterior mean
-  (queries hidden states, keys the head, values the table) are this function.
-
-  Args:
-    values_VC: values; probabilities are cast to their dtype.
-
-  Returns:
-    mean_BLC, f32.
+  The converter has queries z and the token table as keys; the posterior mean
+  hidden states, the head, and the table as values.
   """
   return expectation_terms(
     q_BLK, keys_VK, values_VC, bias_V=bias_V, chunks=chunks

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dsl_jax import likelihood, probes
-from dsl_jax.modes import named_samplers, plots, trained
+from dsl_jax.modes import named_samplers, pages, trained
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
@@ -53,7 +53,7 @@ class Changes:
   _committed_BL: np.ndarray | bool = False
   _last_BL: np.ndarray | int = -1  # token committed last
 
-  def __call__(self, row: int, state) -> None:
+  def __call__(self, step: int, state) -> None:
     tokens_BL = np.asarray(state.tokens_BL)
     committed_BL = np.isinf(np.asarray(state.snr_BL))
     differs_BL = (self._last_BL >= 0) & (tokens_BL != self._last_BL)
@@ -192,14 +192,14 @@ def _open_control(run):
 
 def _plots(report):
   """Yields the plots of the analyses, (name, PNG)."""
-  yield "calibration", plots.reliability(report["calibration"])
+  yield "calibration", pages.reliability(report["calibration"])
   rows = [row for row in report["repair"] if row["rate"] == _RATES[1]][:-1]
   repaired = {name: [row[name] for row in rows] for name in rows[0]}
   title = f"One call on text with {_RATES[1]:.0%} of its tokens replaced"
-  yield "repair", plots.over_snr(title, repaired, ["repaired", "kept"])
+  yield "repair", pages.over_snr(title, repaired, ["repaired", "kept"])
   for name, (analysis, column, title) in _PLOTS.items():
     if analysis in report:
-      yield name, plots.over_snr(title, report[analysis], [column])
+      yield name, pages.over_snr(title, report[analysis], [column])
 
 
 def _summary(report):

@@ -18,23 +18,23 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
 
-_GROUPS = 16  # network calls that judge a row
-_REPAIRS = 64  # network calls that repair a row, at most
+_GROUPS = 16  # network calls that score a batch
+_REPAIRS = 64  # network calls that repair a batch, at most
 
 
-class Verdict(NamedTuple):
-  """What the model says about tokens, [N, L] or [n]."""
+class TokenScores(NamedTuple):
+  """Scores of the tokens of windows, [N, L], or of a text, [n]."""
 
   marked: np.ndarray  # whether the token is suspicious
   p_found: np.ndarray  # probability of the token, given the others
-  repair: np.ndarray  # the token that was filled in, where marked
-  p_repair: np.ndarray  # probability of that one
+  repair: np.ndarray  # the token filled in where marked, else the token
+  p_repair: np.ndarray  # probability of that token
 
 
 def windows(count: int, length: int) -> np.ndarray:
-  """Returns the positions [N, L] of rows that cover a text of `count` tokens.
+  """Returns the positions [N, L] of windows over a text of `count` tokens.
 
-  L is at most `length`; the last row may overlap the one before it.
+  L is at most `length`; the last window may overlap the one before.
   """
   L = min(length, count)
   starts = np.append(np.arange(0, count - L, L), count - L)
@@ -42,24 +42,24 @@ def windows(count: int, length: int) -> np.ndarray:
 
 
 def join(values_NL: np.ndarray, index_NL: np.ndarray) -> np.ndarray:
-  """Returns the values at positions 0, 1, ...; the first row that has one."""
+  """Returns the values at positions 0, 1, ..., from the first window."""
   _, first = np.unique(index_NL, return_index=True)
   return values_NL.reshape(-1)[first]
 
 
 def collect(
-  ids: np.ndarray, verdict: Verdict, decode: Callable[[np.ndarray], str]
+  ids: np.ndarray, scores: TokenScores, decode: Callable[[np.ndarray], str]
 ) -> tuple[list[dict], np.ndarray]:
   """Returns the marks of a text [n] and its ids after repair.
 
   The confidence of a mark is p_repair / (p_found + p_repair).
   """
-  better = verdict.marked & (verdict.repair != ids)
-  better &= verdict.p_repair > verdict.p_found
-  repaired = np.where(better, verdict.repair, ids)
+  better = scores.marked & (scores.repair != ids)
+  better &= scores.p_repair > scores.p_found
+  repaired = np.where(better, scores.repair, ids)
   marks = []
-  for i in np.flatnonzero(verdict.marked):
-    before, after = float(verdict.p_found[i]), float(verdict.p_repair[i])
+  for i in np.flatnonzero(scores.marked):
+    before, after = float(scores.p_found[i]), float(scores.p_repair[i])
     marks.append(
       {
         "position": int(i),
@@ -88,21 +88,23 @@ def show(ids, repaired, marks, decode) -> str:
   return text
 
 
-def _judge_rows(cfg, params, rows_NL, inner_L):
-  """Judges all rows; repairs the columns `inner_L`."""
+def _score_windows(cfg, params, rows_NL, inner_L):
+  """Scores all tokens; marks and repairs those where `inner_L`."""
   denoiser = denoiser_lib.make_denoiser(cfg.net)
   settings = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
   groups = min(_GROUPS, rows_NL.shape[1])
-  suspicion = jax.jit(
-    functools.partial(probes.suspicion, groups=groups, **settings)
+  conditionals = jax.jit(
+    functools.partial(
+      probes.conditional_probabilities, groups=groups, **settings
+    )
   )
-  verdicts, size = [], min(cfg.eval.batch_size, len(rows_NL))
+  batches, size = [], min(cfg.eval.batch_size, len(rows_NL))
   for key, tokens_BL, valid_B in trained.batched(cfg, rows_NL, "correct", size):
     key, fill_key, _ = jax.random.split(key, 3)
-    p_BL, best_BL, _ = jax.device_get(suspicion(params, key, tokens_BL))
+    p_BL, best_BL = jax.device_get(conditionals(params, key, tokens_BL))
     marked_BL = (p_BL < cfg.eval.suspicion) & (best_BL != tokens_BL)
     marked_BL &= valid_B[:, None] & inner_L
-    verdict = Verdict(marked_BL, p_BL, tokens_BL, p_BL)
+    filled_BL, after_BL = tokens_BL, p_BL
     if most := int(marked_BL.sum(axis=1).max()):
       steps = min(most, _REPAIRS)
       path = np.zeros((steps + 1, *tokens_BL.shape), np.float32)
@@ -116,10 +118,10 @@ def _judge_rows(cfg, params, rows_NL, inner_L):
         prompt_BL=tokens_BL,
         **settings,
       ).tokens_BL
-      after_BL = suspicion(params, key, filled_BL)[0]
-      verdict = Verdict(marked_BL, p_BL, *jax.device_get((filled_BL, after_BL)))
-    verdicts.append([x[valid_B] for x in verdict])
-  return [np.concatenate(parts) for parts in zip(*verdicts)]
+      after_BL = conditionals(params, key, filled_BL)[0]
+    scores = TokenScores(marked_BL, p_BL, filled_BL, after_BL)
+    batches.append([x[valid_B] for x in jax.device_get(scores)])
+  return [np.concatenate(parts) for parts in zip(*batches)]
 
 
 def correct(cfg: config_lib.Config, workdir: str) -> None:
@@ -142,9 +144,9 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
   if cfg.data.wrap:
     rows_NL = packing.add_markers(rows_NL, tokenizer)
     inner_L = np.pad(inner_L, 1)  # not the markers
-  verdict = _judge_rows(cfg, params, rows_NL, inner_L)
-  verdict = Verdict(*(join(x[:, inner_L], index_NL) for x in verdict))
-  marks, repaired = collect(ids, verdict, tokenizer.decode)
+  scores_NL = _score_windows(cfg, params, rows_NL, inner_L)
+  scores = TokenScores(*(join(x[:, inner_L], index_NL) for x in scores_NL))
+  marks, repaired = collect(ids, scores, tokenizer.decode)
   result = {
     "text": cfg.eval.text,
     "train_step": step,

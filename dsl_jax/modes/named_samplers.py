@@ -27,7 +27,7 @@ from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 from dsl_jax.samplers import policies
 
-_CURVE_SEQUENCES = 64  # held-out rows that an mmse curve is measured on
+_CURVE_SEQUENCES = 64  # held-out, on which an mmse curve is measured
 
 
 class Curve(NamedTuple):
@@ -43,13 +43,13 @@ class _Batch(NamedTuple):
   key: jax.Array
   size: int
   length: int
-  per_step: int  # tokens to commit in every row
+  per_step: int  # tokens to commit in every step
   law: config_lib.TrainingLaw
   curve: Curve | None
 
 
 def _by_policy(c, b):
-  """The path of a policy that decides every row: masks, at last inf."""
+  """The path of a policy that decides every step: masks, at last inf."""
   path = np.zeros((c.steps + 1, b.length), np.float32)
   path[-1] = np.inf
   return path
@@ -58,8 +58,9 @@ def _by_policy(c, b):
 def _remask(c, b):
   kind = c.path.removeprefix("remask_")
   eta = paths.budget_eta(c.steps, c.remasks, kind=kind) if c.remasks else c.eta
-  options = {"kind": kind, "eta": eta, "soft_snr": c.remask_snr}
-  return paths.remask(b.key, c.steps, b.size, b.length, **options)
+  return paths.remask(
+    b.key, c.steps, b.size, b.length, kind=kind, eta=eta, soft_snr=c.remask_snr
+  )
 
 
 def _blocks(c, b):
@@ -69,15 +70,17 @@ def _blocks(c, b):
   return paths.blocks(b.length, block=block, inner=inner)
 
 
-def _commit_row(c):
+def _commit_step(c):
   return min(max(round(c.continuous_share * c.steps), 1), c.steps - 1)
 
 
 def _hybrid(c, b):
-  """Continuous rows, one commitment by confidence, then a masked path."""
-  row = _commit_row(c)
-  soft = paths.geometric(row, b.length, snr_min=c.snr_min, snr_max=c.snr_max)
-  hard = paths.masked(b.key, c.steps - row, b.size, b.length)
+  """Continuous steps, one commitment by confidence, then a masked path."""
+  soft_steps = _commit_step(c)
+  soft = paths.geometric(
+    soft_steps, b.length, snr_min=c.snr_min, snr_max=c.snr_max
+  )
+  hard = paths.masked(b.key, c.steps - soft_steps, b.size, b.length)
   return paths.concat(soft[:-1], hard)
 
 
@@ -119,7 +122,7 @@ _POLICIES: dict[str, Callable] = {
   "confidence": lambda c, b, path: policies.most_confident(b.per_step),
   "entropy": lambda c, b, path: policies.most_confident(b.per_step),
   "threshold": lambda c, b, path: policies.above(c.commit),
-  "hybrid": lambda c, b, path: policies.commit(path, _commit_row(c), c.commit),
+  "hybrid": lambda c, b, path: policies.commit(path, _commit_step(c), c.commit),
 }
 
 
@@ -135,33 +138,27 @@ def may_fall(name: str) -> bool:
 
 def check(cfg: config_lib.Config) -> None:
   """Raises a UserError if values of the sample section do not fit its path."""
-  c = cfg.sample
-  for is_met, message in (
-    (
-      c.path in _PATHS,
-      f"sample.path is {c.path!r}{errors.nearest(c.path, _PATHS)}",
-    ),
-    (
-      c.path != "hybrid" or c.steps > 1,
-      f"sample.steps is {c.steps}; the hybrid path needs at least 2.",
-    ),
-    (
-      c.path != "lognormal" or cfg.law.sigma > 0,
-      f"law.sigma is {cfg.law.sigma}; the lognormal path needs one above 0.",
-    ),
-    (
-      c.snr_min <= c.snr_max,
+  c, mistake = cfg.sample, ""
+  if c.path not in _PATHS:
+    mistake = f"sample.path is {c.path!r}{errors.nearest(c.path, _PATHS)}"
+  elif c.path == "hybrid" and c.steps < 2:
+    mistake = f"sample.steps is {c.steps}; the hybrid path needs at least 2."
+  elif c.path == "lognormal" and not cfg.law.sigma > 0:
+    mistake = (
+      f"law.sigma is {cfg.law.sigma}; the lognormal path needs one above 0."
+    )
+  elif c.snr_min > c.snr_max:
+    mistake = (
       f"sample.snr_min is {c.snr_min}; it must be at most sample.snr_max, "
-      f"which is {c.snr_max}.",
-    ),
-    (
-      not c.remasks or c.path in ("remask_cap", "remask_loop"),
+      f"which is {c.snr_max}."
+    )
+  elif c.remasks and c.path not in ("remask_cap", "remask_loop"):
+    mistake = (
       f"sample.remasks is {c.remasks}; a budget is defined for remask_cap and "
-      "remask_loop, so set it to 0 or choose one of them.",
-    ),
-  ):
-    if not is_met:
-      raise errors.UserError(message)
+      "remask_loop, so set it to 0 or choose one of them."
+    )
+  if mistake:
+    raise errors.UserError(mistake)
 
 
 def build(
@@ -224,7 +221,7 @@ def sample_batch(
     **options,
   )
   tokens_BL = samples.tokens_BL
-  if jax.process_count() > 1:  # other hosts hold the other rows
+  if jax.process_count() > 1:  # other hosts hold the other sequences
     tokens_BL = multihost_utils.process_allgather(tokens_BL, tiled=True)
   return np.asarray(tokens_BL), samples.calls
 
@@ -274,7 +271,7 @@ def measure_curve(
   step: int,
   held_out: packing.Packed,
 ) -> Curve:
-  """Measures the mmse curve on held-out rows and writes WORKDIR/mmse.json."""
+  """Measures the mmse curve on held-out text and writes WORKDIR/mmse.json."""
   denoiser, grid = denoiser_lib.make_denoiser(cfg.net), cfg.eval.snr_grid()
 
   @jax.jit

@@ -1,4 +1,4 @@
-"""A self-contained HTML page on which one sample appears row by row."""
+"""A self-contained HTML page on which one sample appears step by step."""
 
 import base64
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 from dsl_jax.core import vocab
 from dsl_jax.data import tokenizers
-from dsl_jax.modes import report
+from dsl_jax.modes import pages
 from dsl_jax.runtime import errors
 
 COMMITTED = 255  # level of an infinite SNR; level 0 is the mask
@@ -64,19 +64,19 @@ class Trace:
 
   def __init__(self, table_VD: jax.Array):
     self._table_VD = table_VD
-    self._last = 0  # number of the last row
-    # Rows that change something: number, SNRs, tokens, their probabilities.
-    self._rows: list[tuple] = []
+    self._last = 0  # number of the last step
+    # Of the steps that change something: number, SNRs, tokens, probabilities.
+    self._steps: list[tuple] = []
 
   def __call__(self, number: int, state) -> None:
-    """Records a row: the callback of `samplers.sample`, for every row."""
+    """Records a step: the callback of `samplers.sample`, for every step."""
     self._last = number
     tokens_L = np.asarray(state.tokens_BL[0])
     snr_L = np.asarray(state.snr_BL[0])
-    if not self._rows:
+    if not self._steps:
       prompt_L = np.where(state.prompt_mask_BL[0], np.inf, 0)
-      self._rows.append((0, prompt_L, tokens_L, np.ones(len(tokens_L))))
-    if np.array_equal(snr_L, self._rows[-1][1]):
+      self._steps.append((0, prompt_L, tokens_L, np.ones(len(tokens_L))))
+    if np.array_equal(snr_L, self._steps[-1][1]):
       return
     confidence_L = np.exp(np.asarray(state.logp_BL[0]))
     finite_L = np.isfinite(snr_L) & (snr_L > 0)
@@ -84,11 +84,11 @@ class Trace:
       nearest_BL, probability_BL = _nearest(self._table_VD, state.z_BLD[:1])
       tokens_L = np.where(finite_L, nearest_BL[0], tokens_L)
       confidence_L = np.where(finite_L, probability_BL[0], confidence_L)
-    self._rows.append((number, snr_L, tokens_L, confidence_L))
+    self._steps.append((number, snr_L, tokens_L, confidence_L))
 
   def write(self, path: str, tokenizer: tokenizers.Tokenizer, title: str):
     """Writes the page, whole or not at all."""
-    numbers, *arrays = zip(*self._rows, strict=True)
+    numbers, *arrays = zip(*self._steps, strict=True)
     snr_RL, tokens_RL, confidence_RL = map(np.stack, arrays)
     tokens_RL = np.where(snr_RL > 0, tokens_RL, 0)
     ids, index_RL = np.unique(tokens_RL, return_inverse=True)
@@ -107,6 +107,6 @@ class Trace:
       "confidences": _pack(confidence_RL.astype(np.uint8)),
       "tokens": _pack(index_RL.astype("<u4")),
     }
-    report.write_page(
+    pages.write(
       pathlib.Path(path), "viewer.html", title=title, finite=finite, data=data
     )

@@ -18,10 +18,6 @@ _WORDS = {
 }
 
 
-def _reject(name, value, fix):
-  raise ValueError(f"{name} is {value!r}; {fix}.")
-
-
 @dataclasses.dataclass(frozen=True)
 class NetConfig:
   """Shape and arithmetic of the network."""
@@ -49,24 +45,20 @@ class NetConfig:
 
   def __post_init__(self):
     for name in _SIZES:
-      if getattr(self, name) < 1:
-        _reject(name, getattr(self, name), "it must be at least 1")
+      self._check(name, getattr(self, name) >= 1, "it must be at least 1")
     for name, known in _WORDS.items():
-      if getattr(self, name) not in known:
-        _reject(name, getattr(self, name), f"use {' or '.join(known)}")
-    heads = self.heads
-    for name, valid, fix in (
-      ("unroll", self.unroll >= 0, "use 0 (all blocks) or more"),
-      (
-        "width",
-        self.width % (2 * heads) == 0,
-        f"use a multiple of {2 * heads}",
-      ),
-      ("dropout", 0 <= self.dropout < 1, "a rate must lie in [0, 1)"),
-      ("mask_prior", 0 < self.mask_prior < 1, "it must lie in (0, 1)"),
-      ("beta_init", 0 < self.beta_init < 1e30, "use a positive f32 number"),
-    ):
-      if not valid:
-        _reject(name, getattr(self, name), fix)
-    if self.attention == "cudnn" and self.dtype != "bfloat16":
-      _reject("attention", "cudnn", "it needs dtype bfloat16")
+      fix = f"use {' or '.join(known)}"
+      self._check(name, getattr(self, name) in known, fix)
+    fits = self.width % (2 * self.heads) == 0
+    self._check("width", fits, f"use a multiple of {2 * self.heads}")
+    self._check("unroll", self.unroll >= 0, "use 0 (all blocks) or more")
+    self._check("dropout", 0 <= self.dropout < 1, "a rate must lie in [0, 1)")
+    self._check("mask_prior", 0 < self.mask_prior < 1, "it must lie in (0, 1)")
+    in_range = 0 < self.beta_init < 1e30
+    self._check("beta_init", in_range, "use a positive f32 number")
+    runs = self.attention != "cudnn" or self.dtype == "bfloat16"
+    self._check("attention", runs, "it needs dtype bfloat16")
+
+  def _check(self, name, valid, fix):
+    if not valid:
+      raise ValueError(f"{name} is {getattr(self, name)!r}; {fix}.")

@@ -31,13 +31,13 @@ class Denoiser(NamedTuple):
     hidden: see `Hidden`.
     head: params -> head_VM, bias_V or None; logits are <h, w_v> + b_v.
     table: params -> table_VD, unit rows.
-    hidden_tokens: (params, tokens_BL) -> h_BLM: the masked model inside, rows
-      of the input embedding with mask id V and no converter; or None.
+    hidden_tokens: (params, tokens_BL) -> h_BLM: the masked model inside, token
+      rows of the input embedding with mask id V and no converter; or None.
     embed: (params, z_BLD) -> embeddings_BLM: the converter alone, or None;
       position by position, so that a sampler may keep what did not change.
     trunk: (params, embeddings_BLM, z_BLD) -> h_BLM: the rest of `hidden`.
     shards: devices that share the work on a sequence; `head` then returns the
-      device's own rows.
+      device's own vocabulary rows.
     sees_snr: control experiments only: `hidden` also takes snr_BL.
   """
 
@@ -103,7 +103,7 @@ def make_denoiser(cfg: NetConfig, shards: Shards = ONE_DEVICE) -> Denoiser:
     cfg: the network; parameters are a nested dict of f32 arrays.
     shards: within a `jax.shard_map`, the devices that share the work on a
       sequence. Of the parameters `shards.ROW_SHARDED` a device then has its own
-      rows. z and hidden states are those of all positions.
+      vocabulary rows. z and hidden states are those of all positions.
 
   Returns:
     The denoiser, the same object for the same arguments, so that programs

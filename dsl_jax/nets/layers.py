@@ -16,19 +16,14 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
   return init
 
 
-def gelu(x: jax.Array) -> jax.Array:
-  """GELU by tanh, as MDLM has it."""
-  return jax.nn.gelu(x, approximate=True)
-
-
 @jax.custom_vjp
 def gelu_matmul(x_NF: jax.Array, kernel_FM: jax.Array) -> jax.Array:
-  """gelu(x) W, whose backward pass is done with gelu(x) before dx exists."""
-  return gelu(x_NF) @ kernel_FM
+  """gelu(x) W, by tanh; the backward pass uses gelu(x) before dx exists."""
+  return jax.nn.gelu(x_NF) @ kernel_FM
 
 
 def _gelu_matmul_forward(x, kernel):
-  y = gelu(x)
+  y = jax.nn.gelu(x)
   return y @ kernel, (x, y, kernel)
 
 
@@ -37,7 +32,7 @@ def _gelu_matmul_backward(saved, g):
   # The barrier orders the products, so that two wide arrays exist at a time and
   # not three. It also stops XLA from keeping the tanh of the forward pass.
   x, g, dkernel = jax.lax.optimization_barrier((x, g, y.T @ g))
-  return jax.vjp(gelu, x)[1](g @ kernel.T)[0], dkernel
+  return jax.vjp(jax.nn.gelu, x)[1](g @ kernel.T)[0], dkernel
 
 
 gelu_matmul.defvjp(_gelu_matmul_forward, _gelu_matmul_backward)

@@ -1,10 +1,11 @@
 """Sequences and vocabularies that several devices share along a mesh axis.
 
 Within a `jax.shard_map` each of the m devices along the axis computes L / m
-positions of the same sequences and holds R = ceil(V / m) rows of the head and
-of the input embedding. Attention gathers keys and values. The converter and the
-loss process all positions with the device's own rows and add up the sums of the
-softmax over the devices. On one device every method is the plain computation.
+positions of the same sequences and holds R = ceil(V / m) vocabulary rows of the
+head and of the input embedding, its own. Attention gathers keys and values. The
+converter and the loss process all positions with the device's own rows and add
+up the sums of the softmax over the devices. On one device every method is the
+plain computation.
 """
 
 from typing import NamedTuple
@@ -64,10 +65,7 @@ class Shards(NamedTuple):
     *,
     bias_V,
   ) -> jax.Array:
-    """`vocab.nll` of all positions, the same on every device.
-
-    head_RM are the device's own rows, bias_V is the whole output bias.
-    """
+    """`vocab.nll` of all positions on every device; bias_V is whole."""
     if not self.axis:
       return vocab.nll(h_BLM, head_RM, tokens_BL, bias_V=bias_V)
     rows = len(head_RM)
@@ -94,8 +92,7 @@ class Shards(NamedTuple):
   ) -> jax.Array:
     """`vocab.expectation` of the device's own positions.
 
-    q_BLK are queries of all positions, values_RC the device's own rows; keys
-    are short, and so is their bias: each device has all of them.
+    Keys are short, and so is their bias: each device has all of them.
     """
     if not self.axis:
       return vocab.expectation(q_BLK, keys_VK, values_RC, bias_V=bias_V)

@@ -89,12 +89,7 @@ def _stack(cfg):
 
 
 class Network(nn.Module):
-  """Converter, blocks, final norm; the head's rows are used outside.
-
-  Attributes:
-    cfg: shape and arithmetic.
-    shards: devices that share the work on a sequence.
-  """
+  """Converter, blocks, final norm; the head is applied outside."""
 
   cfg: config.NetConfig
   shards: Shards = ONE_DEVICE
@@ -122,7 +117,7 @@ class Network(nn.Module):
     return self.shards.gather(h_BLM)
 
   def tokens(self, tokens_BL):
-    """The masked model inside: embedding rows straight into the blocks."""
+    """The masked model inside: token rows straight into the blocks."""
     rows = self.embed()[tokens_BL]
     z = jnp.zeros((*tokens_BL.shape, self.cfg.sphere_dim))
     return self.trunk(rows, z)

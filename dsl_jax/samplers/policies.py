@@ -1,4 +1,4 @@
-"""Policies: the next row where it depends on the state, not on a schedule.
+"""Policies: the next SNRs where they depend on the state, not on a schedule.
 
 Arrays that a policy needs are bound with `jax.tree_util.Partial`, so that they
 are arguments of the compiled program. A plain function gets a candidate at
@@ -17,12 +17,12 @@ Partial = jax.tree_util.Partial
 
 
 class Rule(Protocol):
-  """Chooses the next row of SNRs. A pure function."""
+  """Chooses the next SNRs. A pure function."""
 
   def __call__(
     self, confidence_BL: jax.Array, snr_BL: jax.Array, step: jax.Array
   ) -> jax.Array:
-    """Returns next_BL for confidences in (0, 1]; see `generate`."""
+    """Returns next_snr_BL for confidences in (0, 1]; see `generate`."""
     ...
 
 
@@ -48,11 +48,7 @@ def _most_confident(k, confidence_BL, snr_BL, step):
 
 
 def most_confident(tokens_per_step: int) -> Partial:
-  """Commits the masked tokens of the highest confidence, k in every row.
-
-  Args:
-    tokens_per_step: k, at least 1.
-  """
+  """Commits the masked tokens of the highest confidence, k in every step."""
   tokens_per_step = checks.count("tokens_per_step", tokens_per_step)
   return Partial(_most_confident, jnp.int32(tokens_per_step))
 
@@ -64,11 +60,7 @@ def _above(least, confidence_BL, snr_BL, step):
 
 
 def above(least: float) -> Partial:
-  """Commits every masked token of at least some confidence, one at the least.
-
-  Args:
-    least: confidence in [0, 1].
-  """
+  """Commits the masked tokens of confidence `least` or more, or the best."""
   checks.probability("least", least)
   return Partial(_above, jnp.float32(least))
 
@@ -100,14 +92,13 @@ def remask_low_confidence(
   is revealed with (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307).
 
   Args:
-    key: typed random key.
     num_steps: T of the path it is used with.
     strength: in [0, 1].
     soft_snr: what remasked tokens fall to, 0 for the mask.
   """
   checks.key(key)
   checks.probability("strength", strength)
-  checks.finite_snr("soft_snr", soft_snr)
+  checks.not_negative("soft_snr", soft_snr)
   hide, _ = paths.rates(num_steps, kind="rescale", eta=strength)
   _, reveal = paths.rates(num_steps, kind="cap", eta=0.0)
   soft = jnp.float32(soft_snr)

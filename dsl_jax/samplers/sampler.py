@@ -1,7 +1,7 @@
 """The one sampler: it runs any array of per-token SNRs.
 
-`generate` and `sample` check a request, then loop over the rows of its path;
-`step.step` leads from one row to the next.
+`generate` and `sample` check a request, then loop over the steps of its path;
+`step.step` is one of them.
 """
 
 import functools
@@ -21,17 +21,15 @@ from dsl_jax.samplers import step as step_lib
 from dsl_jax.samplers.step import State
 
 SEGMENT_ROWS = 64  # rows that `sample` gives to a program at a time
-_INTEGRATORS = ("mean", "sample", "heun")
-_CONFIDENCES = ("probability", "entropy")
 
 
 class Segment(NamedTuple):
-  """Consecutive rows of a path, given to one program."""
+  """Consecutive steps of a path, given to one program."""
 
-  snr_RBL: checks.Array  # without the row on which the state is
+  snr_RBL: checks.Array  # after each step
   step_RB: checks.Array  # of the whole path, which determines a step's noise
   first: jax.Array | np.int32  # steps before the segment
-  stop: jax.Array | np.int32  # steps up to its end; rows beyond are padding
+  stop: jax.Array | np.int32  # steps up to its end; others are padding
   last: jax.Array | np.int32  # steps up to the last that moves a token
 
 
@@ -53,25 +51,6 @@ class Samples(NamedTuple):
 
   tokens_BL: jax.Array  # int32
   calls: int  # of the network, each over the whole batch
-
-
-def _check_options(options: Options) -> None:
-  for name, value, known in (
-    ("integrator", options.integrator, _INTEGRATORS),
-    ("confidence", options.confidence, _CONFIDENCES),
-  ):
-    if value not in known:
-      raise ValueError(f"{name} is {value!r}; use {', '.join(known)}.")
-  checks.number(
-    "temperature",
-    options.temperature,
-    lambda x: 0 <= x < np.inf,
-    "use a finite number, at least 0",
-  )
-  checks.number(
-    "top_p", options.top_p, lambda x: 0 < x <= 1, "it must lie in (0, 1]"
-  )
-  checks.probability("noise", options.noise)
 
 
 def _check_path(path, prompt_BL):
@@ -114,9 +93,13 @@ def _check_request(params, key, path, denoiser, clean_snr, options: Options):
   Returns path_TBL (on the host unless it is traced), prompt_BL (zero outside
   the prompt), inputs, policy (a pytree) and settings.
   """
-  _check_options(options)
   policy, prompt_BL, top_p = options.policy, options.prompt_BL, options.top_p
-  checks.clean_snr(clean_snr)
+  checks.word("integrator", options.integrator, ("mean", "sample", "heun"))
+  checks.word("confidence", options.confidence, ("probability", "entropy"))
+  checks.not_negative("temperature", options.temperature)
+  checks.number("top_p", top_p, lambda x: 0 < x <= 1, "it must lie in (0, 1]")
+  checks.probability("noise", options.noise)
+  checks.positive("clean_snr", clean_snr)
   checks.key(key)
   if not callable(getattr(denoiser, "table", None)):
     raise ValueError(f"denoiser is {denoiser!r}; make one with make_denoiser.")
@@ -160,57 +143,56 @@ def _needs_candidates(policy, k, is_free):
   return is_free & policy.needs_confidence(k)
 
 
-def _next_row(policy, row_BL, k, is_free, state: State, logp_BL=None):
-  """The next row: the policy's where it is free, else the path's.
+def _next_snr(policy, planned_BL, k, is_free, state: State, logp_BL=None):
+  """The next SNRs: the policy's where it is free, else the path's.
 
   logp_BL is of the candidates; before there are any, nothing moves by a policy
   that always needs them.
   """
   if policy is None:
-    return row_BL
+    return planned_BL
   if logp_BL is None and not isinstance(policy, policies.Policy):
-    return jnp.where(is_free, state.snr_BL, row_BL)
+    return jnp.where(is_free, state.snr_BL, planned_BL)
   confidence_BL = jnp.exp(state.logp_BL if logp_BL is None else logp_BL)
   next_BL = policy(confidence_BL, state.snr_BL, k)
-  if np.shape(next_BL) != row_BL.shape:
+  if np.shape(next_BL) != planned_BL.shape:
     raise ValueError(
-      f"policy returned shape {np.shape(next_BL)}; return {row_BL.shape}."
+      f"policy returned shape {np.shape(next_BL)}; return {planned_BL.shape}."
     )
   # NaN and negative SNRs do not move a token; prompts stay.
   next_BL = jnp.where(next_BL >= 0, next_BL, state.snr_BL)
   next_BL = jnp.where(state.prompt_mask_BL, jnp.inf, next_BL)
-  return jnp.where(is_free, next_BL, row_BL)
+  return jnp.where(is_free, next_BL, planned_BL)
 
 
-def _start(params, row_BL, prompt_BL, inputs, settings) -> State:
-  """The state on a path's first row: masks and prompt tokens."""
+def _start(params, snr_BL, prompt_BL, inputs, settings) -> State:
+  """The state before the first step: masks and prompt tokens."""
   model = step_lib.bind(params, inputs, settings)
-  prompt_mask_BL, embeddings_BLM = jnp.isinf(row_BL), None
+  prompt_mask_BL, embeddings_BLM = jnp.isinf(snr_BL), None
   x_BLD = sphere.embed(model.table_VD, prompt_BL)
   z_BLD = channel.hard(x_BLD, prompt_mask_BL, clean_snr=inputs.clean_snr)
   if model.mask_M is not None:
-    embeddings_BLM = jnp.broadcast_to(
-      model.mask_M, (*row_BL.shape, len(model.mask_M))
+    masks_BLM = jnp.broadcast_to(
+      model.mask_M, (*snr_BL.shape, len(model.mask_M))
     )
     embeddings_BLM = step_lib.embed(
-      model, prompt_mask_BL, row_BL, z_BLD, embeddings_BLM
+      model, prompt_mask_BL, snr_BL, z_BLD, masks_BLM
     )
-  logp_BL = jnp.zeros(row_BL.shape)
   return State(
-    prompt_mask_BL,
-    row_BL,
-    z_BLD,
-    embeddings_BLM,
-    prompt_BL,
-    logp_BL,
-    jnp.int32(0),
+    prompt_mask_BL=prompt_mask_BL,
+    snr_BL=snr_BL,
+    z_BLD=z_BLD,
+    embeddings_BLM=embeddings_BLM,
+    tokens_BL=prompt_BL,
+    logp_BL=jnp.zeros(snr_BL.shape),
+    calls=jnp.int32(0),
   )
 
 
 def _run_segment(
   params, key, state: State, segment: Segment, inputs, policy, settings
 ) -> State:
-  """Runs consecutive rows of a path; `key` is that of the whole path."""
+  """Runs consecutive steps of a path; `key` is that of the whole path."""
   model = step_lib.bind(params, inputs, settings)
   sequence_B = jnp.arange(segment.snr_RBL.shape[1], dtype=jnp.int32)
   key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_B)
@@ -221,15 +203,15 @@ def _run_segment(
   def body(carry):
     k, state = carry
     i = k - segment.first
-    row_BL = jax.lax.dynamic_index_in_dim(segment.snr_RBL, i, 0, False)
+    planned_BL = jax.lax.dynamic_index_in_dim(segment.snr_RBL, i, 0, False)
     step_B = jax.lax.dynamic_index_in_dim(segment.step_RB, i, 0, False)
     keys = step_lib.Keys(
       *jnp.moveaxis(jax.vmap(step_keys)(key_B, step_B), 1, 0)
     )
-    is_free = k + 1 < segment.last  # the last row is always the path's
-    next_row = functools.partial(_next_row, policy, row_BL, k, is_free)
+    is_free = k + 1 < segment.last  # the last step is always the path's
+    next_snr = functools.partial(_next_snr, policy, planned_BL, k, is_free)
     needs = _needs_candidates(policy, k, is_free)
-    return k + 1, step_lib.step(model, keys, state, next_row, needs)
+    return k + 1, step_lib.step(model, keys, state, next_snr, needs)
 
   def unfinished(carry):
     return carry[0] < segment.stop
@@ -243,7 +225,7 @@ _jit_run_segment = jax.jit(_run_segment, static_argnames="settings")
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _run_path(params, key, path_TBL, prompt_BL, inputs, policy, settings):
-  """All rows of a path in one program."""
+  """All steps of a path in one program."""
   state = _start(params, path_TBL[0], prompt_BL, inputs, settings)
   if len(path_TBL) == 1:
     return state.tokens_BL
@@ -261,7 +243,7 @@ def segments(
 ) -> Iterator[Segment]:
   """Cuts a path [T+1, B, L] into segments that share a program. Host code.
 
-  Segments are padded to the power of two that holds `rows`. Steps that move
+  A segment has at most `rows` steps, padded to a power of two. Steps that move
   nothing are dropped: for every sequence on its own, or, with `together`, those
   after the last that moves any sequence.
   """
@@ -299,25 +281,23 @@ def generate(  # noqa: PLR0913
   noise: float = 1.0,
   confidence: str = "probability",
 ) -> jax.Array:
-  """Samples tokens along a path; one network call for a row that moves.
+  """Samples tokens along a path; one network call for a step that moves.
 
   From SNR t to t', with p(.|z) from one call: up to a finite t',
   z + d m + sqrt(d) eps with m the posterior mean or e(s), s ~ p(.|z); up to
   inf, s ~ p(.|z) is committed; down, the Brownian bridge. The loop ends at the
-  last row that moves, so paths padded with their last row share one program.
+  last step that moves, so paths padded with their last row share one program.
 
   A sequence depends on the key, its place in the batch and its own path alone.
 
   Args:
-    params: of the denoiser.
-    key: typed random key.
     path_TBL: [T+1, B, L], or [T+1, L] for the prompt's batch or one sequence.
-    denoiser: functions of the network.
-    clean_snr: scale of a committed token.
+    clean_snr: SNR that stands for a committed token: it is stored as
+      clean_snr * e(v).
     integrator: of finite moves up: "mean", "sample", or "heun" (two calls).
     temperature: of drawn tokens; 0 takes the arg-max.
     top_p: nucleus of drawn tokens, in (0, 1].
-    policy: replaces the path's rows except the first and the last one; prompts
+    policy: replaces the path's SNRs except at the start and the end; prompts
       stay.
     prompt_BL: ids where the path's first row is inf; others are ignored.
     strict_top_p: ReMDM's rule, which drops the token that crosses top_p.
@@ -362,23 +342,15 @@ def sample(
   """Runs a path of any length, segment by segment, from the host.
 
   Returns the tokens of `generate`, but steps that move nothing are dropped for
-  every sequence on its own (unless a policy or callback counts rows), and the
+  every sequence on its own (unless a policy or callback counts steps), and the
   path goes to the device in segments padded to a power of two: paths of any
   length share one program, and a long path is never copied as a whole.
 
-  Args:
-    params: of the denoiser.
-    key: typed random key.
-    path_TBL: as for `generate`.
-    denoiser: functions of the network.
-    clean_snr: scale of a committed token.
-    rows: rows in a segment, at most.
-    callback: called with (row, state) after every segment.
+  Args, besides those of `generate`:
+    rows: steps in a segment, at most.
+    callback: called with (steps done, state) after every segment.
     sharding: of arrays whose first axis is the batch, or None.
-    **options: the other arguments of `generate`.
-
-  Returns:
-    Tokens and network calls.
+    **options: of `generate`.
 
   Raises:
     ValueError: as `generate`, or rows below 1.

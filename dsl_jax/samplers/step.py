@@ -1,4 +1,4 @@
-"""One step of the sampler: from a row of SNRs to the next. Traced code.
+"""One step of the sampler, from one array of SNRs to the next. Traced code.
 
 Work over the vocabulary is done at the positions that need it, usually few.
 They are gathered in tiles of one size, as many as the busiest sequence needs,
@@ -17,18 +17,14 @@ from dsl_jax.core import channel, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 
-Arrays = tuple[jax.Array, ...]
-
 
 class State(NamedTuple):
-  """The state of a batch on a row of the path."""
+  """The state of a batch between two steps."""
 
   prompt_mask_BL: jax.Array  # true at prompt tokens
   snr_BL: jax.Array
   z_BLD: jax.Array
-  embeddings_BLM: (
-    jax.Array | None
-  )  # input embeddings of z, if there is an `embed`
+  embeddings_BLM: jax.Array | None  # of z, if the denoiser has an `embed`
   tokens_BL: jax.Array  # the last token drawn at each position,
   logp_BL: jax.Array  # and the logarithm of its confidence then
   calls: jax.Array  # of the network, so far
@@ -73,58 +69,47 @@ class Model(NamedTuple):
   mask_M: jax.Array | None  # input embedding of the mask
 
 
-def _apply_in_tiles(
+def _apply(
   where_BL: jax.Array,
-  fn: Callable[[jax.Array, jax.Array], Arrays],
+  fn: Callable,
   x_BLC: jax.Array,
-  old: Arrays,
+  old,
   vocab_size: int,
-) -> Arrays:
-  """Replaces `old` by fn(position_BK, x_BKC) where asked."""
+  *,
+  always_tiles: bool = False,
+):
+  """Replaces `old` by fn(x_BKC, position_BK) where asked, in tiles of K.
+
+  Where most of a sequence is asked for, fn(x_BLC, None) at all positions is
+  cheaper than gathering them. With `always_tiles` fn may rely on positions.
+  """
   B, L = where_BL.shape
   size = max(1, min(L, vocab.WHOLE_SCORES // (B * vocab_size)))
   count_B1 = jnp.sum(where_BL, axis=1, dtype=jnp.int32)[:, None]
-  # Positions asked for come first; the padding L is out of range.
-  order = jnp.argsort(~where_BL, axis=1, stable=True).astype(jnp.int32)
-  order = jnp.where(jnp.arange(L, dtype=jnp.int32)[None] < count_B1, order, L)
-  order = jnp.pad(order, ((0, 0), (0, -L % size)), constant_values=L)
-  # Batched over sequences, so that a batch over devices stays where it is.
-  take = jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=0))
-  put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
-
-  def tile(i, old):
-    at = jax.lax.dynamic_slice_in_dim(order, i * size, size, axis=1)
-    new = fn(at, take(x_BLC, at))
-    return tuple(put(o, at, n) for n, o in zip(new, old))
-
-  tiles = (jnp.max(count_B1) + size - 1) // size
-  return jax.lax.fori_loop(0, tiles, tile, old)
-
-
-def _apply(
-  where_BL: jax.Array,
-  fn: Callable[[jax.Array], jax.Array],
-  x_BLC: jax.Array,
-  old_BLC: jax.Array,
-  vocab_size: int,
-) -> jax.Array:
-  """Replaces `old` by fn(x) where asked, in tiles or everywhere.
-
-  Where most of a sequence is asked for, all positions at once are cheaper than
-  gathered ones.
-  """
-
-  def everywhere(old):
-    return jnp.where(where_BL[..., None], fn(x_BLC), old)
+  busiest = jnp.max(count_B1)
 
   def in_tiles(old):
-    return _apply_in_tiles(
-      where_BL, lambda _, x: (fn(x),), x_BLC, (old,), vocab_size
-    )[0]
+    # Positions asked for come first; the padding L is out of range.
+    order = jnp.argsort(~where_BL, axis=1, stable=True).astype(jnp.int32)
+    order = jnp.where(jnp.arange(L, dtype=jnp.int32)[None] < count_B1, order, L)
+    order = jnp.pad(order, ((0, 0), (0, -L % size)), constant_values=L)
+    # Batched over sequences, so that a batch over devices stays where it is.
+    take = jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=0))
+    put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
 
-  busiest = jnp.max(jnp.sum(where_BL, axis=1, dtype=jnp.int32))
-  most = 2 * busiest > where_BL.shape[1]
-  return jax.lax.cond(most, everywhere, in_tiles, old_BLC)
+    def tile(i, old):
+      at = jax.lax.dynamic_slice_in_dim(order, i * size, size, axis=1)
+      new = fn(take(x_BLC, at), at)
+      return jax.tree.map(lambda x, y: put(x, at, y), old, new)
+
+    return jax.lax.fori_loop(0, (busiest + size - 1) // size, tile, old)
+
+  def everywhere(old):
+    return jnp.where(where_BL[..., None], fn(x_BLC, None), old)
+
+  if always_tiles:
+    return in_tiles(old)
+  return jax.lax.cond(2 * busiest > L, everywhere, in_tiles, old)
 
 
 def bind(params, inputs: Inputs, settings: Settings) -> Model:
@@ -146,7 +131,7 @@ def embed(
   is_mask = (where_BL & (snr_BL == 0))[..., None]
   embeddings_BLM = jnp.where(is_mask, model.mask_M[None, None], embeddings_BLM)
 
-  def convert(z):
+  def convert(z, _):
     return denoiser.embed(model.params, z).astype(embeddings_BLM.dtype)
 
   where_BL = where_BL & (snr_BL > 0)
@@ -177,7 +162,7 @@ def _call_network(model: Model, key_B, needed, draw_BL, state: State):
   args = model.params, state.z_BLD, state.embeddings_BLM, state.snr_BL
   old = state.tokens_BL, state.logp_BL
 
-  def draw(position_BK, h_BKM):
+  def draw(h_BKM, position_BK):
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
     tokens, logp = vocab.draw(
       fold(key_B, position_BK),
@@ -195,7 +180,7 @@ def _call_network(model: Model, key_B, needed, draw_BL, state: State):
   def call():
     h = _hidden(settings.denoiser, *args)
     V = len(model.head_VM)
-    return h, *_apply_in_tiles(draw_BL, draw, h, old, V)
+    return h, *_apply(draw_BL, draw, h, old, V, always_tiles=True)
 
   def skip():
     h = _hidden.eval_shape(settings.denoiser, *args)
@@ -225,7 +210,7 @@ def _move_up(
     return jnp.where(climbs_BL[..., None], risen_BLD, z_BLD)
 
   def mean(h_BLM):
-    def expectation(h):
+    def expectation(h, _):
       return vocab.expectation(
         h, model.head_VM, model.table_VD, bias_V=model.bias_V
       )
@@ -239,8 +224,7 @@ def _move_up(
   attempt_BLD = up(mean_BLD)
   if settings.integrator == "mean":
     return attempt_BLD, jnp.int32(0)
-  # Heun: a second call where the attempt ended. The corrected step uses the
-  # same key, and so keeps its noise.
+  # Heun: a second call where the attempt ended; the same key, the same noise.
   embeddings_BLM = embed(
     model, next_BL != snr_BL, next_BL, attempt_BLD, state.embeddings_BLM
   )
@@ -251,7 +235,7 @@ def _move_up(
 
 
 def _move(model: Model, keys: Keys, state: State, next_BL, h_BLM, tokens_BL):
-  """Moves every token; z on the next row and the network calls it took."""
+  """Moves every token; z after the step and the network calls it took."""
   snr_BL, clean_snr = state.snr_BL, model.inputs.clean_snr
   # Commitments and masks are free of noise.
   committed_BL = jnp.isinf(next_BL)
@@ -281,19 +265,16 @@ def _move(model: Model, keys: Keys, state: State, next_BL, h_BLM, tokens_BL):
   return z_BLD, calls
 
 
-def step(model: Model, keys: Keys, state: State, next_row, needs) -> State:
+def step(model: Model, keys: Keys, state: State, next_snr, needs) -> State:
   """Calls the network if a token rises, then moves every token.
 
   Args:
-    model: the bound denoiser.
-    keys: of this step.
-    state: before.
-    next_row: (state, logp_BL of candidates, if any) -> the next row.
-    needs: whether the next row needs a candidate at every open position; None
-      for never.
+    next_snr: (state, logp_BL of candidates, if any) -> next_snr_BL.
+    needs: whether that needs a candidate at every open position; None for
+      never.
   """
   settings, snr_BL = model.settings, state.snr_BL
-  next_BL = next_row(state)
+  next_BL = next_snr(state)
   rises_BL = next_BL > snr_BL
   draw_BL = _draws_token(settings, snr_BL, next_BL)
   if needs is not None:
@@ -305,7 +286,7 @@ def step(model: Model, keys: Keys, state: State, next_row, needs) -> State:
     model, keys.draw, needed, draw_BL, state
   )
   if needs is not None:
-    next_BL = jnp.where(needs, next_row(state, logp_BL), next_BL)
+    next_BL = jnp.where(needs, next_snr(state, logp_BL), next_BL)
 
   draw_BL = _draws_token(settings, snr_BL, next_BL)
   tokens_BL = jnp.where(draw_BL, tokens_BL, state.tokens_BL)
@@ -314,13 +295,11 @@ def step(model: Model, keys: Keys, state: State, next_row, needs) -> State:
   embeddings_BLM = embed(
     model, next_BL != snr_BL, next_BL, z_BLD, state.embeddings_BLM
   )
-  calls += state.calls + needed.astype(jnp.int32)
-  return State(
-    state.prompt_mask_BL,
-    next_BL,
-    z_BLD,
-    embeddings_BLM,
-    tokens_BL,
-    logp_BL,
-    calls,
+  return state._replace(
+    snr_BL=next_BL,
+    z_BLD=z_BLD,
+    embeddings_BLM=embeddings_BLM,
+    tokens_BL=tokens_BL,
+    logp_BL=logp_BL,
+    calls=state.calls + calls + needed.astype(jnp.int32),
   )

@@ -11,7 +11,6 @@ from dsl_jax.core import checks
 
 
 def _as_path(name, path):
-  """Returns rows of SNRs as an array."""
   try:
     path = np.asarray(path, np.float32)
   except (TypeError, ValueError) as error:
@@ -129,8 +128,8 @@ def moving_steps(
     together: keep every step up to the last that moves any sequence.
 
   Returns:
-    step_TB, int: which steps each sequence takes, step k leading to row k + 1.
-    Sequences that are done earlier repeat the last step, whose row is theirs.
+    step_TB, int: which steps each sequence takes. Sequences that are done
+    earlier repeat the last step, whose row is theirs.
   """
   T, B = len(path_TBL) - 1, path_TBL.shape[1]
   pairs = itertools.pairwise(path_TBL)  # no copy of a long path
@@ -147,10 +146,10 @@ def moving_steps(
 
 
 def compact(path: checks.Array) -> np.ndarray:
-  """Drops the rows that move nothing, for every sequence on its own.
+  """Drops the steps that move nothing, for every sequence on its own.
 
-  Sequences that need fewer rows repeat their last one, so the number of network
-  calls is that of the busiest sequence.
+  Sequences that need fewer steps repeat their last row, so the number of
+  network calls is that of the busiest sequence.
   """
   path = _as_path("path", path)
   batched = path if path.ndim == 3 else path[:, None]
@@ -170,22 +169,19 @@ def pad(path: checks.Array, rows: int) -> np.ndarray:
 
 
 def check(path: checks.Array, *, rising: bool = False) -> None:
-  """Raises unless an array is a path; the error names row and column.
-
-  Args:
-    rising: reject moves down as well.
+  """Raises unless an array is a path, and rising if asked.
 
   Raises:
-    ValueError: for a wrong rank, NaN, negative entries, a first row other
-      than 0 or inf, a last row other than inf, or, if asked, a move down.
+    ValueError: with row and column, for a wrong rank, NaN, negative entries, a
+      first row other than 0 or inf, a last row other than inf, or a move down.
   """
   path = _as_path("path", path)
+  row = np.arange(len(path)).reshape(-1, *[1] * (path.ndim - 1))
+  positive, finite = path > 0, np.isfinite(path)
   _reject(path, ~(path >= 0), "an SNR must be at least 0 and may be inf")
-  first = np.zeros(path.shape, bool)
-  first[0] = (path[0] > 0) & np.isfinite(path[0])
+  first = (row == 0) & positive & finite
   _reject(path, first, "the first row must be 0, or inf at a prompt")
-  last = np.zeros(path.shape, bool)
-  last[-1] = np.isfinite(path[-1])
+  last = (row == len(path) - 1) & finite
   _reject(path, last, "the last row must be inf")
   if rising:
     falls = np.zeros(path.shape, bool)

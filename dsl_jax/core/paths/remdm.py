@@ -22,13 +22,28 @@ def rates(
   t_off: float = 0.05,
   alpha_on: float = 0.9,
 ) -> tuple[jax.Array, jax.Array]:
-  """Transition probabilities of `remask`, whose arguments these are.
+  """Transition probabilities of ReMDM's chain, per step.
+
+  With alpha_t = 1 - t on a grid from 1 to 1e-5, s the next time, a visible
+  token is remasked with probability sigma and a masked one revealed with
+  (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). sigma is
+    cap: min(eta, sigma_max), sigma_max = min(1, (1 - alpha_s) / alpha_t);
+    rescale: eta sigma_max;
+    forward_backward: min((alpha_s - alpha_t) / alpha_t, sigma_max);
+    loop: 0 while unmasking to alpha_on by time t_on, eta at constant alpha_on
+      until t_off, 0 again for the rest.
+
+  Args:
+    kind: cap, rescale, loop or forward_backward.
+    eta: strength of remasking, in [0, 1].
+    t_on: loop only, time at which the loop begins.
+    t_off: loop only, time at which it ends, below t_on.
+    alpha_on: loop only, share of visible tokens during the loop.
 
   Returns:
-    hide_T and reveal_T, f32: of a visible and of a masked token, per step.
+    hide_T and reveal_T, f32: of a visible and of a masked token.
   """
-  if kind not in KINDS:
-    raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
+  checks.word("kind", kind, KINDS)
   checks.probability("eta", eta)
   for name, x in (("t_on", t_on), ("t_off", t_off), ("alpha_on", alpha_on)):
     checks.number(name, x, lambda x: 0 < x < 1, "use a number in (0, 1)")
@@ -56,54 +71,33 @@ def rates(
       "forward_backward": np.minimum((alpha_s - alpha_t) / below, sigma_max),
     }[kind]
   reveal = (alpha_s - (1 - sigma) * alpha_t) / np.maximum(1 - alpha_t, 1e-12)
-  hide_T, reveal_T = (
-    jnp.asarray(np.clip(p, 0, 1), jnp.float32) for p in (sigma, reveal)
-  )
-  return hide_T, reveal_T
+  hide_T, reveal_T = np.clip([sigma, reveal], 0, 1)
+  return jnp.asarray(hide_T, jnp.float32), jnp.asarray(reveal_T, jnp.float32)
 
 
-def remask(  # noqa: PLR0913
+def remask(
   key: jax.Array,
   num_steps: int,
   batch: int,
   length: int,
   *,
-  kind: str,
-  eta: float = 0.0,
-  t_on: float = 0.55,
-  t_off: float = 0.05,
-  alpha_on: float = 0.9,
   soft_snr: float = 0.0,
+  **chain,
 ) -> jax.Array:
   """Draws ReMDM's chain between the mask (0) and the commitment (inf).
 
-  With alpha_t = 1 - t on a grid from 1 to 1e-5, s the next time, a visible
-  token is remasked with probability sigma and a masked one revealed with
-  (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). sigma is
-    cap: min(eta, sigma_max), sigma_max = min(1, (1 - alpha_s) / alpha_t);
-    rescale: eta sigma_max;
-    forward_backward: min((alpha_s - alpha_t) / alpha_t, sigma_max);
-    loop: 0 while unmasking to alpha_on by time t_on, eta at constant alpha_on
-      until t_off, 0 again for the rest.
-  Tokens still masked at the end are revealed by the last row. With soft_snr
+  Tokens still masked at the end are revealed by the last step. With soft_snr
   above 0 a remasked token falls to that SNR instead and keeps part of its
   evidence: soft remasking, which keeps the law as hard remasking does.
 
   Args:
-    kind: cap, rescale, loop or forward_backward.
-    eta: strength of remasking, in [0, 1].
-    t_on: loop only, time at which the loop begins.
-    t_off: loop only, time at which it ends, below t_on.
-    alpha_on: loop only, share of visible tokens during the loop.
     soft_snr: what remasked tokens fall to, finite.
+    **chain: kind, eta and, for the loop, t_on, t_off, alpha_on; see `rates`.
   """
   checks.key(key)
-  checks.finite_snr("soft_snr", soft_snr)
+  checks.not_negative("soft_snr", soft_snr)
   shape = (checks.count("batch", batch), checks.count("length", length))
-  hide, reveal = rates(
-    num_steps, kind=kind, eta=eta, t_on=t_on, t_off=t_off, alpha_on=alpha_on
-  )
-
+  hide, reveal = rates(num_steps, **chain)
   masked, visible, fallen = (jnp.uint8(i) for i in range(3))
 
   def step(level, inputs):
@@ -116,11 +110,11 @@ def remask(  # noqa: PLR0913
 
   start = jnp.full(shape, masked)
   keys = jax.random.split(key, num_steps)
-  _, rows = jax.lax.scan(step, start, (keys, hide, reveal))
+  _, levels = jax.lax.scan(step, start, (keys, hide, reveal))
   # On the host unless traced: a long path may not fit on a device.
-  xp = jnp if isinstance(rows, jax.core.Tracer) else np
+  xp = jnp if isinstance(levels, jax.core.Tracer) else np
   ends = xp.zeros((1, *shape), xp.uint8)
-  levels = xp.concatenate([ends, xp.asarray(rows)[:-1], ends + visible])
+  levels = xp.concatenate([ends, xp.asarray(levels)[:-1], ends + visible])
   return xp.asarray([0, xp.inf, soft_snr], xp.float32)[levels]
 
 
@@ -133,24 +127,14 @@ def budget_eta(
   t_off: float = 0.05,
   alpha_on: float = 0.9,
 ) -> float:
-  """Strength that keeps the expected remasks per token at any budget.
+  """Strength eta of `remask`, at most 1, for R expected remasks per token.
 
   Args:
-    remasks: expected number of remasks per token.
+    remasks: R.
     kind: cap (2 R / T) or loop (R / (T (t_on - t_off) alpha_on)).
-    t_on: see `remask`.
-    t_off: see `remask`.
-    alpha_on: see `remask`.
-
-  Returns:
-    eta, at most 1.
   """
   visible = {"cap": 0.5, "loop": (t_on - t_off) * alpha_on}
-  if kind not in visible:
-    raise ValueError(f"kind is {kind!r}; a budget is defined for cap, loop.")
-  checks.number(
-    "remasks", remasks, lambda x: 0 <= x < np.inf, "use a finite number >= 0"
-  )
-  return min(
-    1.0, remasks / (visible[kind] * checks.count("num_steps", num_steps))
-  )
+  checks.word("kind", kind, visible)
+  checks.not_negative("remasks", remasks)
+  steps = checks.count("num_steps", num_steps)
+  return min(1.0, remasks / (visible[kind] * steps))

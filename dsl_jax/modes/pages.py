@@ -1,15 +1,18 @@
-"""Plots as PNG, drawn without a display (matplotlib, extra `demo`)."""
+"""Plots as PNG (matplotlib) and HTML pages (Jinja): the extra `demo`."""
 
+import base64
 import io
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from dsl_jax.runtime import errors
+from dsl_jax.runtime import workdir as workdir_lib
 
 
 def figure(x_label: str, y_label: str):
-  """Returns an empty matplotlib figure and its axes."""
+  """Returns an empty figure, drawn without a display, and its axes."""
   figures = errors.require("matplotlib.figure", "demo")
   fig = figures.Figure(figsize=(6, 3.8), layout="constrained")
   axes = fig.subplots()
@@ -53,3 +56,13 @@ def reliability(table: dict) -> bytes:
   axes.plot(table["confidence"], table["accuracy"], ".", color="black")
   axes.set_title(f"Calibration on hidden tokens: ECE {table['ece']:.3f}")
   return png(fig)
+
+
+def write(path: pathlib.Path, template: str, **values) -> None:
+  """Writes a page from templates/, whole or not at all."""
+  jinja2 = errors.require("jinja2", "demo")
+  loader = jinja2.PackageLoader("dsl_jax.modes")
+  environment = jinja2.Environment(loader=loader, autoescape=True)
+  environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+  page = environment.get_template(template).render(values)
+  workdir_lib.write(path.parent, path.name, page)
