@@ -20,7 +20,6 @@ from dsl_jax.modes import (
   trained,
 )
 from dsl_jax.quality import diversity
-from dsl_jax.quality import judge as judges
 from dsl_jax.runtime import command
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs/quickstart.py"
@@ -105,7 +104,7 @@ def arguments(tmp_path_factory):
 @pytest.fixture
 def run(arguments, monkeypatch):
   """The folder, and a function that runs a mode and returns its exit code."""
-  monkeypatch.setattr(judges, "CausalJudge", LetterJudge)
+  monkeypatch.setattr(perplexity, "CausalJudge", LetterJudge)
   root, of = arguments
   return root, lambda *args, **kwargs: main.main(of(*args, **kwargs))
 
@@ -317,7 +316,7 @@ def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
   assert "2 to generate, at most 24 network" in capsys.readouterr().out
 
   drawn.clear()  # all finished: nothing is drawn, no judge is opened
-  monkeypatch.setattr(judges, "CausalJudge", None)
+  monkeypatch.setattr(perplexity, "CausalJudge", None)
   assert mode("reproduce", table) == 0 and not drawn
   cells = list((root / "run/reproduce").glob("*-scores.json"))
   assert len(cells) == 4
@@ -348,7 +347,7 @@ def test_texts_of_others_are_scored_once(run, tmp_path, monkeypatch, capsys):
     np.mean([diversity.unigram_entropy(x) for x in ids])
   )
   assert "3 texts, and 3 references, to judge" in capsys.readouterr().out
-  monkeypatch.setattr(judges, "CausalJudge", None)  # scored before
+  monkeypatch.setattr(perplexity, "CausalJudge", None)  # scored before
   assert mode("reproduce", f"--text={text}") == 0
   assert "gen_ppl_remdm" in capsys.readouterr().out
 

@@ -222,11 +222,11 @@ def test_a_first_moment_in_bf16_moves_almost_alike():
 def test_schedules():
   cfg = config_lib.Optim(learning_rate=2.0, warmup_steps=4)
   rate = optim.schedule(cfg, 104)
-  np.testing.assert_allclose([rate(n) for n in (0, 3, 50)], [0.5, 2.0, 2.0])
+  np.testing.assert_allclose([rate(n) for n in (0, 3, 50)], [0.0, 1.5, 2.0])
   cfg = config_lib.Optim(learning_rate=2.0, warmup_steps=4, schedule="cosine")
   rate = optim.schedule(cfg, 104)
   np.testing.assert_allclose(
-    [rate(n) for n in (1, 4, 54, 104)], [1.0, 2.0, 1.0, 0.0], atol=1e-6
+    [rate(n) for n in (1, 4, 54, 104)], [0.5, 2.0, 1.0, 0.0], atol=1e-6
   )
 
 

@@ -21,7 +21,6 @@ import tqdm
 
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
-from dsl_jax.quality import judge as judges
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 from dsl_jax.runtime import sharding as sharding_lib
@@ -341,7 +340,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
         f"{cfg.eval.judge}"
       )
       errors.require("faiss", "eval")  # for MAUVE
-      judge = judges.CausalJudge(cfg.eval.judge)
+      judge = perplexity.CausalJudge(cfg.eval.judge)
       human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
 
   for job in unscored:

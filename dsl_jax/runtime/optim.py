@@ -33,22 +33,17 @@ def _mask(contains: Callable[[list[str]], bool]):
 
 
 def schedule(cfg: config_lib.Optim, steps: int) -> optax.Schedule:
-  """Returns the learning rate as a function of the step.
+  """Returns the learning rate as a function of the updates done.
 
-  Linear warm-up from lr / warmup_steps, then constant, or a cosine that
+  Linear warm-up from 0, as in transformers, then constant, or a cosine that
   reaches 0 after `steps`.
   """
-
-  def rate(count):
-    count = jnp.asarray(count, jnp.float32)
-    warmup = jnp.minimum(1.0, (count + 1) / max(cfg.warmup_steps, 1))
-    if cfg.schedule == "constant":
-      return cfg.learning_rate * warmup
+  warmup = optax.linear_schedule(0.0, cfg.learning_rate, cfg.warmup_steps)
+  after = optax.constant_schedule(cfg.learning_rate)
+  if cfg.schedule == "cosine":
     span = max(steps - cfg.warmup_steps, 1)
-    done = jnp.clip((count - cfg.warmup_steps) / span, 0.0, 1.0)
-    return cfg.learning_rate * warmup * 0.5 * (1 + jnp.cos(jnp.pi * done))
-
-  return rate
+    after = optax.cosine_decay_schedule(cfg.learning_rate, span)
+  return optax.join_schedules([warmup, after], [cfg.warmup_steps])
 
 
 def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from dsl_jax.data import corpora
-from dsl_jax.quality import judge, mauve, perplexity
+from dsl_jax.quality import mauve, perplexity
 
 
 @pytest.fixture(scope="module")
 def smollm2():
-  return judge.CausalJudge(judge.SMOLLM2)
+  return perplexity.CausalJudge(perplexity.SMOLLM2)
 
 
 @pytest.fixture(scope="module")
@@ -51,4 +51,4 @@ def test_features_serve_mauve(smollm2, texts):
 def test_a_missing_judge_is_one_sentence(spec, monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   with pytest.raises(ValueError, match=f"the judge '{spec}'"):
-    judge.CausalJudge(spec)
+    perplexity.CausalJudge(spec)
