@@ -76,8 +76,9 @@ def test_a_restart_writes_no_step_twice(tmp_path):
     recorder.add(step, sums(1.0, 1.0))
   recorder.write(4, "validation", {"loss": 2.0})
   recorder.close()
-  with open(tmp_path / "metrics.jsonl", "a") as file:
-    file.write('{"step": 6, "sp')  # killed while writing
+  with open(tmp_path / "metrics.jsonl", "ab") as file:
+    file.write(b'5\n[1]\n{"a": 1}\n\xff\n{"step": "2"}\n')  # not of a report
+    file.write(b"[" * 10**5 + b'\n{"step": 6, "sp')  # killed while writing
   recorder = make_recorder(tmp_path, start=4)
   for step in (5, 6):
     recorder.add(step, sums(3.0, 1.0))

@@ -19,7 +19,7 @@ from dsl_jax.modes import (
   reproduce,
   trained,
 )
-from dsl_jax.quality import diversity
+from dsl_jax.quality import diversity, perplexity
 from dsl_jax.runtime import command
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs/quickstart.py"
@@ -31,6 +31,7 @@ TINY = {
   "net.sphere_dim": 4,
   "data.length": 16,
   "train.steps": 2,
+  "optim.warmup_steps": 0,
   "train.batch_size": 8,
   "train.eval_every": 0,
   "train.log_every": 1,

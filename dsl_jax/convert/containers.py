@@ -6,7 +6,6 @@ taken from it.
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 # Admitted types by their names in PyTorch's and in safetensors' files.
 DTYPES = {
@@ -49,14 +48,6 @@ def readable(path: pathlib.Path) -> AbstractContextManager[None]:
   return errors.reading(str(path), "fix it, or download or save it again.")
 
 
-def read_json(path: pathlib.Path) -> dict:
-  """Reads a file that must hold a JSON object."""
-  content = json.loads(path.read_text(encoding="utf-8"))
-  if not isinstance(content, dict):
-    raise ValueError("it is not a JSON object")
-  return content
-
-
 def read_safetensors(path: pathlib.Path) -> Container:
   """Reads names and shapes of a .safetensors file."""
   import safetensors  # installed with dsl_jax[convert]
@@ -80,7 +71,7 @@ def read_safetensors(path: pathlib.Path) -> Container:
 def read_shards(index: pathlib.Path) -> Container:
   """Joins the .safetensors files of an index in the same folder."""
   with readable(index):
-    weight_map = read_json(index)["weight_map"]
+    weight_map = storage.read_json(index)["weight_map"]
     names = sorted({str(name) for name in weight_map.values()})
   tensors: dict[str, LazyTensor] = {}
   stored = []

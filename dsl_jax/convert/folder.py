@@ -4,8 +4,6 @@ config.json uses MDLM's names for the sizes and adds two of ours.
 """
 
 import contextlib
-import json
-import os
 import pathlib
 import string
 
@@ -13,6 +11,7 @@ import numpy as np
 
 from dsl_jax.convert import mapping
 from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.runtime import storage
 
 EVIDENCE_SKIP = "dsl_evidence_skip"
 CLEAN_SNR = "dsl_clean_snr"
@@ -40,9 +39,8 @@ def check_config(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
 def check_free(path: str | pathlib.Path) -> None:
   """Rejects a path where writing would overwrite somebody else's files."""
   path = pathlib.Path(path)
-  with contextlib.suppress(OSError, ValueError, TypeError):
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    if EVIDENCE_SKIP in config:
+  with contextlib.suppress(ValueError):
+    if EVIDENCE_SKIP in storage.read_json(path / "config.json"):
       return
   if path.is_file() or (path.is_dir() and any(path.iterdir())):
     raise ValueError(
@@ -77,16 +75,12 @@ def write_weights(
   from safetensors import numpy as safetensors_numpy
 
   path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(path.name + ".part")
-  unfinished.touch()
-  mode = unfinished.stat().st_mode  # safetensors would hide it from others
-  safetensors_numpy.save_file(
+  content = safetensors_numpy.save(
     {name: np.asarray(array, order="C") for name, array in tensors.items()},
-    unfinished,
     metadata={"format": "pt", "mask_id": str(mask_id)},
   )
-  unfinished.chmod(mode)
-  os.replace(unfinished, path)
+  with storage.replacing(path) as file:
+    file.write(content)
 
 
 def write(
@@ -112,7 +106,5 @@ def write(
     **notes,
   }
   write_weights(tensors, path / "model.safetensors", mask_id)
-  text = json.dumps(config, indent=2) + "\n"
-  (path / "config.json").write_text(text, encoding="utf-8")
-  card = _card(tensors, mask_id, config)
-  (path / "README.md").write_text(card, encoding="utf-8")
+  storage.write_json(path / "config.json", config)
+  storage.write_text(path / "README.md", _card(tensors, mask_id, config))

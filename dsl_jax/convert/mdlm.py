@@ -19,6 +19,7 @@ import tqdm
 from dsl_jax.convert import containers, folder, mapping, torchfiles
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import storage
 
 _PUBLISHED_HEADS = {768: 12}  # by width
 _INDEX = "model.safetensors.index.json"
@@ -65,8 +66,7 @@ def _open(path: pathlib.Path) -> tuple[containers.Container, dict]:
   container, config = _open_file(path), path.with_name("config.json")
   if path.name not in _WEIGHT_FILES or not config.is_file():
     return container, {}
-  with containers.readable(config):
-    return container, containers.read_json(config)
+  return container, storage.read_json(config)
 
 
 def read_finite(path, name: str, tensor: containers.LazyTensor) -> np.ndarray:

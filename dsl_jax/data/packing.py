@@ -6,19 +6,17 @@ and of itself. It is written last: a split with a manifest is finished.
 """
 
 import collections
-import contextlib
 import hashlib
 import itertools
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dsl_jax.data import tokenizers
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 _HASHED = 1 << 24  # bytes of a block, hashed together
 _SAMPLES = 4  # blocks checked by `load`: files up to 64 MiB are checked whole
@@ -104,7 +102,7 @@ def load(directory: str, split: str) -> Packed:
     )
   fix = "delete both and prepare them again."
   with errors.reading(f"{stem}.json or {stem}.bin", fix):
-    manifest = json.loads(pathlib.Path(f"{stem}.json").read_text("utf-8"))
+    manifest = storage.read_json(f"{stem}.json", fix)
     data = np.memmap(f"{stem}.bin", np.uint8, "r")
     shape = manifest["rows"], manifest["length"]
     hashes = manifest["chunk_sha256"]
@@ -149,17 +147,6 @@ def _cut_rows(
       yield tokens[:edge].reshape(-1, inner)
       buffer, size = [tokens[edge:]], size - edge
   yield np.concatenate(buffer)[: size // inner * inner].reshape(-1, inner)
-
-
-@contextlib.contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-  """A file that takes its name only when it is complete and on disk."""
-  partial = path + ".partial"
-  with open(partial, "wb") as file:
-    yield file
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
 
 
 def write(
@@ -207,7 +194,7 @@ def write(
       yield text
 
   arrays = encode_documents(hashed(), tokenizer)
-  with _replacing(f"{stem}.bin") as file:
+  with storage.replacing(f"{stem}.bin") as file:
     for rows_NL in _cut_rows(arrays, inner, counts):
       counts["rows"] += len(rows_NL)
       if wrap:
@@ -229,6 +216,5 @@ def write(
     "chunk_sha256": [_hash(data, block) for block in blocks],
   }
   manifest["manifest_sha256"] = _hash_manifest(manifest)
-  with _replacing(f"{stem}.json") as file:
-    file.write(json.dumps(manifest, indent=1).encode())
+  storage.write_json(f"{stem}.json", manifest)
   return load(directory, split)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dsl_jax import likelihood, probes
+from dsl_jax import probes
 from dsl_jax.modes import named_samplers, pages, trained
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 from dsl_jax.runtime import workdir as workdir_lib
 
 _RATES = (0.05, 0.1, 0.2)  # of tokens replaced, for repair
@@ -125,13 +125,8 @@ def repair(run: Run) -> list[dict]:
 def information(run: Run) -> dict:
   """Measures the mmse curve and its integral, the information."""
   grid = run.cfg.eval.snr_grid()
-
-  def curves(params, key, tokens_BL, **options):  # by row, for the error
-    curve = functools.partial(likelihood.mmse_curve, params, **options)
-    keys = jax.random.split(key, len(tokens_BL))
-    return jax.vmap(curve)(keys, tokens_BL[:, None])
-
-  mmse = _mean("mmse", run.over_rows("information", curves, snr_grid=grid))
+  mmse_NT = trained.mmse_rows(*run, "information")
+  mmse = _mean("mmse", mmse_NT)
   rate = grid * mmse["mmse"]  # per log SNR: the grid is geometric
   steps = np.diff(np.log(grid)) * (rate[1:] + rate[:-1]) / 2
   bits = 0.5 * np.cumsum([rate[0], *steps]) / math.log(2)
@@ -252,4 +247,4 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     for name, image in _plots(report):
       (folder / f"{name}.png").write_bytes(image)
     print(_summary(report))
-    workdir_lib.write_json(workdir, "analysis.json", report)
+    storage.write_json(f"{workdir}/analysis.json", report)

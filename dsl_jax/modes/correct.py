@@ -15,8 +15,7 @@ from dsl_jax.data import packing
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
-from dsl_jax.runtime import workdir as workdir_lib
+from dsl_jax.runtime import errors, storage
 
 _GROUPS = 16  # network calls that score a batch
 _REPAIRS = 64  # network calls that repair a batch, at most
@@ -159,8 +158,8 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
   }
   if jax.process_index() == 0:
     name = f"correct-{pathlib.Path(cfg.eval.text).stem}"
-    workdir_lib.write_json(workdir, f"{name}.json", result)
-    workdir_lib.write(workdir, f"{name}.txt", tokenizer.decode(repaired))
+    storage.write_json(f"{workdir}/{name}.json", result)
+    storage.write_text(f"{workdir}/{name}.txt", tokenizer.decode(repaired))
     print(show(ids, repaired, marks, tokenizer.decode))
     count = result["repaired"]
     print(f"{len(marks)} of {len(ids)} tokens marked, {count} repaired")

@@ -13,8 +13,7 @@ from dsl_jax import likelihood
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.quality import estimate, ngrams
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
-from dsl_jax.runtime import workdir as workdir_lib
+from dsl_jax.runtime import errors, storage
 
 _NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick reference
 _PROTOCOLS = {
@@ -103,10 +102,9 @@ def _path_bound(cfg, path_nats, params, key, tokens_BL):
 
 
 def _score(cfg, params, rows_NL, sections):
-  """Returns {bound: (nats_N, their stderr_N over draws)} and mmse_T."""
+  """Returns {bound: (nats_N, their stderr_N over draws)}."""
   grid, clean_snr, draws = cfg.eval.snr_grid(), cfg.clean_snr, cfg.eval.draws
   jit = functools.partial(trained.jit, cfg)
-  mmse_curve = jit(likelihood.mmse_curve, snr_grid=grid)
   path_nats = jit(likelihood.path_nats, clean_snr=clean_snr)
   scorers = {
     "endpoint": jit(likelihood.endpoint_nats, clean_snr=clean_snr, draws=draws),
@@ -118,16 +116,14 @@ def _score(cfg, params, rows_NL, sections):
       scorers[name] = functools.partial(_path_bound, with_path, path_nats)
 
   def score(key, tokens_BL):
-    key, *keys = jax.random.split(key, len(sections) + 1)
-    scores = [
-      scorers[name](params, bound_key, tokens_BL)
+    keys = jax.random.split(key, len(sections))
+    return {
+      name: scorers[name](params, bound_key, tokens_BL)
       for name, bound_key in zip(sections, keys)
-    ]
-    mmse_T = np.asarray(mmse_curve(params, key, tokens_BL))
-    return scores, np.tile(mmse_T, (len(tokens_BL), 1))
+    }
 
-  scores, mmse_NT = trained.map_rows(cfg, score, rows_NL, "eval")
-  return dict(zip(sections, scores)), mmse_NT.mean(axis=0, dtype=np.float64)
+  scores = trained.map_rows(cfg, score, rows_NL, "eval")
+  return {name: scores[name] for name in sections}  # a tree has sorted keys
 
 
 def _numbers(score, length, characters_N):
@@ -184,7 +180,8 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     characters_N = _count_characters(cfg, rows_NL)
     params, step = trained.restore(cfg, workdir, data_hash)
 
-  scores, mmse_T = _score(cfg, params, rows_NL, sections)
+  scores = _score(cfg, params, rows_NL, sections)
+  mmse_NT = trained.mmse_rows(cfg, params, rows_NL, "mmse")
   bounds = {
     name: _numbers(score, rows_NL.shape[1], characters_N)
     | _description(cfg, name, sections[name])
@@ -201,9 +198,9 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   result |= {
     "bounds": bounds,
     "snr_grid": c.snr_grid().tolist(),
-    "mmse": mmse_T.tolist(),
+    "mmse": mmse_NT.mean(axis=0).tolist(),
   }
   if jax.process_index() == 0:
     name = f"eval-{pathlib.Path(c.text).stem}" if c.text else "eval"
     print(table(bounds))
-    workdir_lib.write_json(workdir, f"{name}.json", result)
+    storage.write_json(f"{workdir}/{name}.json", result)

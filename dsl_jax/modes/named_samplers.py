@@ -4,9 +4,7 @@ A new name is an entry in `_PATHS`, and one in `_POLICIES` if it has a policy.
 """
 
 import dataclasses
-import json
 import math
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,16 +13,14 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from dsl_jax import likelihood, samplers
+from dsl_jax import samplers
 from dsl_jax.core import paths
-from dsl_jax.data import packing
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
-from dsl_jax.runtime import workdir as workdir_lib
 from dsl_jax.samplers import policies
 
 _CURVE_SEQUENCES = 64  # held-out, on which an mmse curve is measured
@@ -252,42 +248,8 @@ def draw(
   return np.concatenate(tokens)[:num], sum(calls)
 
 
-def load_curve(workdir: str, step: int) -> Curve | None:
-  """Returns the mmse curve that was measured on the checkpoint of a step."""
-  for name in ("mmse.json", "eval.json"):
-    try:
-      saved = json.loads((pathlib.Path(workdir) / name).read_text())
-      if saved["train_step"] == step:
-        return Curve(*np.array([saved["snr_grid"], saved["mmse"]], float))
-    except (OSError, ValueError, KeyError, TypeError):
-      continue  # no such file, or no curve in it
-  return None
-
-
-def measure_curve(
-  cfg: config_lib.Config,
-  workdir: str,
-  params: dict,
-  step: int,
-  held_out: packing.Packed,
-) -> Curve:
-  """Measures the mmse curve on held-out text and writes WORKDIR/mmse.json."""
-  denoiser, grid = denoiser_lib.make_denoiser(cfg.net), cfg.eval.snr_grid()
-
-  @jax.jit
-  def curve(*args):
-    return likelihood.mmse_curve(*args, denoiser=denoiser, snr_grid=grid)
-
-  count = min(_CURVE_SEQUENCES, len(held_out.tokens_NL))
-  size = min(cfg.eval.batch_size, count)
-  rows_NL = held_out.tokens_NL[: count // size * size]
-  curves = [
-    curve(params, key, tokens_BL)
-    for key, tokens_BL, _ in trained.batched(cfg, rows_NL, "mmse", size)
-  ]
-  mmse = np.mean(curves, axis=0, dtype=np.float64)
-  if jax.process_index() == 0:
-    saved = {"snr_grid": grid.tolist(), "mmse": mmse.tolist()}
-    saved = {"train_step": step} | saved
-    workdir_lib.write_json(workdir, "mmse.json", saved)
-  return Curve(grid, np.asarray(mmse))
+def measure_curve(cfg: config_lib.Config, params: dict) -> Curve:
+  """Measures the mmse curve on the first rows of held-out text."""
+  held_out = trained.open_rows(cfg, "validation").tokens_NL
+  mmse_NT = trained.mmse_rows(cfg, params, held_out[:_CURVE_SEQUENCES], "mmse")
+  return Curve(cfg.eval.snr_grid(), mmse_NT.mean(axis=0))

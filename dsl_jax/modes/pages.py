@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dsl_jax.runtime import errors
-from dsl_jax.runtime import workdir as workdir_lib
+from dsl_jax.runtime import errors, storage
 
 
 def figure(x_label: str, y_label: str):
@@ -65,4 +64,4 @@ def write(path: pathlib.Path, template: str, **values) -> None:
   environment = jinja2.Environment(loader=loader, autoescape=True)
   environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
   page = environment.get_template(template).render(values)
-  workdir_lib.write(path.parent, path.name, page)
+  storage.write_text(path, page)

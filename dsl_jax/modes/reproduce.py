@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import tqdm
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
@@ -71,9 +70,8 @@ def _cached(path, make):
   if not path.exists():
     array = make()
     path.parent.mkdir(exist_ok=True)
-    with open(path.with_suffix(".tmp"), "wb") as file:
+    with storage.replacing(path) as file:
       np.save(file, array)
-    os.replace(file.name, path)
   return np.load(path)
 
 
@@ -252,11 +250,11 @@ def _draw(cfg, params, mesh, tokenizer, section, path):
       cfg, params, section, cfg.eval.samples, mesh=mesh
     )
     entry = {"calls": calls, "seconds": time.monotonic() - began}
-    workdir_lib.write_json(str(path.parent), effort.name, entry)
+    storage.write_json(effort, entry)
     return tokens_NL
 
   tokens_NL = _cached(path, make)
-  return _decode(tokens_NL, tokenizer), json.loads(effort.read_text())
+  return _decode(tokens_NL, tokenizer), storage.read_json(effort)
 
 
 def _table_jobs(cfg, workdir, tokenizer, judged):
@@ -348,8 +346,8 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
     with errors.user_errors():
       scores = _score(samples, human, judge, folder / "features")
     scores |= job.identity | effort
-    workdir_lib.write_json(str(folder), job.scores.name, scores)
-  results = {k: json.loads(job.scores.read_text()) for k, job in jobs.items()}
+    storage.write_json(job.scores, scores)
+  results = {k: storage.read_json(job.scores) for k, job in jobs.items()}
   if text:
     print(_show_scores(results[text]))
   else:

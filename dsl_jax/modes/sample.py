@@ -66,10 +66,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     mesh = sharding_lib.make_mesh(cfg.mesh)
     curve = None
     if c.path == "information":
-      curve = named_samplers.load_curve(workdir, step)
-      if not curve:
-        rows = trained.open_rows(cfg, "validation")
-        curve = named_samplers.measure_curve(cfg, workdir, params, step, rows)
+      curve = named_samplers.measure_curve(cfg, params)
 
   options: dict = {}
   if c.trace:

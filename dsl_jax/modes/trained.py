@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
+from dsl_jax import likelihood
 from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, errors
@@ -96,6 +97,21 @@ def map_rows(
     count = valid_B.sum()  # the rows that fill up the batch come last
     trees.append(jax.tree.map(lambda x, n=count: x[:n], jax.device_get(tree)))
   return jax.tree.map(lambda *arrays: np.concatenate(arrays), *trees)
+
+
+def mmse_rows(
+  cfg: config_lib.Config, params: dict, rows_NL: np.ndarray, stream: str
+) -> np.ndarray:
+  """Returns the mmse curve of every row, [N, T], on eval's grid of SNRs."""
+
+  def curves(params, key, tokens_BL, **options):
+    curve = functools.partial(likelihood.mmse_curve, params, **options)
+    return jax.vmap(curve)(
+      jax.random.split(key, len(tokens_BL)), tokens_BL[:, None]
+    )
+
+  curves = jit(cfg, curves, snr_grid=cfg.eval.snr_grid())
+  return map_rows(cfg, functools.partial(curves, params), rows_NL, stream)
 
 
 def restore(

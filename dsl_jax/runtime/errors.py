@@ -51,9 +51,11 @@ def reading(name: str, fix: str) -> Iterator[None]:
   """Turns the exceptions of a library's reader into one sentence."""
   try:
     yield
+  except UserError:
+    raise
   except Exception as error:  # every library has its own exceptions
     cause = error.__cause__ or error
     reason = str(cause)[:300].partition("\n")[0].rstrip(".: ")
-    raise ValueError(
+    raise UserError(
       f"{name} cannot be read ({type(cause).__name__}: {reason}); {fix}"
     ) from error

@@ -1,7 +1,6 @@
 """Metrics: sums in, means out; a JSONL file and the console."""
 
 import collections
-import contextlib
 import json
 import math
 import pathlib
@@ -10,19 +9,15 @@ import time
 import jax
 import tqdm
 
-from dsl_jax.runtime import errors
-from dsl_jax.runtime import workdir as workdir_lib
+from dsl_jax.runtime import errors, storage
 
 
-def _remove_after(workdir, step):
-  """Removes the lines of later steps, and a last line cut short."""
-  path = workdir / "metrics.jsonl"
-  kept = []
-  for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-    with contextlib.suppress(ValueError):
-      if json.loads(line)["step"] <= step:
-        kept.append(line + "\n")
-  workdir_lib.write(workdir, path.name, "".join(kept))
+def _remove_after(path, step):
+  """Removes the lines of later steps, and those that are not of a report."""
+  rows = storage.read_jsonl(path) if path.exists() else []
+  kept = [row for row in rows if type(row.get("step")) is int]
+  lines = [json.dumps(row) + "\n" for row in kept if row["step"] <= step]
+  storage.write_text(path, "".join(lines))
 
 
 class Recorder:
@@ -46,9 +41,9 @@ class Recorder:
     self._sums: collections.Counter = collections.Counter()
     self._file = None
     if jax.process_index() == 0:
-      root = pathlib.Path(workdir)
-      _remove_after(root, start)
-      self._file = (root / "metrics.jsonl").open("a", encoding="utf-8")
+      path = pathlib.Path(workdir) / "metrics.jsonl"
+      _remove_after(path, start)
+      self._file = path.open("a", encoding="utf-8")
     self._bar = tqdm.tqdm(
       total=steps,
       initial=start,

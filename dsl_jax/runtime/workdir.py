@@ -1,7 +1,6 @@
 """The files of a workdir; WORKDIR/config.json says whose workdir it is."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import tempfile
@@ -9,7 +8,7 @@ import tempfile
 import jax
 
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 # What may differ between the stored config and one that continues the run.
 _FREE_SECTIONS = ("eval.", "sample.", "mesh.", "train.")
@@ -22,8 +21,9 @@ _REMOVED = (("net", "vocab"), ("train", "compilation_cache"))  # ignored keys
 def stored(workdir: str) -> tuple[config_lib.Config, str]:
   """Returns the config of the run in a workdir, and the hash of its rows."""
   path = pathlib.Path(workdir) / "config.json"
-  with errors.reading(str(path), "choose the --workdir of a run."):
-    content = json.loads(path.read_text(encoding="utf-8"))
+  fix = "choose the --workdir of a run, or make one with --mode=train."
+  with errors.reading(str(path), fix):
+    content = storage.read_json(path, fix)
     config, data_hash = content["config"], content["data_hash"]
     for section, key in _REMOVED:
       config[section].pop(key, None)
@@ -53,20 +53,6 @@ def compare(
       )
 
 
-def write(workdir: str | pathlib.Path, name: str, text: str) -> None:
-  """Writes a file of a workdir, completely or not at all."""
-  target = pathlib.Path(workdir) / name
-  temporary = target.with_name(target.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, target)
-
-
-def write_json(workdir: str, name: str, tree: dict) -> None:
-  """Writes a tree of dicts, lists and numbers; null for NaN and infinity."""
-  finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
-  write(workdir, name, json.dumps(finite, indent=2))
-
-
 def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
   """Writes config.json, unless the workdir belongs to another run."""
   root = pathlib.Path(workdir)
@@ -85,4 +71,4 @@ def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
     ) from error
   if jax.process_index() == 0:
     content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
-    write(workdir, "config.json", json.dumps(content, indent=2))
+    storage.write_json(root / "config.json", content)
