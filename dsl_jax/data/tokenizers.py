@@ -104,10 +104,10 @@ class Gpt2Tokenizer:
     library = errors.require("tokenizers", "data")
     tables = f"{vocab_path} and {merges_path}"
     with errors.reading(tables, "use the directory of GPT-2's own files."):
-      vocab = json.loads(pathlib.Path(vocab_path).read_text("utf-8"))
-      lines = pathlib.Path(merges_path).read_text("utf-8").split("\n")
-      merges = [tuple(x.split()) for x in lines if x and x[:8] != "#version"]
-      model = library.models.BPE(vocab, merges)
+      text = library.ByteLevelBPETokenizer(vocab_path, merges_path).to_str()
+      self._bpe = library.Tokenizer.from_str(text)
+      model = json.loads(text)["model"]
+      vocab, merges = model["vocab"], model["merges"]
       if sorted(vocab.values()) != list(range(_GPT2_VOCAB)):
         raise ValueError(f"{len(vocab)} ids instead of {_GPT2_VOCAB}")
     self.name = "gpt2"
@@ -116,10 +116,6 @@ class Gpt2Tokenizer:
     self.eos_id: int | None = 50256
     content = json.dumps([sorted(vocab, key=vocab.get), merges])
     self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
-    self._bpe = library.Tokenizer(model)
-    pieces = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    self._bpe.pre_tokenizer = pieces
-    self._bpe.decoder = library.decoders.ByteLevel()
 
   def encode(self, text: str) -> np.ndarray:
     parts = cut(text, _ENCODED, _WORD)

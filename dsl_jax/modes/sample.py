@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import time
 
@@ -14,7 +13,7 @@ from dsl_jax.data import prompts
 from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 from dsl_jax.runtime import sharding as sharding_lib
 
 _SHOWN = 4  # samples printed on the console
@@ -38,21 +37,18 @@ def _parse_prompts(cfg, tokenizer):
   return requests
 
 
-def _append(path, lines):
-  """Appends JSON lines; ends a line that a killed process left unfinished."""
-  with open(path, "a+b") as file:
-    if file.seek(0, os.SEEK_END):
-      file.seek(-1, os.SEEK_END)
-      if file.read(1) != b"\n":
-        file.write(b"\n")
-    for line in lines:
-      file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+def _remove(target, settings):
+  """Removes incomplete lines, and samples of the same settings."""
+  rows = storage.read_jsonl(target) if target.exists() else []
+  kept = [row for row in rows if row.get("settings") != settings]
+  storage.write_jsonl(target, kept)
 
 
 def sample(cfg: config_lib.Config, workdir: str) -> None:
-  """Appends samples to WORKDIR/samples.jsonl and prints some of them.
+  """Writes samples to WORKDIR/samples.jsonl and prints some of them.
 
-  Each batch is written when it is done, with settings and training step.
+  Each batch is added when it is done, with settings and training step. Samples
+  of other settings are kept.
   """
   c, target = cfg.sample, pathlib.Path(workdir) / "samples.jsonl"
   with errors.user_errors():
@@ -62,7 +58,9 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     if c.trace:
       viewer.check(c.trace)
     params, step = trained.restore(cfg, workdir)
-    open(target, "ab").close()  # raises now if it cannot be written
+    settings = dataclasses.asdict(c) | {"trace": "", "train_step": step}
+    if jax.process_index() == 0:
+      _remove(target, settings)
     mesh = sharding_lib.make_mesh(cfg.mesh)
     curve = None
     if c.path == "information":
@@ -72,7 +70,6 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   if c.trace:
     trace = viewer.Trace(denoiser_lib.make_denoiser(cfg.net).table(params))
     options = {"rows": 1, "callback": trace}
-  settings = dataclasses.asdict(c) | {"train_step": step}
   size = named_samplers.batch_size(c, mesh)
   texts: list[str] = []
   total_calls, began = 0, time.monotonic()
@@ -103,7 +100,8 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     ]
     texts += [line["text"] for line in lines]
     if jax.process_index() == 0:
-      _append(target, lines)
+      with target.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
     if options:
       trace.write(c.trace, tokenizer, c.path)
       print(f"wrote {c.trace}")

@@ -110,22 +110,18 @@ def make_loader(
 
 
 def make_held_out_loss(
-  cfg: config_lib.Config,
-  mesh: jax.sharding.Mesh,
-  held_out: packing.Packed,
-  abstract_params: dict,
+  cfg: config_lib.Config, mesh: jax.sharding.Mesh, held_out: packing.Packed
 ) -> Callable[[dict], dict]:
   """Returns params -> {"loss", "bits"}: the same rows and noise every time."""
   loss_fn = state_lib.make_loss(cfg, dropout=False)
   whole = sharding_lib.replicated(mesh)
-  sum_over_devices = sharding_lib.sum_over_devices(mesh, abstract_params)
-  sums_fn = sum_over_devices(lambda *args: loss_fn(*args)[1:], gradients=False)
 
   @functools.partial(jax.jit, out_shardings=whole)
   def batch_sums(params, tokens_BL, mask_BL, number):
+    params = jax.lax.with_sharding_constraint(params, whole)  # gathers once
     key = jax.random.fold_in(state_lib.stream(cfg.seed, "eval"), number)
     key_B = jax.random.split(key, len(tokens_BL))
-    return sums_fn(params, key_B, tokens_BL, mask_BL)[0]
+    return loss_fn(params, key_B, tokens_BL, mask_BL)[1]
 
   arguments: list[tuple] = []
   limit = cfg.eval.batch_size * cfg.train.eval_batches
@@ -171,7 +167,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
 
   abstract = sharding_lib.abstract(mesh, jax.eval_shape(init_state, converted))
   step_fn = state_lib.jit_step(state_lib.train_steps, cfg, mesh, tx, abstract)
-  held_out_loss = make_held_out_loss(cfg, mesh, held_out, abstract.params)
+  held_out_loss = make_held_out_loss(cfg, mesh, held_out)
 
   # The state: restored, converted or new.
   checkpoints = checkpoint.Checkpoints(workdir, keep=c.keep)

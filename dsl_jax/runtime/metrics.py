@@ -16,8 +16,7 @@ def _remove_after(path, step):
   """Removes the lines of later steps, and those that are not of a report."""
   rows = storage.read_jsonl(path) if path.exists() else []
   kept = [row for row in rows if type(row.get("step")) is int]
-  lines = [json.dumps(row) + "\n" for row in kept if row["step"] <= step]
-  storage.write_text(path, "".join(lines))
+  storage.write_jsonl(path, (row for row in kept if row["step"] <= step))
 
 
 class Recorder:

@@ -147,43 +147,40 @@ def _sum(x, spec):
   return jax.lax.psum(x, [name for name in AXES if name not in sharded])
 
 
-def sum_over_devices(
-  mesh: jax.sharding.Mesh, params, rows: tuple[str, ...] = AXES
-) -> Callable:
+def sum_over_devices(mesh: jax.sharding.Mesh, params) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 
-  fn: (params, key_B, tokens_BL, mask_BL) -> (sums, grads), or (sums,) with
-  gradients=False; `params` has shapes and shardings. Each device gathers the
-  weights, calls fn on its own rows, and takes part in one reduction of the
-  results; the compiler adds no communication. Devices along axes that are not
-  in `rows` call fn on the same rows, and their equal results count once.
+  fn: (params, key_B, tokens_BL, mask_BL) -> (sums, grads); `params` has shapes
+  and shardings. Each device gathers the weights, calls fn on its own rows, and
+  takes part in one reduction of the results; the compiler adds no
+  communication. Devices along model call fn on the same rows, and their equal
+  results count once.
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
-  copies = math.prod(mesh.shape[name] for name in AXES if name not in rows)
-  by_rows = shards(mesh).axis and "model" not in rows
+  copies = mesh.shape["model"]
 
   def gather(params):
     def leaf(path, x, spec):
       names = tuple(entry.key for entry in path)
-      if by_rows and names in shards_lib.ROW_SHARDED:
+      if copies > 1 and names in shards_lib.ROW_SHARDED:
         return _gather_own_rows(x, spec)
       return _gather(x, spec)
 
     return jax.tree_util.tree_map_with_path(leaf, params, specs)
 
-  def wrap(fn, *, gradients=True):
+  def wrap(fn):
     def local(params, *arrays):
       whole, scatter = jax.vjp(gather, params)
-      sums, *grads = fn(whole, *arrays)
-      grads = [jax.tree.map(_sum, scatter(g)[0], specs) for g in grads]
-      total = jax.lax.psum(sums, AXES), *grads
+      sums, grads = fn(whole, *arrays)
+      grads = jax.tree.map(_sum, scatter(grads)[0], specs)
+      total = jax.lax.psum(sums, AXES), grads
       return jax.tree.map(lambda x: x / copies, total) if copies > 1 else total
 
     return jax.shard_map(
       local,
       mesh=mesh,
-      in_specs=(specs, P(rows), P(rows), P(rows)),
-      out_specs=(P(), specs) if gradients else (P(),),
+      in_specs=(specs, P(ROWS), P(ROWS), P(ROWS)),
+      out_specs=(P(), specs),
       check_vma=False,
     )
 

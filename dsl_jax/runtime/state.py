@@ -176,9 +176,7 @@ def jit_step(
     seed=cfg.seed,
     ema_decay=cfg.optim.ema_decay,
     microbatches=sharding_lib.num_microbatches(mesh, cfg),
-    sum_over_devices=sharding_lib.sum_over_devices(
-      mesh, abstract.params, rows=sharding_lib.ROWS
-    ),
+    sum_over_devices=sharding_lib.sum_over_devices(mesh, abstract.params),
   )
   there = sharding_lib.shardings(abstract), sharding_lib.replicated(mesh)
   step = functools.partial(step, recipe=recipe)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from absl import logging
@@ -36,6 +36,12 @@ def write_json(path: Path, tree: dict) -> None:
   """Writes dicts, lists and numbers; null for NaN and infinity."""
   finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
   write_text(path, json.dumps(finite, indent=2))
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+  """Writes a JSON object on each line."""
+  lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+  write_text(path, "".join(lines))
 
 
 def read_json(path: Path, fix: str = _INTACT) -> dict:
