@@ -45,15 +45,15 @@ def test_segments_are_the_path(rows, together):
   snr, steps = [], []
   for segment in sampler.segments(path[:, None], rows, together=together):
     count = segment.stop - segment.first
-    bound = len(segment.snr_RBL)
+    bound = len(segment.snr_TBL)
     assert 0 < count <= rows <= bound and bound & (bound - 1) == 0
     assert segment.first == len(steps)
-    snr.extend(segment.snr_RBL[:count, 0])
-    steps.extend(segment.step_RB[:count, 0])
+    snr.extend(segment.snr_TBL[:count, 0])
+    steps.extend(segment.step_TB[:count, 0])
     np.testing.assert_array_equal(  # padding repeats the last row
-      segment.snr_RBL[count:],
+      segment.snr_TBL[count:],
       np.broadcast_to(
-        segment.snr_RBL[count - 1], segment.snr_RBL[count:].shape
+        segment.snr_TBL[count - 1], segment.snr_TBL[count:].shape
       ),
     )
   moving = np.any(path[1:] != path[:-1], axis=1)

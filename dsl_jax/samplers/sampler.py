@@ -4,6 +4,7 @@
 `step.step` is one of them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import policies
 from dsl_jax.samplers import step as step_lib
-from dsl_jax.samplers.step import State
+from dsl_jax.samplers.step import Options, State
 
 SEGMENT_ROWS = 64  # rows that `sample` gives to a program at a time
 
@@ -26,24 +27,11 @@ SEGMENT_ROWS = 64  # rows that `sample` gives to a program at a time
 class Segment(NamedTuple):
   """Consecutive steps of a path, given to one program."""
 
-  snr_RBL: checks.Array  # after each step
-  step_RB: checks.Array  # of the whole path, which determines a step's noise
+  snr_TBL: checks.Array  # after each step
+  step_TB: checks.Array  # of the whole path, which determines a step's noise
   first: jax.Array | np.int32  # steps before the segment
   stop: jax.Array | np.int32  # steps up to its end; others are padding
   last: jax.Array | np.int32  # steps up to the last that moves a token
-
-
-class Options(NamedTuple):
-  """How tokens are drawn and moved; see `generate`."""
-
-  integrator: str = "mean"
-  temperature: float = 1.0
-  top_p: float = 1.0
-  policy: policies.Rule | None = None
-  prompt_BL: checks.Array | None = None
-  strict_top_p: bool = False
-  noise: float = 1.0
-  confidence: str = "probability"
 
 
 class Samples(NamedTuple):
@@ -87,19 +75,20 @@ def _check_prompt(prompt_BL, path_TBL, vocab_size):
   return np.where(prompt_mask_BL, np.asarray(prompt_BL), 0).astype(np.int32)
 
 
-def _check_request(params, key, path, denoiser, clean_snr, options: Options):
+def _check_request(params, key, path, options: Options):
   """Checks arguments of `generate`, before anything is compiled.
 
-  Returns path_TBL (on the host unless it is traced), prompt_BL (zero outside
-  the prompt), inputs, policy (a pytree) and settings.
+  Returns path_TBL (on the host unless it is traced), and options with arrays
+  for numbers, a prompt that is zero elsewhere, and the policy as a pytree.
   """
-  policy, prompt_BL, top_p = options.policy, options.prompt_BL, options.top_p
+  denoiser, policy = options.denoiser, options.policy
+  prompt_BL, top_p = options.prompt_BL, options.top_p
   checks.word("integrator", options.integrator, ("mean", "sample", "heun"))
   checks.word("confidence", options.confidence, ("probability", "entropy"))
   checks.not_negative("temperature", options.temperature)
   checks.number("top_p", top_p, lambda x: 0 < x <= 1, "it must lie in (0, 1]")
   checks.probability("noise", options.noise)
-  checks.positive("clean_snr", clean_snr)
+  checks.positive("clean_snr", options.clean_snr)
   checks.key(key)
   if not callable(getattr(denoiser, "table", None)):
     raise ValueError(f"denoiser is {denoiser!r}; make one with make_denoiser.")
@@ -115,21 +104,18 @@ def _check_request(params, key, path, denoiser, clean_snr, options: Options):
   known = (jax.tree_util.Partial, policies.Policy)
   if policy is not None and not isinstance(policy, known):
     policy = jax.tree_util.Partial(policy)
-  prompt_BL = _check_prompt(prompt_BL, path_TBL, table_VD.shape[0])
-  inputs = step_lib.Inputs(
-    clean_snr=jnp.asarray(clean_snr, jnp.float32),
-    temperature=jnp.asarray(options.temperature, jnp.float32),
-    top_p=jnp.asarray(top_p, jnp.float32),
-  )
-  settings = step_lib.Settings(
+  truncates = isinstance(top_p, jax.core.Tracer) or float(top_p) < 1
+  return path_TBL, dataclasses.replace(
+    options,
     denoiser=denoiser_lib.as_tuple(denoiser),
-    integrator=options.integrator,
-    strict=bool(options.strict_top_p),
+    clean_snr=jnp.asarray(options.clean_snr, jnp.float32),
+    temperature=jnp.asarray(options.temperature, jnp.float32),
+    top_p=jnp.asarray(top_p, jnp.float32) if truncates else None,
+    policy=policy,
+    prompt_BL=_check_prompt(prompt_BL, path_TBL, table_VD.shape[0]),
+    strict_top_p=bool(options.strict_top_p),
     noise=float(options.noise),
-    truncates=isinstance(top_p, jax.core.Tracer) or float(top_p) < 1,
-    confidence=options.confidence,
   )
-  return path_TBL, prompt_BL, inputs, policy, settings
 
 
 def _needs_candidates(policy, k, is_free):
@@ -165,12 +151,12 @@ def _next_snr(policy, planned_BL, k, is_free, state: State, logp_BL=None):
   return jnp.where(is_free, next_BL, planned_BL)
 
 
-def _start(params, snr_BL, prompt_BL, inputs, settings) -> State:
+def _start(params, snr_BL, options: Options) -> State:
   """The state before the first step: masks and prompt tokens."""
-  model = step_lib.bind(params, inputs, settings)
+  model = step_lib.bind(params, options)
   prompt_mask_BL, embeddings_BLM = jnp.isinf(snr_BL), None
-  x_BLD = sphere.embed(model.table_VD, prompt_BL)
-  z_BLD = channel.hard(x_BLD, prompt_mask_BL, clean_snr=inputs.clean_snr)
+  x_BLD = sphere.embed(model.table_VD, options.prompt_BL)
+  z_BLD = channel.hard(x_BLD, prompt_mask_BL, clean_snr=options.clean_snr)
   if model.mask_M is not None:
     masks_BLM = jnp.broadcast_to(
       model.mask_M, (*snr_BL.shape, len(model.mask_M))
@@ -183,18 +169,18 @@ def _start(params, snr_BL, prompt_BL, inputs, settings) -> State:
     snr_BL=snr_BL,
     z_BLD=z_BLD,
     embeddings_BLM=embeddings_BLM,
-    tokens_BL=prompt_BL,
+    tokens_BL=options.prompt_BL,
     logp_BL=jnp.zeros(snr_BL.shape),
     calls=jnp.int32(0),
   )
 
 
 def _run_segment(
-  params, key, state: State, segment: Segment, inputs, policy, settings
+  params, key, state: State, segment: Segment, options: Options
 ) -> State:
   """Runs consecutive steps of a path; `key` is that of the whole path."""
-  model = step_lib.bind(params, inputs, settings)
-  sequence_B = jnp.arange(segment.snr_RBL.shape[1], dtype=jnp.int32)
+  model, policy = step_lib.bind(params, options), options.policy
+  sequence_B = jnp.arange(segment.snr_TBL.shape[1], dtype=jnp.int32)
   key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_B)
 
   def step_keys(key, step):
@@ -203,8 +189,8 @@ def _run_segment(
   def body(carry):
     k, state = carry
     i = k - segment.first
-    planned_BL = jax.lax.dynamic_index_in_dim(segment.snr_RBL, i, 0, False)
-    step_B = jax.lax.dynamic_index_in_dim(segment.step_RB, i, 0, False)
+    planned_BL = jax.lax.dynamic_index_in_dim(segment.snr_TBL, i, 0, False)
+    step_B = jax.lax.dynamic_index_in_dim(segment.step_TB, i, 0, False)
     keys = step_lib.Keys(
       *jnp.moveaxis(jax.vmap(step_keys)(key_B, step_B), 1, 0)
     )
@@ -219,14 +205,14 @@ def _run_segment(
   return jax.lax.while_loop(unfinished, body, (segment.first, state))[1]
 
 
-_jit_start = jax.jit(_start, static_argnames="settings")
-_jit_run_segment = jax.jit(_run_segment, static_argnames="settings")
+_jit_start = jax.jit(_start)
+_jit_run_segment = jax.jit(_run_segment)
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def _run_path(params, key, path_TBL, prompt_BL, inputs, policy, settings):
+@jax.jit
+def _run_path(params, key, path_TBL, options: Options):
   """All steps of a path in one program."""
-  state = _start(params, path_TBL[0], prompt_BL, inputs, settings)
+  state = _start(params, path_TBL[0], options)
   if len(path_TBL) == 1:
     return state.tokens_BL
   moves_T = jnp.any(path_TBL[1:] != path_TBL[:-1], axis=(1, 2))
@@ -234,8 +220,7 @@ def _run_path(params, key, path_TBL, prompt_BL, inputs, policy, settings):
   last = jnp.max(jnp.where(moves_T, step_T + 1, 0), initial=0)
   step_TB = jnp.broadcast_to(step_T[:, None], (len(step_T), path_TBL.shape[1]))
   segment = Segment(path_TBL[1:], step_TB, jnp.int32(0), last, last)
-  state = _run_segment(params, key, state, segment, inputs, policy, settings)
-  return state.tokens_BL
+  return _run_segment(params, key, state, segment, options).tokens_BL
 
 
 def segments(
@@ -253,33 +238,26 @@ def segments(
   bound = 1 << (rows - 1).bit_length()
   sequence_B = np.arange(path_TBL.shape[1])
   for first in range(0, last, rows):
-    step_RB = step_TB[first : first + rows]
-    snr_RBL = path_TBL[step_RB + 1, sequence_B]
-    missing = (0, bound - len(step_RB))
+    part_TB = step_TB[first : first + rows]
+    snr_TBL = path_TBL[part_TB + 1, sequence_B]
+    missing = (0, bound - len(part_TB))
     yield Segment(
-      snr_RBL=np.pad(snr_RBL, (missing, (0, 0), (0, 0)), "edge"),
-      step_RB=np.pad(step_RB, (missing, (0, 0)), "edge").astype(np.int32),
+      snr_TBL=np.pad(snr_TBL, (missing, (0, 0), (0, 0)), "edge"),
+      step_TB=np.pad(part_TB, (missing, (0, 0)), "edge").astype(np.int32),
       first=np.int32(first),
-      stop=np.int32(first + len(step_RB)),
+      stop=np.int32(first + len(part_TB)),
       last=np.int32(last),
     )
 
 
-def generate(  # noqa: PLR0913
+def generate(
   params,
   key: jax.Array,
   path_TBL: checks.Array,
   *,
   denoiser: Denoiser,
   clean_snr: float,
-  integrator: str = "mean",
-  temperature: float = 1.0,
-  top_p: float = 1.0,
-  policy: policies.Rule | None = None,
-  prompt_BL: checks.Array | None = None,
-  strict_top_p: bool = False,
-  noise: float = 1.0,
-  confidence: str = "probability",
+  **options,
 ) -> jax.Array:
   """Samples tokens along a path; one network call for a step that moves.
 
@@ -294,17 +272,8 @@ def generate(  # noqa: PLR0913
     path_TBL: [T+1, B, L], or [T+1, L] for the prompt's batch or one sequence.
     clean_snr: SNR that stands for a committed token: it is stored as
       clean_snr * e(v).
-    integrator: of finite moves up: "mean", "sample", or "heun" (two calls).
-    temperature: of drawn tokens; 0 takes the arg-max.
-    top_p: nucleus of drawn tokens, in (0, 1].
-    policy: replaces the path's SNRs except at the start and the end; prompts
-      stay.
-    prompt_BL: ids where the path's first row is inf; others are ignored.
-    strict_top_p: ReMDM's rule, which drops the token that crosses top_p.
-    noise: fraction of the Brownian motion in finite moves up, 1 is the SDE of
-      the channel, 0 its probability flow.
-    confidence: what policies see of a candidate, and of a committed token when
-      it was drawn: its "probability", or exp(-"entropy") of the prediction.
+    **options: integrator, temperature, top_p, policy, prompt_BL, strict_top_p,
+      noise and confidence, the fields of `Options`.
 
   Returns:
     tokens_BL, int32.
@@ -313,18 +282,8 @@ def generate(  # noqa: PLR0913
     ValueError: for a bad path, an unknown integrator, numbers out of range, or
       a prompt that is missing, of another shape, or outside the vocabulary.
   """
-  options = Options(
-    integrator=integrator,
-    temperature=temperature,
-    top_p=top_p,
-    policy=policy,
-    prompt_BL=prompt_BL,
-    strict_top_p=strict_top_p,
-    noise=noise,
-    confidence=confidence,
-  )
-  request = _check_request(params, key, path_TBL, denoiser, clean_snr, options)
-  return _run_path(params, key, *request)
+  how = Options(denoiser=denoiser, clean_snr=clean_snr, **options)
+  return _run_path(params, key, *_check_request(params, key, path_TBL, how))
 
 
 def sample(
@@ -360,9 +319,8 @@ def sample(
     raise ValueError(f"callback is {callback!r}; give a function or None.")
   if not (sharding is None or isinstance(sharding, jax.NamedSharding)):
     raise ValueError(f"sharding is {sharding!r}; give a jax.NamedSharding.")
-  path, prompt, inputs, policy, settings = _check_request(
-    params, key, path_TBL, denoiser, clean_snr, Options(**options)
-  )
+  how = Options(denoiser=denoiser, clean_snr=clean_snr, **options)
+  path, how = _check_request(params, key, path_TBL, how)
 
   def put(array, batch_axis):
     if sharding is None:
@@ -370,16 +328,16 @@ def sample(
     spec = jax.sharding.PartitionSpec(*[None] * batch_axis, *sharding.spec)
     return jax.device_put(array, jax.NamedSharding(sharding.mesh, spec))
 
-  state = _jit_start(params, put(path[0], 0), put(prompt, 0), inputs, settings)
-  counted = policy is not None or callback is not None
+  prompt = dataclasses.replace(how, prompt_BL=put(how.prompt_BL, 0))
+  state = _jit_start(params, put(path[0], 0), prompt)
+  how = dataclasses.replace(how, prompt_BL=None)
+  counted = how.policy is not None or callback is not None
   for segment in segments(np.asarray(path), rows, together=counted):
     stop = int(segment.stop)
     segment = segment._replace(
-      snr_RBL=put(segment.snr_RBL, 1), step_RB=put(segment.step_RB, 1)
+      snr_TBL=put(segment.snr_TBL, 1), step_TB=put(segment.step_TB, 1)
     )
-    state = _jit_run_segment(
-      params, key, state, segment, inputs, policy, settings
-    )
+    state = _jit_run_segment(params, key, state, segment, how)
     if callback is not None:
       callback(stop, state)
   return Samples(state.tokens_BL, int(state.calls))

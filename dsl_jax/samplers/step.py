@@ -6,9 +6,10 @@ so that one program pays for what moves whatever the path. The result at a
 position depends on its own key and inputs, not on its tile or other sequences.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,23 +31,32 @@ class State(NamedTuple):
   calls: jax.Array  # of the network, so far
 
 
-class Settings(NamedTuple):
-  """What is compiled into the program; see `generate`."""
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["clean_snr", "temperature", "top_p", "policy", "prompt_BL"],
+  meta_fields=["denoiser", "integrator", "strict_top_p", "noise", "confidence"],
+)
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How tokens are drawn and moved; meta fields are compiled in."""
 
   denoiser: Denoiser
-  integrator: str
-  strict: bool
-  noise: float
-  truncates: bool
-  confidence: str
-
-
-class Inputs(NamedTuple):
-  """Numbers that the program takes as arguments; see `generate`."""
-
-  clean_snr: jax.Array
-  temperature: jax.Array
-  top_p: jax.Array
+  clean_snr: Any
+  # Of finite moves up: "mean", "sample", or "heun" (two calls).
+  integrator: str = "mean"
+  temperature: Any = 1.0  # of drawn tokens; 0 takes the arg-max
+  top_p: Any = 1.0  # nucleus of drawn tokens, in (0, 1]
+  # Replaces the path's SNRs except at the start and the end; prompts stay.
+  policy: Any = None
+  prompt_BL: Any = None  # ids where the path's first row is inf
+  # ReMDM's rule, which drops the token that crosses top_p.
+  strict_top_p: bool = False
+  # Fraction of the Brownian motion in finite moves up: 1 is the SDE of the
+  # channel, 0 its probability flow.
+  noise: float = 1.0
+  # What policies see of a candidate, and of a committed token when it was
+  # drawn: its "probability", or exp(-"entropy") of the prediction.
+  confidence: str = "probability"
 
 
 class Keys(NamedTuple):
@@ -61,8 +71,7 @@ class Model(NamedTuple):
   """Arguments of a run, and what the denoiser makes of params alone."""
 
   params: dict
-  inputs: Inputs
-  settings: Settings
+  options: Options
   table_VD: jax.Array
   head_VM: jax.Array
   bias_V: jax.Array | None
@@ -112,13 +121,13 @@ def _apply(
   return jax.lax.cond(2 * busiest > L, everywhere, in_tiles, old)
 
 
-def bind(params, inputs: Inputs, settings: Settings) -> Model:
-  denoiser = settings.denoiser
+def bind(params, options: Options) -> Model:
+  denoiser = options.denoiser
   table_VD, mask = denoiser.table(params), None
   if denoiser.embed is not None:
     mask = denoiser.embed(params, jnp.zeros((1, 1, table_VD.shape[1])))[0, 0]
   head_VM, bias_V = denoiser.head(params)
-  return Model(params, inputs, settings, table_VD, head_VM, bias_V, mask)
+  return Model(params, options, table_VD, head_VM, bias_V, mask)
 
 
 def embed(
@@ -127,7 +136,7 @@ def embed(
   """Input embeddings of z where asked; masks need no converter."""
   if embeddings_BLM is None or model.mask_M is None:
     return None
-  denoiser = model.settings.denoiser
+  denoiser = model.options.denoiser
   is_mask = (where_BL & (snr_BL == 0))[..., None]
   embeddings_BLM = jnp.where(is_mask, model.mask_M[None, None], embeddings_BLM)
 
@@ -145,10 +154,10 @@ def _hidden(denoiser, params, z_BLD, embeddings_BLM, snr_BL):
   return denoiser.trunk(params, embeddings_BLM, z_BLD)
 
 
-def _draws_token(settings, snr_BL, next_BL):
+def _draws_token(options, snr_BL, next_BL):
   """Where a move draws a token: commitments, and all moves up by samples."""
   rises = next_BL > snr_BL
-  if settings.integrator == "sample":
+  if options.integrator == "sample":
     return rises
   return rises & jnp.isinf(next_BL)
 
@@ -158,7 +167,7 @@ def _call_network(model: Model, key_B, needed, draw_BL, state: State):
 
   Without need, nothing is computed: hidden states are zero and tokens stay.
   """
-  settings, inputs = model.settings, model.inputs
+  options = model.options
   args = model.params, state.z_BLD, state.embeddings_BLM, state.snr_BL
   old = state.tokens_BL, state.logp_BL
 
@@ -169,21 +178,21 @@ def _call_network(model: Model, key_B, needed, draw_BL, state: State):
       h_BKM,
       model.head_VM,
       bias_V=model.bias_V,
-      temperature=inputs.temperature,
-      top_p=inputs.top_p if settings.truncates else 1.0,
-      strict=settings.strict,
+      temperature=options.temperature,
+      top_p=1.0 if options.top_p is None else options.top_p,
+      strict=options.strict_top_p,
     )
-    if settings.confidence == "entropy":
+    if options.confidence == "entropy":
       logp = -vocab.entropy(h_BKM, model.head_VM, bias_V=model.bias_V)
     return tokens, logp
 
   def call():
-    h = _hidden(settings.denoiser, *args)
+    h = _hidden(options.denoiser, *args)
     V = len(model.head_VM)
     return h, *_apply(draw_BL, draw, h, old, V, always_tiles=True)
 
   def skip():
-    h = _hidden.eval_shape(settings.denoiser, *args)
+    h = _hidden.eval_shape(options.denoiser, *args)
     return jnp.zeros(h.shape, h.dtype), *old
 
   return jax.lax.cond(needed, call, skip)
@@ -196,12 +205,12 @@ def _move_up(
 
   z_BLD holds the tokens that were committed or masked in the same step.
   """
-  settings, snr_BL = model.settings, state.snr_BL
+  options, snr_BL = model.options, state.snr_BL
   climbs_BL = (next_BL > snr_BL) & jnp.isfinite(next_BL)
   target_BL = jnp.where(climbs_BL, next_BL, snr_BL)
   advance = jax.vmap(
     functools.partial(
-      channel.advance, clean_snr=model.inputs.clean_snr, noise=settings.noise
+      channel.advance, clean_snr=model.options.clean_snr, noise=options.noise
     )
   )
 
@@ -218,25 +227,25 @@ def _move_up(
     zeros = jnp.zeros_like(z_BLD)
     return _apply(climbs_BL, expectation, h_BLM, zeros, len(model.head_VM))
 
-  if settings.integrator == "sample":
+  if options.integrator == "sample":
     return up(sphere.embed(model.table_VD, tokens_BL)), jnp.int32(0)
   mean_BLD = mean(h_BLM)
   attempt_BLD = up(mean_BLD)
-  if settings.integrator == "mean":
+  if options.integrator == "mean":
     return attempt_BLD, jnp.int32(0)
   # Heun: a second call where the attempt ended; the same key, the same noise.
   embeddings_BLM = embed(
     model, next_BL != snr_BL, next_BL, attempt_BLD, state.embeddings_BLM
   )
   h_BLM = _hidden(
-    settings.denoiser, model.params, attempt_BLD, embeddings_BLM, next_BL
+    options.denoiser, model.params, attempt_BLD, embeddings_BLM, next_BL
   )
   return up(0.5 * (mean_BLD + mean(h_BLM))), jnp.int32(1)
 
 
 def _move(model: Model, keys: Keys, state: State, next_BL, h_BLM, tokens_BL):
   """Moves every token; z after the step and the network calls it took."""
-  snr_BL, clean_snr = state.snr_BL, model.inputs.clean_snr
+  snr_BL, clean_snr = state.snr_BL, model.options.clean_snr
   # Commitments and masks are free of noise.
   committed_BL = jnp.isinf(next_BL)
   ends_BL = (next_BL != snr_BL) & (committed_BL | (next_BL == 0))
@@ -273,10 +282,10 @@ def step(model: Model, keys: Keys, state: State, next_snr, needs) -> State:
     needs: whether that needs a candidate at every open position; None for
       never.
   """
-  settings, snr_BL = model.settings, state.snr_BL
+  options, snr_BL = model.options, state.snr_BL
   next_BL = next_snr(state)
   rises_BL = next_BL > snr_BL
-  draw_BL = _draws_token(settings, snr_BL, next_BL)
+  draw_BL = _draws_token(options, snr_BL, next_BL)
   if needs is not None:
     is_open_BL = jnp.isfinite(snr_BL)
     rises_BL = jnp.where(needs, is_open_BL, rises_BL)
@@ -288,7 +297,7 @@ def step(model: Model, keys: Keys, state: State, next_snr, needs) -> State:
   if needs is not None:
     next_BL = jnp.where(needs, next_snr(state, logp_BL), next_BL)
 
-  draw_BL = _draws_token(settings, snr_BL, next_BL)
+  draw_BL = _draws_token(options, snr_BL, next_BL)
   tokens_BL = jnp.where(draw_BL, tokens_BL, state.tokens_BL)
   logp_BL = jnp.where(draw_BL, logp_BL, state.logp_BL)
   z_BLD, calls = _move(model, keys, state, next_BL, h_BLM, tokens_BL)
