@@ -344,8 +344,6 @@ BAD_REQUESTS = [
 ]
 BAD_SAMPLES = [
   ({"rows": 0}, "rows is 0"),
-  ({"callback": 3}, "callback is 3"),
-  ({"sharding": "data"}, "sharding is 'data'"),
 ]
 
 

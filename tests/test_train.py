@@ -166,15 +166,15 @@ def test_the_loop_makes_no_implicit_transfer(
   assert saved_steps(tmp_path) == [8, 12]
 
 
-@pytest.mark.parametrize("stop", ["SIGTERM", "crash", "time"])
+@pytest.mark.parametrize("stop", ["SIGTERM", "SIGINT", "crash", "time"])
 def test_a_stopped_run_ends_like_a_whole_one(
   stop, whole_run, rows, tmp_path, monkeypatch
 ):
   workdir, batch_at = tmp_path / "stopped", batches.batch_at
 
   def load(packed, step, **settings):
-    if step == 7 and stop == "SIGTERM":
-      os.kill(os.getpid(), signal.SIGTERM)
+    if step == 7 and stop.startswith("SIG"):
+      os.kill(os.getpid(), getattr(signal, stop))
     if step == 10 and stop == "crash":
       raise OSError("the disk is gone")
     return batch_at(packed, step, **settings)

@@ -39,8 +39,7 @@ def convert_checkpoint(cfg: config_lib.Config) -> dict:
         f"net.{name} is {configured}; {cfg.init_from} has {loaded}, so set it "
         "to that."
       )
-  if jax.process_index() == 0:
-    print(f"{cfg.init_from}: fingerprint {fingerprint.compute(params, net)}")
+  loop.say(f"{cfg.init_from}: fingerprint {fingerprint.compute(params, net)}")
   return params
 
 
@@ -148,9 +147,9 @@ def record_call(recorder: metrics.Recorder, first: int, sums_K: dict, count):
 def train(cfg: config_lib.Config, workdir: str) -> None:
   """Trains to cfg.train.steps, from the newest checkpoint if there is one.
 
-  Saves and returns early on SIGTERM (on several hosts: on the pod's notice of
-  preemption) and after cfg.train.max_minutes. Raises FloatingPointError if the
-  loss or the gradient is not finite; the checkpoints are of earlier steps.
+  Saves and ends early on SIGTERM and Ctrl-C (on several hosts: on the pod's
+  notice of preemption), and after cfg.train.max_minutes. Raises
+  FloatingPointError if the loss or the gradient is not finite.
   """
   start_time, c = time.monotonic(), cfg.train
   with errors.user_errors():
@@ -174,14 +173,10 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   init = jax.jit(init_state, out_shardings=sharding_lib.shardings(abstract))
   state = checkpoints.restore(abstract) or init(converted)
   start = int(state.step)
-  if jax.process_index() == 0:
-    print(
-      parameter_overview.get_parameter_overview(
-        abstract.params, include_stats=False
-      )
-    )
-    axes = " ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    print(f"step {start} of {c.steps} on mesh {axes}")
+  overview = parameter_overview.get_parameter_overview
+  loop.say(overview(abstract.params, include_stats=False))
+  axes = " ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  loop.say(f"step {start} of {c.steps} on mesh {axes}")
 
   peak = costs.peak(cfg.net, cfg.data.length)
   recorder = metrics.Recorder(
@@ -200,6 +195,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     )
     profile(start)
     pending = None  # the sums of a call are read while the next one runs
+    ending = "train.steps"
     for (first, count), (tokens_KBL, count_here) in loop.prefetch(load, calls):
       step = first + count
       note(f"waiting for the devices at step {step}")
@@ -226,5 +222,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
         recorder.restart_clock()
       profile(step)
       note(f"waiting for the rows of step {step + 1}")
-      if last:
+      if stopped or timed_out:
+        ending = "a signal" if stopped else "train.max_minutes"
         break
+  loop.say(f"saved at step {int(state.step)} in {workdir}; ended by {ending}")

@@ -15,6 +15,12 @@ import jax
 from jax.experimental import multihost_utils
 
 
+def say(text: str) -> None:
+  """Prints on one process only."""
+  if jax.process_index() == 0:
+    print(text)
+
+
 def calls(
   start: int, stop: int, most: int, *edges: int
 ) -> Iterator[tuple[int, int]]:
@@ -44,16 +50,24 @@ def due(step: int, every: int, last: bool) -> bool:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
-  """Yields step -> whether SIGTERM asks all processes to stop there."""
+  """Yields step -> whether SIGTERM or Ctrl-C asks all processes to stop."""
   if jax.process_count() > 1:  # JAX receives the signal and all agree on a step
     yield multihost_utils.reached_preemption_sync_point
     return
   received = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+
+  def handle(number, _):
+    received.set()
+    if number == signal.SIGINT:  # the second one stops at once
+      signal.signal(number, signal.default_int_handler)
+
+  signals = signal.SIGTERM, signal.SIGINT
+  before = [signal.signal(number, handle) for number in signals]
   try:
     yield lambda step: received.is_set()
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in zip(signals, before):
+      signal.signal(number, handler)
 
 
 @contextlib.contextmanager

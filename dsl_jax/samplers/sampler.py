@@ -315,10 +315,6 @@ def sample(
     ValueError: as `generate`, or rows below 1.
   """
   rows = checks.count("rows", rows)
-  if not (callback is None or callable(callback)):
-    raise ValueError(f"callback is {callback!r}; give a function or None.")
-  if not (sharding is None or isinstance(sharding, jax.NamedSharding)):
-    raise ValueError(f"sharding is {sharding!r}; give a jax.NamedSharding.")
   how = Options(denoiser=denoiser, clean_snr=clean_snr, **options)
   path, how = _check_request(params, key, path_TBL, how)
 
