@@ -63,7 +63,7 @@ def test_training_starts_from_the_masked_model(folder, capsys):
         tree,
       )
   shown = capsys.readouterr().out
-  assert f"fingerprint {convert.fingerprint.compute(expected, cfg)}" in shown
+  assert f"fingerprint {convert.mdlm.fingerprint(expected, cfg)}" in shown
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_command_reports_in_one_sentence(path, tmp_path, capsys):
   assert command.main(["mdlm", str(path), "--out", out, "--beta_init=2"]) == 0
   shown = capsys.readouterr().out
   params, cfg = convert.mdlm.load(out)
-  assert f"fingerprint {convert.fingerprint.compute(params, cfg)}" in shown
+  assert f"fingerprint {convert.mdlm.fingerprint(params, cfg)}" in shown
   assert params["converter"]["beta"] == 2
   config = json.loads((tmp_path / "out" / "config.json").read_text())
   assert config["n_heads"] == cfg.heads == HEADS

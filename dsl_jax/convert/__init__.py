@@ -1,3 +1,3 @@
 """Weights in and out: MDLM checkpoints, safetensors, Hugging Face folders."""
 
-from dsl_jax.convert import fingerprint, mdlm
+from dsl_jax.convert import mdlm

@@ -8,7 +8,7 @@ import argparse
 import pathlib
 import sys
 
-from dsl_jax.convert import fingerprint, folder, mdlm
+from dsl_jax.convert import folder, mdlm
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import workdir as workdir_lib
 
@@ -50,7 +50,7 @@ def _convert(args):
   load = _load_run if args.command == "export" and is_run else _load_mdlm
   params, cfg, saved = load(args)
   print(cfg)
-  print(f"fingerprint {fingerprint.compute(params, cfg)}", flush=True)
+  print(f"fingerprint {mdlm.fingerprint(params, cfg)}", flush=True)
   mdlm.save(params, args.out, cfg=cfg, **saved)
   print(f"wrote {args.out}")
 

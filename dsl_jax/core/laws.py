@@ -18,7 +18,6 @@ class Law(Protocol):
 
   def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns snr_BL, f32, at least 0, for shape (B, L)."""
-    ...
 
 
 def ranks(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

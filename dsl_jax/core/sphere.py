@@ -1,8 +1,6 @@
 """Token tables on the unit sphere.
 
-A clean token is a unit vector, which is what makes the posterior of the
-localization channel independent of the signal-to-noise ratio
-(arXiv 2605.12836).
+Unit norms make the posterior independent of the SNR (arXiv 2605.12836).
 """
 
 import chex

@@ -31,7 +31,7 @@ def prepare(
   encoder = tokenizers.load(tokenizer)
   cache = os.path.join(out, "corpus")
   texts = corpora.load(corpus, cache=cache, held_out=held_out)
-  names = list(texts.splits) if splits is None else list(splits)
+  names = list(texts.splits if splits is None else splits)
   for name in names:
     if name not in texts.splits:
       raise ValueError(

@@ -1,6 +1,5 @@
 """Correction: marks the tokens of a text that do not fit, and repairs them."""
 
-import functools
 import itertools
 import pathlib
 from collections.abc import Callable
@@ -89,13 +88,11 @@ def show(ids, repaired, marks, decode) -> str:
 
 def _score_windows(cfg, params, rows_NL, inner_L):
   """Scores all tokens; marks and repairs those where `inner_L`."""
-  denoiser = denoiser_lib.make_denoiser(cfg.net)
-  settings = {"denoiser": denoiser, "clean_snr": cfg.clean_snr}
-  groups = min(_GROUPS, rows_NL.shape[1])
-  conditionals = jax.jit(
-    functools.partial(
-      probes.conditional_probabilities, groups=groups, **settings
-    )
+  conditionals = trained.jit(
+    cfg,
+    probes.conditional_probabilities,
+    groups=min(_GROUPS, rows_NL.shape[1]),
+    clean_snr=cfg.clean_snr,
   )
   batches, size = [], min(cfg.eval.batch_size, len(rows_NL))
   for key, tokens_BL, valid_B in trained.batched(cfg, rows_NL, "correct", size):
@@ -115,7 +112,8 @@ def _score_windows(cfg, params, rows_NL, inner_L):
         temperature=0.0,
         policy=samplers.policies.most_confident(-(-most // steps)),
         prompt_BL=tokens_BL,
-        **settings,
+        denoiser=denoiser_lib.make_denoiser(cfg.net),
+        clean_snr=cfg.clean_snr,
       ).tokens_BL
       after_BL = conditionals(params, key, filled_BL)[0]
     scores = TokenScores(marked_BL, p_BL, filled_BL, after_BL)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from dsl_jax.convert import fingerprint, mdlm
+from dsl_jax.convert import mdlm
 from dsl_jax.data import batches, packing
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -39,7 +39,7 @@ def convert_checkpoint(cfg: config_lib.Config) -> dict:
         f"net.{name} is {configured}; {cfg.init_from} has {loaded}, so set it "
         "to that."
       )
-  loop.say(f"{cfg.init_from}: fingerprint {fingerprint.compute(params, net)}")
+  loop.say(f"{cfg.init_from}: fingerprint {mdlm.fingerprint(params, net)}")
   return params
 
 

@@ -1,7 +1,6 @@
 """The denoiser as a tuple of pure functions. It never sees the SNR."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -13,41 +12,59 @@ from dsl_jax.nets.config import NetConfig
 from dsl_jax.nets.shards import ONE_DEVICE, Shards
 
 
-class Hidden(Protocol):
-  """From the channel to hidden states."""
+class Init(Protocol):
+  def __call__(self, key: jax.Array) -> dict:
+    """Returns params."""
 
+
+class Hidden(Protocol):
   def __call__(
     self, params, z_BLD: jax.Array, *, key: jax.Array | None = None
   ) -> jax.Array:
     """Returns h_BLM; a key, or one for every sequence, turns dropout on."""
-    ...
+
+
+class Head(Protocol):
+  def __call__(self, params) -> tuple[jax.Array, jax.Array | None]:
+    """Returns head_VM, and bias_V or None: logits are <h, w_v> + b_v."""
+
+
+class Table(Protocol):
+  def __call__(self, params) -> jax.Array:
+    """Returns table_VD, unit rows."""
+
+
+class FromTokens(Protocol):
+  def __call__(self, params, tokens_BL: jax.Array) -> jax.Array:
+    """Returns h_BLM of the masked model inside; the mask has the id V."""
+
+
+class Embed(Protocol):
+  def __call__(self, params, z_BLD: jax.Array) -> jax.Array:
+    """Returns embeddings_BLM, position by position: the converter alone."""
+
+
+class Trunk(Protocol):
+  def __call__(self, params, embeddings_BLM, z_BLD) -> jax.Array:
+    """Returns h_BLM: the rest of `Hidden`."""
 
 
 class Denoiser(NamedTuple):
   """Pure functions of a denoiser; anything with them can be plugged in.
 
-  Attributes:
-    init: key -> params.
-    hidden: see `Hidden`.
-    head: params -> head_VM, bias_V or None; logits are <h, w_v> + b_v.
-    table: params -> table_VD, unit rows.
-    hidden_tokens: (params, tokens_BL) -> h_BLM: the masked model inside, token
-      rows of the input embedding with mask id V and no converter; or None.
-    embed: (params, z_BLD) -> embeddings_BLM: the converter alone, or None;
-      position by position, so that a sampler may keep what did not change.
-    trunk: (params, embeddings_BLM, z_BLD) -> h_BLM: the rest of `hidden`.
-    shards: devices that share the work on a sequence; `head` then returns the
-      device's own vocabulary rows.
-    sees_snr: control experiments only: `hidden` also takes snr_BL.
+  With `embed` and `trunk` a sampler keeps the embeddings that do not change.
+  With `shards`, the devices that share a sequence, `head` returns the device's
+  own vocabulary rows. sees_snr is for control experiments only: `hidden` then
+  takes snr_BL as well.
   """
 
-  init: Callable
+  init: Init
   hidden: Hidden
-  head: Callable
-  table: Callable
-  hidden_tokens: Callable | None = None
-  embed: Callable | None = None
-  trunk: Callable | None = None
+  head: Head
+  table: Table
+  hidden_tokens: FromTokens | None = None
+  embed: Embed | None = None
+  trunk: Trunk | None = None
   shards: Shards = ONE_DEVICE
   sees_snr: bool = False
 

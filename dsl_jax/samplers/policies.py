@@ -23,7 +23,6 @@ class Rule(Protocol):
     self, confidence_BL: jax.Array, snr_BL: jax.Array, step: jax.Array
   ) -> jax.Array:
     """Returns next_snr_BL for confidences in (0, 1]; see `generate`."""
-    ...
 
 
 class Policy(NamedTuple):
