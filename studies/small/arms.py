@@ -1,6 +1,7 @@
 """Every run of the study, one table: a name and what differs from A3."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -211,6 +212,26 @@ def start(arm: Arm, net: NetConfig, base: dict | None, law: Law) -> dict:
   return params
 
 
+def draw_law(arm: Arm, law: Law) -> Callable[[dict], laws.Law]:
+  """Returns parameters -> the law of an arm.
+
+  Args:
+    arm: what differs.
+    law: of the continuous share.
+  """
+  ends = laws.endpoint(arm.clean_snr, smooth=arm.smooth)
+  share = arm.endpoint_share
+
+  def draw(params):
+    if arm.law == "information":
+      spread = controls.by_quantiles(params["law"]["quantiles"], arm.per_token)
+    else:
+      spread = laws.lognormal(law.mu, law.sigma, per_token=arm.per_token)
+    return laws.mixture((ends, share), (spread, 1 - share))
+
+  return draw
+
+
 def objective(arm: Arm, denoiser: Denoiser, law: Law) -> model.Loss:
   """Returns the loss of an arm.
 
@@ -221,19 +242,7 @@ def objective(arm: Arm, denoiser: Denoiser, law: Law) -> model.Loss:
   """
   if arm.loss == "masked":
     return model.masked_loss(denoiser)
-
-  def draw(params) -> laws.Law:
-    if arm.law == "information":
-      spread = controls.by_quantiles(params["law"]["quantiles"], arm.per_token)
-    else:
-      spread = laws.lognormal(law.mu, law.sigma, per_token=arm.per_token)
-    ends = laws.endpoint(arm.clean_snr, smooth=arm.smooth)
-    if arm.endpoint_share in (0, 1):
-      return ends if arm.endpoint_share else spread
-    return laws.mixture(
-      (ends, arm.endpoint_share), (spread, 1 - arm.endpoint_share)
-    )
-
+  draw = draw_law(arm, law)
   if arm.bound_weight:
     return model.bound_weighted_loss(denoiser, draw, arm.clean_snr)
   return model.dsl_loss(denoiser, draw, arm.clean_snr)

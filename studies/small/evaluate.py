@@ -13,7 +13,7 @@ from studies.small import data, model
 
 SNR_GRID = np.geomspace(0.1, 100.0, 32)  # the integral's, cut at the last
 # Bound -> independent draws that are averaged.
-BOUNDS = {"endpoint": 4, "integral": 1, "masked:32": 1, "geometric:32": 1}
+DRAWS = {"endpoint": 4, "integral": 1, "masked:32": 1, "geometric:32": 1}
 BATCH = 64
 
 

@@ -41,14 +41,16 @@ def masked_loss(denoiser: Denoiser) -> Loss:
   def loss(params, key, tokens_BL):
     shift_key, order_key = jax.random.split(key)
     B, L = tokens_BL.shape
-    place_B = (jnp.arange(B) + jax.random.uniform(shift_key)) / B
+    row_B = jnp.arange(B, dtype=jnp.float32)
+    place_B = (row_B + jax.random.uniform(shift_key)) / B
     visible_B1 = jnp.minimum(L * place_B, L - 1).astype(jnp.int32)[:, None]
     hidden_BL = laws.ranks(order_key, (B, L)) >= visible_B1
     V = len(denoiser.table(params))
     h_BLM = denoiser.hidden_tokens(params, jnp.where(hidden_BL, V, tokens_BL))
     head_VM, bias_V = denoiser.head(params)
     nll_BL = vocab.nll(h_BLM, head_VM, tokens_BL, bias_V=bias_V)
-    return jnp.mean(jnp.sum(nll_BL * hidden_BL, -1) / jnp.sum(hidden_BL, -1))
+    weight_BL = hidden_BL.astype(jnp.float32)
+    return jnp.mean(jnp.sum(nll_BL * weight_BL, -1) / jnp.sum(weight_BL, -1))
 
   return loss
 

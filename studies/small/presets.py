@@ -1,7 +1,7 @@
 """Sizes of the study: the small one, a quick trial of the chain, one GPU."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dsl_jax.nets.config import NetConfig
 from studies.small import model, train
@@ -21,6 +21,7 @@ _GAP = (
   "share-0.1",
 )
 _SEEDS = ("A1.s1", "A3.s1", "A2.s1", "A4.s1", "A1.s2", "A3.s2")
+_EVERY = {"endpoint": 1, "integral": 2, "masked:32": 8, "geometric:32": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Preset:
     scratch: how A3's law is trained from random weights.
     judge: how the judge is trained.
     runs: names, the most informative first.
-    scored: test rows of the endpoint bound and the integral.
-    scored_paths: test rows of the bounds of samplers.
+    scored: test rows of the endpoint bound.
+    every: bound -> of these rows every how many are used.
     drawn: samples of a cell.
     budgets: network calls.
     sampled: networks that texts are sampled from.
@@ -49,7 +50,7 @@ class Preset:
   judge: train.Run
   runs: Sequence[str]
   scored: int = 1024
-  scored_paths: int = 256
+  every: Mapping[str, int] = dataclasses.field(default_factory=_EVERY.copy)
   drawn: int = 256
   budgets: Sequence[int] = (4, 8, 16, 32, 64, 128)
   sampled: Sequence[str] = ("A1", "A3")
@@ -75,7 +76,7 @@ QUICK = Preset(
   judge=train.Run(steps=40, batch_size=16, learning_rate=3e-3),
   runs=("A1", "A3", "A4", "A5t", "information", "skip-learned", "scratch-dsl"),
   scored=64,
-  scored_paths=64,
+  every=dict.fromkeys(_EVERY, 1),
   drawn=32,
   budgets=(4, 8),
   results="results/quick",

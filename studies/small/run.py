@@ -1,27 +1,36 @@
 """Runs the study: python -m studies.small.run STAGE [--preset=small] [...].
 
 A stage is `base`, `law`, `A0`, a name of `arms.TABLE` (`A3.s1` is A3 with seed
-1), `judge`, or `samples:NAME`; `all` runs every stage that has no result yet,
-the most informative first. Several processes may work on `all` at once. A
-stage that was interrupted goes on where its last checkpoint stands. Results are
-in `results/` beside this file: settings, compute, log and scores (JSON).
+1), `judge`, `probes:NAME` or `samples:NAME`; `all` runs every stage that has no
+result yet, the most informative first. Several processes may work on `all` at
+once. A stage that was interrupted goes on where its last checkpoint stands.
+Results are in `results/` beside this file: settings, compute, log and scores
+(JSON).
 """
 
 import argparse
 import dataclasses
-import json
-import os
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from dsl_jax.data import packing
 from dsl_jax.nets.denoiser import Denoiser, make_denoiser
-from studies.small import arms, controls, data, evaluate, model, presets, train
+from studies.small import (
+  arms,
+  controls,
+  data,
+  evaluate,
+  judge,
+  model,
+  presets,
+  store,
+  texts,
+  train,
+)
 
 HERE = pathlib.Path(__file__).parent
 WATCHED = 256  # validation rows whose bound is followed in training
@@ -32,48 +41,7 @@ MASKED = ("endpoint", "masked:32")  # bounds of a masked model
 KEPT = ("A1", "A3")  # whose weights go to results/
 
 
-class Study(NamedTuple):
-  """What every stage needs."""
-
-  preset: presets.Preset
-  packed: dict[str, packing.Packed]
-  results: pathlib.Path
-  work: pathlib.Path
-
-  def read(self, name: str) -> dict | None:
-    """Returns a result, or None if there is none yet."""
-    path = self.results / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-  def write(self, name: str, content: dict) -> None:
-    """Writes a result, whole or not at all."""
-    path = self.results / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
-
-  def base(self) -> dict:
-    """Returns the base's averaged weights."""
-    return train.load_params(str(self.results / "base.npz"))
-
-  def weights(self, name: str) -> dict:
-    """Returns a run's averaged weights, of this machine or of `results/`."""
-    if name == "A0":
-      return self.base()
-    path = self.work / name / "average.npz"
-    if path.exists():
-      return train.load_params(str(path))
-    return train.load_change(str(self.results / f"{name}.npz"), self.base())
-
-  def law(self) -> arms.Law:
-    """Returns the measured log-normal law."""
-    content = self.read("law")
-    assert content is not None, "the stage `law` comes first"
-    return arms.Law(**content)
-
-
-def base(study: Study) -> None:
+def base(study: store.Study) -> None:
   """Trains the masked model that every arm starts from."""
   run, net = study.preset.base, study.preset.net
   denoiser = make_denoiser(net)
@@ -96,7 +64,7 @@ def base(study: Study) -> None:
   study.write("base", _content(arms.Arm(loss="masked"), run, net, log))
 
 
-def law(study: Study) -> None:
+def law(study: store.Study) -> None:
   """Sets the log-normal law from the posterior of one token seen alone.
 
   The density of log t is in proportion to t mmse(t); the normal has its mean
@@ -120,7 +88,7 @@ def law(study: Study) -> None:
   study.write("law", dataclasses.asdict(found))
 
 
-def untouched(study: Study) -> None:
+def untouched(study: store.Study) -> None:
   """Scores the base: the masked model inside, and the fresh denoiser."""
   net = study.preset.net
   params, denoiser = study.base(), make_denoiser(net)
@@ -130,7 +98,7 @@ def untouched(study: Study) -> None:
   study.write("A0", {"name": "A0", "scores": scores, "denoiser": rest})
 
 
-def one_arm(study: Study, name: str) -> None:
+def one_arm(study: store.Study, name: str) -> None:
   """Trains and scores one arm."""
   arm, preset = arms.find(name), study.preset
   run = preset.scratch if arm.scratch else preset.arm
@@ -169,7 +137,7 @@ def one_arm(study: Study, name: str) -> None:
     path = str(study.results / f"{name}.npz")
     train.save_change(path, params, study.base())
   content = _content(arm, run, preset.net, train.read_log(diary.workdir))
-  bounds = MASKED if masked else tuple(evaluate.BOUNDS)
+  bounds = MASKED if masked else tuple(evaluate.DRAWS)
   if arm.unequal_norms:
     bounds = bounds[:-1]
   scores = score(
@@ -178,8 +146,32 @@ def one_arm(study: Study, name: str) -> None:
   study.write(name, {"name": name} | content | {"scores": scores})
 
 
+def train_judge(study: store.Study) -> None:
+  """Trains the autoregressive judge on the rows of the study."""
+  run, net = study.preset.judge, study.preset.net
+  rows = evaluate.held_out(study.packed["validation"], WATCHED)
+  chars = evaluate.characters(rows)
+
+  def watch(params):
+    value, error = evaluate.bits(judge.read(params, rows, net.heads)[0], chars)
+    return {"bits": round(value, 4), "error": round(error, 4)}
+
+  diary = train.Diary(str(study.work / "judge"), watch)
+  params = train.train(
+    run,
+    judge.loss(net.heads),
+    judge.init(jax.random.key(run.seed), net, data.LENGTH),
+    study.packed["train"],
+    diary,
+  )
+  train.save_params(str(study.work / "judge" / "average.npz"), params)
+  log = train.read_log(diary.workdir)
+  content = {"name": "judge", "run": dataclasses.asdict(run), "log": log}
+  study.write("judge", content)
+
+
 def score(
-  study: Study,
+  study: store.Study,
   name: str,
   params: dict,
   denoiser: Denoiser,
@@ -197,25 +189,27 @@ def score(
     name: of the run.
     params: averaged.
     denoiser: of the run.
-    bounds: names in `evaluate.BOUNDS`.
+    bounds: names in `evaluate.DRAWS`.
     clean_snr: of the run.
   """
-  preset, nats, result = study.preset, {}, {}
-  for bound, draws in evaluate.BOUNDS.items():
-    if bound not in bounds:
-      continue
-    whole = bound in ("endpoint", "integral")
-    rows = evaluate.held_out(
-      study.packed["test"], preset.scored if whole else preset.scored_paths
-    )
+  every, nats, result = study.preset.every, {}, {}
+  rows_NL = evaluate.held_out(study.packed["test"], study.preset.scored)
+  chars_N = evaluate.characters(rows_NL)
+  for bound in bounds:
+    step, draws = every[bound], evaluate.DRAWS[bound]
     nats[bound] = evaluate.nats(
-      params, rows, bound, denoiser=denoiser, clean_snr=clean_snr, draws=draws
+      params,
+      rows_NL[::step],
+      bound,
+      denoiser=denoiser,
+      clean_snr=clean_snr,
+      draws=draws,
     )
-    result[bound] = evaluate.bits(nats[bound], evaluate.characters(rows))
+    result[bound] = evaluate.bits(nats[bound], chars_N[::step])
     print(name, bound, result[bound], flush=True)
     if bound == "integral":
-      gap = nats["integral"] - nats["endpoint"]
-      result["gap"] = evaluate.bits(gap, evaluate.characters(rows))
+      gap = nats["integral"] - nats["endpoint"][::step]
+      result["gap"] = evaluate.bits(gap, chars_N[::step])
   folder = study.results / "nats"
   folder.mkdir(parents=True, exist_ok=True)
   np.savez_compressed(
@@ -229,11 +223,16 @@ def score(
 
 def stages(preset: presets.Preset) -> list[str]:
   """Returns the names of all stages, the most informative first."""
-  sampled = [f"samples:{name}" for name in preset.sampled]
-  return ["base", "law", "A0", *preset.runs[:5], *sampled, *preset.runs[5:]]
+  after = [
+    f"{kind}:{name}"
+    for kind in ("probes", "samples")
+    for name in preset.sampled
+  ]
+  first, rest = preset.runs[:4], preset.runs[4:]
+  return ["base", "law", "A0", *first, "judge", *after, *rest]
 
 
-def run_stage(study: Study, name: str) -> bool:
+def run_stage(study: store.Study, name: str) -> bool:
   """Runs a stage unless it has a result or another process works on it.
 
   Returns:
@@ -241,7 +240,7 @@ def run_stage(study: Study, name: str) -> bool:
   """
   if study.read(name.replace(":", "-")) is not None:
     return False
-  with _Claim(study.work, name) as mine:
+  with store.Claim(study.work, name) as mine:
     if not mine:
       return False
     print(f"stage {name}", flush=True)
@@ -250,36 +249,16 @@ def run_stage(study: Study, name: str) -> bool:
 
 
 def _run(study, name):
-  known = {"base": base, "law": law, "A0": untouched}
+  known = {"base": base, "law": law, "A0": untouched, "judge": train_judge}
+  kind, _, of = name.partition(":")
   if name in known:
     known[name](study)
+  elif kind == "samples":
+    texts.samples(study, of)
+  elif kind == "probes":
+    texts.probe(study, of)
   else:
     one_arm(study, name)
-
-
-class _Claim:
-  """A file that says which process works on a stage."""
-
-  def __init__(self, work: pathlib.Path, name: str):
-    self._path = work / f"{name.replace(':', '-')}.pid"
-    work.mkdir(parents=True, exist_ok=True)
-
-  def __enter__(self) -> bool:
-    for _ in range(2):
-      try:
-        with open(self._path, "x") as file:
-          file.write(str(os.getpid()))
-        return True
-      except FileExistsError:
-        owner = self._path.read_text().strip()
-        if owner and pathlib.Path("/proc", owner).exists():
-          return False
-        self._path.unlink(missing_ok=True)
-    return False
-
-  def __exit__(self, *_):
-    if self._path.exists() and self._path.read_text() == str(os.getpid()):
-      self._path.unlink()
 
 
 def _watcher(study, denoiser, clean_snr=model.CLEAN_SNR):
@@ -312,13 +291,13 @@ def _content(arm, run, net, log) -> dict[str, Any]:
   }
 
 
-def open_study(args: argparse.Namespace) -> Study:
+def open_study(args: argparse.Namespace) -> store.Study:
   """Returns the study that the command line names."""
   preset = presets.PRESETS[args.preset]
   results = pathlib.Path(args.results or HERE / preset.results)
   results.mkdir(parents=True, exist_ok=True)
   work = pathlib.Path(args.work) / args.preset
-  return Study(preset, data.prepare(args.rows), results, work)
+  return store.Study(preset, data.prepare(args.rows), results, work)
 
 
 def main() -> None:
