@@ -16,7 +16,7 @@ def norms(vocab_size: int) -> np.ndarray:
   """Returns fixed log-normal norms of the token table, mean square 1, [V]."""
   normal = np.random.default_rng(5).standard_normal(vocab_size)
   norms_V = np.exp(NORM_SIGMA * normal)
-  return np.float32(norms_V / np.sqrt(np.mean(norms_V**2)))
+  return (norms_V / np.sqrt(np.mean(norms_V**2))).astype(np.float32)
 
 
 def scale_table(denoiser: Denoiser, norms_V: np.ndarray) -> Denoiser:
@@ -85,7 +85,8 @@ def quantiles(snr_T: np.ndarray, density_T: np.ndarray) -> np.ndarray:
   log = np.log(snr_T)
   area = np.diff(log) * (density_T[1:] + density_T[:-1])
   share = np.append(0, np.cumsum(area)) / area.sum()
-  return np.float32(np.interp(np.linspace(0, 1, _QUANTILES), share, log))
+  found = np.interp(np.linspace(0, 1, _QUANTILES), share, log)
+  return found.astype(np.float32)
 
 
 def by_quantiles(quantiles_Q: jax.Array, per_token: bool) -> laws.Law:

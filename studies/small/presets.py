@@ -100,4 +100,14 @@ GPU = Preset(
   sampled=(),
   results="results/gpu",
 )
-PRESETS = {"small": SMALL, "quick": QUICK, "gpu": GPU}
+# The same on a CPU, to try its code.
+GPU_TOY = dataclasses.replace(
+  GPU,
+  net=dataclasses.replace(_TOY, dtype="bfloat16"),
+  base=dataclasses.replace(GPU.base, steps=20, batch_size=16),
+  arm=dataclasses.replace(GPU.arm, steps=10, batch_size=16),
+  scored=64,
+  every=dict.fromkeys(_EVERY, 1),
+  results="results/quick/gpu",
+)
+PRESETS = {"small": SMALL, "quick": QUICK, "gpu": GPU, "gpu-toy": GPU_TOY}

@@ -192,7 +192,9 @@ def score(
     bounds: names in `evaluate.DRAWS`.
     clean_snr: of the run.
   """
-  every, nats, result = study.preset.every, {}, {}
+  every = study.preset.every
+  nats: dict[str, np.ndarray] = {}
+  result: dict[str, Any] = {}
   rows_NL = evaluate.held_out(study.packed["test"], study.preset.scored)
   chars_N = evaluate.characters(rows_NL)
   for bound in bounds:
@@ -212,8 +214,10 @@ def score(
       result["gap"] = evaluate.bits(gap, chars_N[::step])
   folder = study.results / "nats"
   folder.mkdir(parents=True, exist_ok=True)
+  np.save(folder / "characters.npy", chars_N.astype(np.int16))
   np.savez_compressed(
-    folder / f"{name}.npz", **{k: np.float32(x) for k, x in nats.items()}
+    folder / f"{name}.npz",
+    **{k: x.astype(np.float32) for k, x in nats.items()},  # type: ignore[arg-type]
   )
   if "integral" in bounds:
     rows = evaluate.held_out(study.packed["validation"], WATCHED)
@@ -228,8 +232,9 @@ def stages(preset: presets.Preset) -> list[str]:
     for kind in ("probes", "samples")
     for name in preset.sampled
   ]
+  texts_too = ["judge", *after] if preset.sampled else []
   first, rest = preset.runs[:4], preset.runs[4:]
-  return ["base", "law", "A0", *first, "judge", *after, *rest]
+  return ["base", "law", "A0", *first, *texts_too, *rest]
 
 
 def run_stage(study: store.Study, name: str) -> bool:

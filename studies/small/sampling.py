@@ -24,7 +24,7 @@ BATCH = 64
 class Plan(NamedTuple):
   """What is given to the sampler."""
 
-  path: np.ndarray
+  path: np.ndarray | jax.Array
   integrator: str = "mean"
   policy: policies.Policy | jax.tree_util.Partial | None = None
 

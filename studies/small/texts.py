@@ -82,7 +82,7 @@ def measure(study: store.Study, name: str) -> list[dict]:
     path = study.work / name / "samples" / f"{cell[0]}-{cell[1]}.npz"
     if path.exists():
       with np.load(path) as file:
-        drawn[cell] = np.int32(file["tokens"]), file["cost"].tolist()
+        drawn[cell] = file["tokens"].astype(np.int32), file["cost"].tolist()
   train_NL = np.asarray(study.packed["train"].tokens_NL)
   known = measures.known_words(train_NL)
   every = np.concatenate([tokens for tokens, _ in drawn.values()])

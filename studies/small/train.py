@@ -138,7 +138,7 @@ def train(
   """
   update, optimizer = updater(run, loss)
   copy = jax.tree.map(jnp.array, params)
-  state = (jax.tree.map(jnp.array, params), optimizer.init(params), copy)
+  state = [jax.tree.map(jnp.array, params), optimizer.init(params), copy]
   step, wall, cpu, state = restore(diary.workdir, state)
   start_wall, start_cpu = time.time() - wall, time.process_time() - cpu
   saved, recent = time.time(), []
@@ -172,18 +172,29 @@ def train(
     if line:
       _write_line(diary.workdir, line)
     if last or time.time() - saved > diary.save_seconds:
-      save(diary.workdir, step, *spent(), tuple(state))
+      save(diary.workdir, step, spent(), state)
       saved = time.time()
   return state[2]
 
 
-def save(workdir: str, step: int, wall: float, cpu: float, state) -> None:
-  """Writes a checkpoint, whole or not at all."""
+def save(
+  workdir: str, step: int, spent: tuple[float, float], state: list
+) -> None:
+  """Writes a checkpoint, whole or not at all.
+
+  Args:
+    workdir: of the run.
+    step: that is done.
+    spent: seconds of wall time and of CPU time.
+    state: parameters, moments and average.
+  """
   leaves = map(np.asarray, jax.tree.leaves(state))
   arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
   path = pathlib.Path(workdir, "state.npz")
   partial = path.with_name("partial.npz")
-  np.savez(partial, step=step, wall=wall, cpu=cpu, **arrays)
+  arrays |= {"step": np.array(step)}
+  arrays |= {"wall": np.array(spent[0]), "cpu": np.array(spent[1])}
+  np.savez(partial, **arrays)  # type: ignore[arg-type]
   os.replace(partial, path)
 
 
@@ -221,7 +232,7 @@ def read_log(workdir: str) -> list[dict]:
 def save_params(path: str, params: dict) -> None:
   """Writes parameters as float16 arrays named by their place in the tree."""
   named = {x: np.asarray(a, np.float16) for x, a in _by_name(params).items()}
-  np.savez(path, **named)
+  np.savez(path, **named)  # type: ignore[arg-type]
 
 
 def load_params(path: str) -> dict:
@@ -245,9 +256,9 @@ def save_change(path: str, params: dict, base: dict) -> None:
   for name, value in _by_name(params).items():
     change = np.asarray(value, np.float64) - np.asarray(first.get(name, 0.0))
     scale = max(float(np.abs(change).max()) / 127, 1e-30)
-    arrays[f"{name}:scale"] = np.float32(scale)
-    arrays[name] = np.int8(np.round(change / scale))
-  np.savez_compressed(path, **arrays)
+    arrays[f"{name}:scale"] = np.asarray(scale, np.float32)
+    arrays[name] = np.round(change / scale).astype(np.int8)
+  np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
 def load_change(path: str, base: dict) -> dict:
