@@ -102,7 +102,8 @@ def samples(measure: str, label: str) -> bytes:
     label: of the axis.
   """
   fig, axes = plots.figure("network calls", label)
-  text, colours = None, {}
+  text: float | None = None
+  colours: dict[str, str] = {}
   for name, style in _STYLES.items():
     for sampler in dict.fromkeys(x["sampler"] for x in tables.cells(name)):
       found = [x for x in tables.cells(name) if x["sampler"] == sampler]

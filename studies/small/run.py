@@ -1,11 +1,11 @@
 """Runs the study: python -m studies.small.run STAGE [--preset=small] [...].
 
 A stage is `base`, `law`, `A0`, a name of `arms.TABLE` (`A3.s1` is A3 with seed
-1), `judge`, `probes:NAME` or `samples:NAME`; `all` runs every stage that has no
-result yet, the most informative first. Several processes may work on `all` at
-once. A stage that was interrupted goes on where its last checkpoint stands.
-Results are in `results/` beside this file: settings, compute, log and scores
-(JSON).
+1), `judge`, `probes:NAME` or `samples:NAME:CALLS`; `all` runs every stage that
+has no result yet, the most informative first. Several processes may work on
+`all` at once. A stage that was interrupted goes on where its last checkpoint
+stands. Results are in `results/` beside this file: settings, compute, log and
+scores (JSON).
 """
 
 import argparse
@@ -227,11 +227,9 @@ def score(
 
 def stages(preset: presets.Preset) -> list[str]:
   """Returns the names of all stages, the most informative first."""
-  after = [
-    f"{kind}:{name}"
-    for kind in ("probes", "samples")
-    for name in preset.sampled
-  ]
+  after = [f"probes:{name}" for name in preset.sampled]
+  for calls in preset.budgets:
+    after += [f"samples:{name}:{calls}" for name in preset.sampled]
   texts_too = ["judge", *after] if preset.sampled else []
   first, rest = preset.runs[:4], preset.runs[4:]
   return ["base", "law", "A0", *first, *texts_too, *rest]
@@ -259,7 +257,8 @@ def _run(study, name):
   if name in known:
     known[name](study)
   elif kind == "samples":
-    texts.samples(study, of)
+    network, _, calls = of.partition(":")
+    texts.samples(study, network, int(calls))
   elif kind == "probes":
     texts.probe(study, of)
   else:

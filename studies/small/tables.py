@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from studies.small import arms
+from studies.small import arms, data, presets
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 MISSING = "not run yet"
@@ -91,21 +91,28 @@ def bounds(names: Iterable[str]) -> str:
 
 
 def compute(names: Iterable[str]) -> str:
-  """Returns the table of the compute of runs."""
+  """Returns the table of the compute of runs, scores not included."""
   lines = ["| run | steps | FLOPs | CPU seconds |", "|---|---|---|---|"]
   for name in names:
     result = read(name)
     if result:
-      steps, flops = result["run"]["steps"], result["flops"]
+      run = result["run"]
+      steps = run["steps"]
+      arm = arms.Arm(loss="masked") if name == "base" else arms.find(name)
+      step = arms.flops(arm, presets.SMALL.net, run["batch_size"], data.LENGTH)
+      flops = steps * step
       seconds = result["cpu_seconds"]
       lines.append(f"| {name} | {steps:,} | {flops:.3e} | {seconds:.0f} |")
   return "\n".join(lines)
 
 
 def cells(name: str) -> list[dict]:
-  """Returns the measured samples of a network."""
-  result = read(f"samples-{name}")
-  return result["cells"] if result else []
+  """Returns the measured samples of a network at all budgets."""
+  found: list[dict] = []
+  for calls in presets.SMALL.budgets:
+    result = read(f"samples-{name}-{calls}")
+    found += result["cells"] if result else []
+  return found
 
 
 def samples(name: str, measure: str, digits: int = 3) -> str:
@@ -117,7 +124,7 @@ def samples(name: str, measure: str, digits: int = 3) -> str:
     digits: behind the point.
   """
   found = {(x["sampler"], x["budget"]): x for x in cells(name)}
-  budgets = sorted({budget for _, budget in found if budget})
+  budgets = sorted({budget for _, budget in found})
   samplers = list(dict.fromkeys(sampler for sampler, _ in found))
   if not budgets:
     return f"{name}: {MISSING}."
@@ -127,8 +134,8 @@ def samples(name: str, measure: str, digits: int = 3) -> str:
   ]
   for sampler in samplers:
     row = [found.get((sampler, budget), {}) for budget in budgets]
-    if sampler == "text":
-      row = [found[sampler, 0]] + [{}] * (len(budgets) - 1)
+    if sampler == "text":  # the same at every budget
+      row = row[:1] + [{}] * (len(budgets) - 1)
     texts = [pair(cell.get(measure), digits) for cell in row]
     label = "held-out text" if sampler == "text" else sampler
     lines.append(f"| {label} | {' | '.join(texts)} |")

@@ -24,20 +24,18 @@ _REPAIR_SNRS = (float("inf"), 40.0, 15.0, 8.0)
 _PROBED = 256
 
 
-def cells(study: store.Study, name: str) -> list[tuple[str, int]]:
-  """Returns samplers and budgets of a network, cheap ones first.
+def samplers(name: str) -> tuple[str, ...]:
+  """Returns the samplers of a network; a masked model has no others.
 
   Args:
-    study: where.
     name: of the network.
   """
   masked = name == "A0" or arms.find(name).loss == "masked"
-  names = sampling.DISCRETE if masked else sampling.NAMES
-  return [(x, calls) for calls in study.preset.budgets for x in names]
+  return sampling.DISCRETE if masked else sampling.NAMES
 
 
-def samples(study: store.Study, name: str) -> None:
-  """Draws and measures every cell of a network.
+def samples(study: store.Study, name: str, calls: int) -> None:
+  """Draws and measures the samples of a network at one budget.
 
   A cell that is drawn is kept in the work folder, and an interrupted stage
   draws what is missing.
@@ -45,44 +43,43 @@ def samples(study: store.Study, name: str) -> None:
   Args:
     study: where.
     name: of the network.
+    calls: of the network, at most.
   """
   params, denoiser = study.weights(name), _denoiser(study, name)
   result = study.read(name)
   curve = result["scores"].get("mmse") if result else None
-  folder = study.work / name / "samples"
-  folder.mkdir(parents=True, exist_ok=True)
-  for sampler, calls in cells(study, name):
-    path = folder / f"{sampler}-{calls}.npz"
+  for sampler in samplers(name):
+    path = _cell_path(study, name, sampler, calls)
     if path.exists():
       continue
     drawn = sampling.draw(
       params, denoiser, sampler, calls, study.preset.drawn, curve
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
       path,
       tokens=drawn.tokens_NL.astype(np.uint16),
       cost=[drawn.calls, drawn.cpu_seconds, drawn.rewrites],
     )
     print(f"{name} {sampler} {calls} {drawn.cpu_seconds:.2f} s", flush=True)
-  content = {"name": f"samples:{name}", "cells": measure(study, name)}
-  study.write(f"samples-{name}", content)
+  stage = f"samples:{name}:{calls}"
+  content = {"name": stage, "cells": measure(study, name, calls)}
+  study.write(stage.replace(":", "-"), content)
 
 
-def measure(study: store.Study, name: str) -> list[dict]:
-  """Measures the cells that are drawn, and the test text itself.
+def measure(study: store.Study, name: str, calls: int) -> list[dict]:
+  """Measures cells that are drawn, and the test text itself.
 
   Args:
     study: where.
     name: of the network.
+    calls: of the network, at most.
   """
-  drawn = {}
   rows_NL = evaluate.held_out(study.packed["test"], study.preset.drawn)
-  drawn["text", 0] = rows_NL, [0, 0, 0]
-  for cell in cells(study, name):
-    path = study.work / name / "samples" / f"{cell[0]}-{cell[1]}.npz"
-    if path.exists():
-      with np.load(path) as file:
-        drawn[cell] = file["tokens"].astype(np.int32), file["cost"].tolist()
+  drawn = {"text": (rows_NL, [0, 0, 0])}
+  for sampler in samplers(name):
+    with np.load(_cell_path(study, name, sampler, calls)) as file:
+      drawn[sampler] = file["tokens"].astype(np.int32), file["cost"].tolist()
   train_NL = np.asarray(study.packed["train"].tokens_NL)
   known = measures.known_words(train_NL)
   every = np.concatenate([tokens for tokens, _ in drawn.values()])
@@ -90,13 +87,18 @@ def measure(study: store.Study, name: str) -> list[dict]:
   nats = np.split(measures.ngram_nats(train_NL, every, V), len(drawn))
   judged = _judged(study, {cell: tokens for cell, (tokens, _) in drawn.items()})
   found = []
-  for (cell, (tokens_NL, cost)), nats_N in zip(drawn.items(), nats):
-    content = {"sampler": cell[0], "budget": cell[1], "calls": cost[0]}
+  for (sampler, (tokens_NL, cost)), nats_N in zip(drawn.items(), nats):
+    content = {"sampler": sampler, "budget": calls, "calls": cost[0]}
     content |= {"cpu_seconds": round(cost[1], 4), "rewrites": round(cost[2], 4)}
-    content |= measures.cheap(tokens_NL, nats_N, known) | judged.get(cell, {})
+    content |= measures.cheap(tokens_NL, nats_N, known)
+    content |= judged.get(sampler, {})
     content["texts"] = measures.decode(tokens_NL[:TEXTS])
     found.append(content)
   return found
+
+
+def _cell_path(study, name, sampler, calls):
+  return study.work / name / "samples" / f"{sampler}-{calls}.npz"
 
 
 def _judged(study, drawn):
