@@ -79,6 +79,7 @@ GAP: dict[str, dict] = {
     "bound_weight": True,
     "endpoint_share": 0.5,
   },
+  "skip-converter-1": {"evidence_skip": "yes", "converter_rate": 1.0},
   "skip-long": {"evidence_skip": "yes", "length": 3.0},
   "share-0.1": {"endpoint_share": 0.1},
   "share-0.5": {"endpoint_share": 0.5},
