@@ -30,6 +30,13 @@ DIFFERENT = {
   "bound-weight": {"bound_weight"},
   "per-token": {"per_token"},
   "clean-50": {"clean_snr"},
+  "paper-converter": {
+    "beta",
+    "beta_init",
+    "converter_rate",
+    "converter_lr_scale",
+  },
+  "skip-prior-0.5": {"evidence_skip", "mask_prior", "steps"},
   "rate-2": {"rate", "learning_rate"},
   "long": {"length", "steps"},
 }
@@ -127,6 +134,17 @@ def test_controls_start_from_the_function_of_a3(name):
   for snr in (0.0, 3.0, np.inf):
     found = logits(arms.find(name), snr)
     np.testing.assert_allclose(found, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", ["paper-converter", "skip-prior-0.5"])
+def test_an_arm_may_replace_the_converter_of_the_base(name):
+  base = arms.network(arms.Arm(), NET).init(jax.random.key(3))
+  arm = arms.find(name)
+  ours = arms.start(arm, NET, base, LAW)["converter"]
+  leaf = "mask_bias" if "prior" in name else "beta"
+  assert ours[leaf] != base["converter"][leaf]
+  same = [key for key in ours if np.all(ours[key] == base["converter"][key])]
+  assert set(same) == set(ours) - {leaf}
 
 
 def test_norms_are_unequal_with_mean_square_one():

@@ -32,6 +32,7 @@ class Arm:
     unequal_norms: rows of the token table have log-normal norms.
     evidence_skip: "no", "yes", or "learned", with a gain that starts at 0.
     beta: initial inverse temperature of the converter.
+    mask_prior: initial weight of the mask in the converter at z = 0.
     converter_rate: factor on the converter's learning rate.
     rate: factor on the learning rate.
     length: factor on the number of steps.
@@ -50,6 +51,7 @@ class Arm:
   unequal_norms: bool = False
   evidence_skip: str = "no"
   beta: float = 1.0
+  mask_prior: float = 0.99
   converter_rate: float = 10.0
   rate: float = 1.0
   length: float = 1.0
@@ -80,6 +82,7 @@ GAP: dict[str, dict] = {
     "endpoint_share": 0.5,
   },
   "skip-converter-1": {"evidence_skip": "yes", "converter_rate": 1.0},
+  "skip-prior-0.5": {"evidence_skip": "yes", "mask_prior": 0.5},
   "skip-long": {"evidence_skip": "yes", "length": 3.0},
   "share-0.1": {"endpoint_share": 0.1},
   "share-0.5": {"endpoint_share": 0.5},
@@ -147,6 +150,7 @@ def network_config(arm: Arm, net: NetConfig) -> NetConfig:
     snr_condition=arm.sees_snr,
     evidence_skip=arm.evidence_skip != "no",
     beta_init=arm.beta,
+    mask_prior=arm.mask_prior,
   )
 
 
@@ -211,9 +215,13 @@ def start(arm: Arm, net: NetConfig, base: dict | None, law: Law) -> dict:
   """
   fresh = network(arm, net).init(jax.random.key(arm.seed))
   params = fresh if arm.scratch or base is None else fresh | base
-  if arm.beta != 1 and not arm.scratch:
-    beta = {"beta": jnp.float32(arm.beta)}
-    params = params | {"converter": params["converter"] | beta}
+  for leaf, changed in (
+    ("beta", arm.beta != Arm.beta),
+    ("mask_bias", arm.mask_prior != Arm.mask_prior),
+  ):
+    if changed:
+      ours = {leaf: fresh["converter"][leaf]}
+      params = params | {"converter": params["converter"] | ours}
   if arm.sees_snr and not arm.scratch:
     params = controls.blind_start(params)
   if arm.law == "information":
