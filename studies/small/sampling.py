@@ -27,6 +27,7 @@ class Plan(NamedTuple):
   path: np.ndarray | jax.Array
   integrator: str = "mean"
   policy: policies.Policy | jax.tree_util.Partial | None = None
+  noise: float = 1.0  # 0 is the probability flow
 
 
 class Drawn(NamedTuple):
@@ -134,6 +135,7 @@ def plan(
     "heun-geometric": lambda: Plan(_geometric(heun), "heun"),
     "euler-information": lambda: Plan(_information(calls, mmse)),
     "heun-information": lambda: Plan(_information(heun, mmse), "heun"),
+    "flow-geometric": lambda: Plan(_geometric(calls), noise=0.0),
     "sample-geometric": lambda: Plan(_geometric(calls), "sample"),
   }
   return known[name]()
@@ -145,6 +147,8 @@ CONTINUOUS = (
   "euler-information",
   "heun-geometric",
   "heun-information",
+  "flow-geometric",
+  "sample-geometric",
   "hybrid",
   "soft-hybrid",
   "soft-remask",
@@ -191,8 +195,8 @@ def draw(
   size = min(BATCH, count)
   for number in range(count // size):
     path_key, key = jax.random.split(jax.random.key(number))
-    path, integrator, policy = plan(name, path_key, calls, size, mmse)
-    path = np.asarray(path)
+    chosen = plan(name, path_key, calls, size, mmse)
+    path = np.asarray(chosen.path)
     if path.ndim == 2:
       path = np.repeat(path[:, None], size, axis=1)
     counter = _Rewrites() if "remask" in name else None
@@ -202,8 +206,9 @@ def draw(
       path,
       denoiser=denoiser,
       clean_snr=model.CLEAN_SNR,
-      integrator=integrator,
-      policy=policy,
+      integrator=chosen.integrator,
+      policy=chosen.policy,
+      noise=chosen.noise,
       callback=counter,
       rows=1 if counter else samplers.sampler.SEGMENT_ROWS,
     )
