@@ -135,14 +135,15 @@ def probe(study: store.Study, name: str) -> None:
   rows_NL = evaluate.held_out(study.packed["test"], count)
   key, how = jax.random.key(0), {"clean_snr": model.CLEAN_SNR}
   content: dict = {"name": f"probes:{name}", "repair": []}
+  repair = jax.jit(
+    lambda params, key, rows, snr, rate: probes.repair(
+      params, key, rows, denoiser=denoiser, rate=rate, snr=snr, **how
+    )
+  )
   for snr in _REPAIR_SNRS:
     for rate in _RATES:
-      repair = jax.jit(
-        lambda params, key, rows, snr=snr, rate=rate: probes.repair(
-          params, key, rows, denoiser=denoiser, rate=rate, snr=snr, **how
-        )
-      )
-      found = jax.tree.map(np.asarray, repair(params, key, rows_NL))
+      found = repair(params, key, rows_NL, snr, rate)
+      found = jax.tree.map(np.asarray, found)
       repaired = estimate.ratio(found["repaired"], found["wrong"])
       kept = estimate.ratio(found["kept"], found["clean"])
       content["repair"].append(
