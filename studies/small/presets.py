@@ -7,18 +7,24 @@ from dsl_jax.nets.config import NetConfig
 from studies.small import model, train
 
 _ARMS = ("A1", "A3", "A2", "A4", "A7", "A8", "A5", "A5t")
-_FIRST = ("scratch-dsl", "scratch-masked", "skip", "share-0.75", "information")
+_SKIP = ("skip", "skip-0.75", "skip-converter-1", "skip-prior-0.5", "skip-long")
+_SCRATCH = ("scratch-dsl", "scratch-masked")
 _GAP = (
-  "bound-weight",
+  "skip-bound-0.5",
+  "skip-0.5",
+  "skip-bound",
+  "share-0.75",
+  "information",
   "long",
-  "share-0.5",
+  "bound-weight",
   "per-token",
-  "skip-learned",
   "rate-2",
   "paper-converter",
   "clean-50",
   "clean-200",
+  "share-0.5",
   "share-0.1",
+  "skip-learned",
 )
 _SEEDS = ("A1.s1", "A3.s1", "A2.s1", "A4.s1", "A1.s2", "A3.s2")
 _EVERY = {"endpoint": 1, "integral": 2, "masked:32": 8, "geometric:32": 8}
@@ -53,7 +59,7 @@ class Preset:
   every: Mapping[str, int] = dataclasses.field(default_factory=_EVERY.copy)
   drawn: int = 256
   budgets: Sequence[int] = (4, 8, 16, 32, 64, 128)
-  sampled: Sequence[str] = ("A1", "A3")
+  sampled: Sequence[str] = ("A1", "A3", "skip", "skip-0.75")
   results: str = "results"
 
 
@@ -63,7 +69,7 @@ SMALL = Preset(
   arm=train.Run(steps=3000, batch_size=16, learning_rate=1e-3),
   scratch=train.Run(steps=6000, batch_size=16, learning_rate=2e-3),
   judge=train.Run(steps=8000, batch_size=16, learning_rate=2e-3),
-  runs=_ARMS[:3] + _FIRST[:2] + _ARMS[3:] + _FIRST[2:] + _GAP + _SEEDS,
+  runs=(*_ARMS[:2], *_SKIP, *_ARMS[2:], *_GAP, *_SCRATCH, *_SEEDS),
 )
 _TOY = NetConfig(
   vocab_size=1024, width=32, depth=1, heads=2, sphere_dim=16, cond_dim=16
@@ -79,6 +85,7 @@ QUICK = Preset(
   every=dict.fromkeys(_EVERY, 1),
   drawn=32,
   budgets=(4, 8),
+  sampled=("A1", "A3"),
   results="results/quick",
 )
 _LARGE = NetConfig(
@@ -96,7 +103,7 @@ GPU = Preset(
   arm=train.Run(steps=1500, batch_size=256, learning_rate=5e-4),
   scratch=train.Run(steps=2000, batch_size=256, learning_rate=1e-3),
   judge=train.Run(steps=2000, batch_size=256, learning_rate=1e-3),
-  runs=("A1", "A3", "share-0.75"),
+  runs=("A1", "A3", "skip"),
   sampled=(),
   results="results/gpu",
 )

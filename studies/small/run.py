@@ -38,7 +38,7 @@ _LAW_GRID = np.geomspace(0.02, 400.0, 60)
 _LAW_DRAWS = 4000
 _RENEWED_ON = 64  # validation rows that a law is renewed on
 MASKED = ("endpoint", "masked:32")  # bounds of a masked model
-KEPT = ("A1", "A3")  # whose weights go to results/
+KEPT = ("A1", "skip", "skip-prior-0.5")  # whose weights go to results/
 
 
 def base(study: store.Study) -> None:

@@ -168,7 +168,8 @@ def fill(template: str) -> str:
   """Returns a text with its numbers and tables.
 
   `{endpoint A3}` is a bound of a run, `{less A3 A1 endpoint}` a paired
-  difference, `{table NAME}` a table of this module with its arguments.
+  difference, `{cell A3 masked 8 ngram}` a measure of samples, `{table NAME}` a
+  table of this module with its arguments. What has no result is `MISSING`.
 
   Args:
     template: the text.
@@ -189,6 +190,11 @@ def _value(kind, rest):
       if (cell["sampler"], cell["budget"]) == (sampler, int(budget)):
         return pair(cell[measure])
     return MISSING
+  if kind == "state":
+    return "in the tables" if read(parts[0]) else MISSING
+  if kind == "repaired":
+    result = read(f"probes-{parts[0]}")
+    return pair(result["repair"][0]["repaired"]) if result else MISSING
   if kind == "law":
     return f"{law().get(parts[0], MISSING)}"
   return pair(score(parts[0], kind)) or MISSING
