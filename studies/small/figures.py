@@ -57,12 +57,12 @@ def training() -> bytes:
   """Draws the validation bound from scratch over compute."""
   fig, axes = plots.figure("FLOPs", "endpoint bound, validation")
   for name in ("base", *arms.SCRATCH):
-    result = tables.read(name)
-    if result:
+    run, log = tables.history(name)
+    if log:
       arm = arms.find(name) if name != "base" else arms.Arm(loss="masked")
-      rows = result["run"]["batch_size"]
+      rows = run["batch_size"]
       step = arms.flops(arm, presets.SMALL.net, rows, data.LENGTH)
-      log = [x for x in result["log"] if "endpoint" in x]
+      log = [x for x in log if "endpoint" in x]
       axes.plot(
         [x["step"] * step for x in log],
         [x["endpoint"] for x in log],
@@ -126,8 +126,12 @@ def samples(measure: str, label: str) -> bytes:
       )
   if text is not None:
     axes.axhline(text, color="black", linewidth=0.8, label="held-out text")
-  axes.set(xscale="log")
-  axes.legend(frameon=False, fontsize=6, ncols=2)
+    axes.margins(y=0.08)
+  budgets = presets.SMALL.budgets
+  axes.set_xscale("log", base=2)
+  axes.set_xticks(budgets, [str(calls) for calls in budgets])
+  fig.set_size_inches(8, 4.5)
+  fig.legend(loc="outside right upper", frameon=False, fontsize=7)
   return plots.png(fig)
 
 

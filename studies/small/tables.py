@@ -1,5 +1,6 @@
 """Results as numbers and tables; every number of the report is read here."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -157,6 +158,18 @@ def repair(names: Iterable[str]) -> str:
         f"| {name} | {row['snr']} | {row['rate']} | {values} | {ece} |"
       )
   return "\n".join(lines) if len(lines) > 2 else f"{MISSING}."
+
+
+def history(name: str) -> tuple[dict, list[dict]]:
+  """Returns how a run was trained and its log, of unfinished runs as well."""
+  result = read(name)
+  if result:
+    return result["run"], result["log"]
+  path = RESULTS / "partial" / f"{name}.jsonl"
+  if not path.exists():
+    return {}, []
+  log = [json.loads(line) for line in path.read_text().splitlines()]
+  return dataclasses.asdict(presets.SMALL.scratch), log
 
 
 def law() -> dict:
