@@ -82,6 +82,7 @@ GAP: dict[str, dict] = {
     "endpoint_share": 0.5,
   },
   "skip-converter-1": {"evidence_skip": "yes", "converter_rate": 1.0},
+  "skip-snr": {"evidence_skip": "yes", "sees_snr": True},
   "skip-prior-0.5": {"evidence_skip": "yes", "mask_prior": 0.5},
   "skip-long": {"evidence_skip": "yes", "length": 3.0},
   "share-0.1": {"endpoint_share": 0.1},

@@ -7,7 +7,14 @@ from dsl_jax.nets.config import NetConfig
 from studies.small import model, train
 
 _ARMS = ("A1", "A3", "A2", "A4", "A7", "A8", "A5", "A5t")
-_SKIP = ("skip", "skip-0.75", "skip-converter-1", "skip-prior-0.5", "skip-long")
+_SKIP = (
+  "skip",
+  "skip-0.75",
+  "skip-converter-1",
+  "skip-prior-0.5",
+  "skip-long",
+  "skip-snr",
+)
 _SCRATCH = ("scratch-dsl", "scratch-masked")
 _GAP = (
   "skip-bound-0.5",
