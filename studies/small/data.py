@@ -77,7 +77,7 @@ def treasury() -> list[str]:
 def bible() -> list[str]:
   """Returns the chapters of the King James Bible without the Psalms."""
   splits = corpora.load("kjv", cache="").splits
-  held = {9: splits["validation"], 19: splits["test"]}
+  held = {9: list(splits["validation"]), 19: list(splits["test"])}
   rest = iter(splits["train"])
   total = sum(map(len, splits.values()))
   chapters = [
@@ -90,7 +90,8 @@ def bible() -> list[str]:
 
 def documents() -> dict[str, list[str]]:
   """Returns the documents of train, validation and test."""
-  splits = {"train": [], **{name: [] for name in HELD_OUT}}
+  splits: dict[str, list[str]] = {"train": []}
+  splits |= {name: [] for name in HELD_OUT}
   for source in (treasury(), bible()):
     for number, text in enumerate(source, 1):
       name = next((x for x, n in HELD_OUT.items() if number % 20 == n), "train")

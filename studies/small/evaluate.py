@@ -12,7 +12,8 @@ from dsl_jax.nets.denoiser import Denoiser
 from studies.small import data, model
 
 SNR_GRID = np.geomspace(0.1, 100.0, 32)  # the integral's, cut at the last
-BOUNDS = ("endpoint", "integral", "masked:32", "geometric:32")
+# Bound -> independent draws that are averaged.
+DRAWS = {"endpoint": 4, "integral": 1, "masked:32": 1, "geometric:32": 1}
 BATCH = 64
 
 
@@ -77,6 +78,29 @@ def bits(nats_N: np.ndarray, chars_N: np.ndarray) -> tuple[float, float]:
   rest_N = bits_N - ratio * chars_N
   error = np.std(rest_N, ddof=1) / np.sqrt(len(rest_N)) / np.mean(chars_N)
   return float(ratio), float(error)
+
+
+def mmse(
+  params: dict, tokens_NL: np.ndarray, denoiser: Denoiser
+) -> list[float]:
+  """Returns E|x - xhat|^2 a token with all tokens at one SNR of the grid.
+
+  Args:
+    params: of the denoiser.
+    tokens_NL: rows.
+    denoiser: functions of the network.
+  """
+  rows = jnp.asarray(tokens_NL[:BATCH])
+  curve = jax.jit(
+    lambda params: likelihood.mmse_curve(
+      params,
+      jax.random.key(0),
+      rows,
+      denoiser=denoiser,
+      snr_grid=jnp.asarray(SNR_GRID, jnp.float32),
+    )
+  )
+  return np.round(np.asarray(curve(params), np.float64), 5).tolist()
 
 
 @functools.cache

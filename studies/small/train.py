@@ -68,16 +68,46 @@ class Diary:
   Attributes:
     workdir: folder of `state.npz` and `log.jsonl`; created.
     watch: parameters -> named numbers, of the average.
+    renew: average -> parameters that are replaced by it, or None.
     log_every: steps between lines of the log.
     watch_every: steps between calls of `watch`.
+    renew_every: steps between calls of `renew`.
     save_seconds: between checkpoints.
   """
 
   workdir: str
   watch: Callable[[dict], dict] = lambda params: {}
+  renew: Callable[[dict], dict] | None = None
   log_every: int = 100
   watch_every: int = 1000
+  renew_every: int = 500
   save_seconds: float = 240.0
+
+
+class Diverged(ArithmeticError):
+  """The loss is no longer a number."""
+
+
+def updater(run: Run, loss: model.Loss):
+  """Returns the compiled step of training and its optimiser.
+
+  The step takes parameters, moments, average, number of the step and rows, and
+  returns the first three and the loss and gradient norm as one array.
+  """
+  optimizer = run.optimizer()
+  base = jax.random.key(run.seed)
+
+  def update(params, moments, ema, step, tokens_BL):
+    key = jax.random.fold_in(base, step)
+    value, grads = jax.value_and_grad(loss)(params, key, tokens_BL)
+    norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
+    moves, moments = optimizer.update(grads, moments, params, grad_norm=norm)
+    params = jax.tree.map(lambda p, m: p + run.rate(step) * m, params, moves)
+    keep = optim.ema_decay(step + 1, run.ema_decay)
+    ema = jax.tree.map(lambda e, p: keep * e + (1 - keep) * p, ema, params)
+    return params, moments, ema, jnp.stack([value, norm])
+
+  return jax.jit(update, donate_argnums=(0, 1, 2)), optimizer
 
 
 def train(
@@ -102,23 +132,13 @@ def train(
 
   Returns:
     The averaged parameters.
+
+  Raises:
+    Diverged: the mean loss since the last line of the log is not a number.
   """
-  optimizer = run.optimizer()
-  base = jax.random.key(run.seed)
-
-  def update(params, moments, ema, step, tokens_BL):
-    key = jax.random.fold_in(base, step)
-    value, grads = jax.value_and_grad(loss)(params, key, tokens_BL)
-    norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
-    moves, moments = optimizer.update(grads, moments, params, grad_norm=norm)
-    params = jax.tree.map(lambda p, m: p + run.rate(step) * m, params, moves)
-    keep = optim.ema_decay(step + 1, run.ema_decay)
-    ema = jax.tree.map(lambda e, p: keep * e + (1 - keep) * p, ema, params)
-    return params, moments, ema, jnp.stack([value, norm])
-
-  update = jax.jit(update, donate_argnums=(0, 1, 2))
+  update, optimizer = updater(run, loss)
   copy = jax.tree.map(jnp.array, params)
-  state = (jax.tree.map(jnp.array, params), optimizer.init(params), copy)
+  state = [jax.tree.map(jnp.array, params), optimizer.init(params), copy]
   step, wall, cpu, state = restore(diary.workdir, state)
   start_wall, start_cpu = time.time() - wall, time.process_time() - cpu
   saved, recent = time.time(), []
@@ -138,26 +158,43 @@ def train(
     if step % diary.log_every == 0 or last:
       value, norm = np.mean(jax.device_get(recent), axis=0).tolist()
       wall, cpu = spent()
-      line = {"step": step, "loss": value, "norm": norm}
+      line = {"step": step, "loss": round(value, 5), "norm": round(norm, 4)}
       line |= {"wall": round(wall, 1), "cpu": round(cpu, 1)}
       recent = []
+      if not np.isfinite(value):
+        raise Diverged(f"the loss is {value} at step {step}.")
     if step % diary.watch_every == 0 or last:
       line |= {"step": step} | diary.watch(state[2])
+    if diary.renew is not None and step % diary.renew_every == 0:
+      part = diary.renew(state[2])  # donated with both: two copies
+      copy = jax.tree.map(jnp.array, part)
+      state = [state[0] | part, state[1], state[2] | copy]
     if line:
       _write_line(diary.workdir, line)
     if last or time.time() - saved > diary.save_seconds:
-      save(diary.workdir, step, *spent(), tuple(state))
+      save(diary.workdir, step, spent(), state)
       saved = time.time()
   return state[2]
 
 
-def save(workdir: str, step: int, wall: float, cpu: float, state) -> None:
-  """Writes a checkpoint, whole or not at all."""
+def save(
+  workdir: str, step: int, spent: tuple[float, float], state: list
+) -> None:
+  """Writes a checkpoint, whole or not at all.
+
+  Args:
+    workdir: of the run.
+    step: that is done.
+    spent: seconds of wall time and of CPU time.
+    state: parameters, moments and average.
+  """
   leaves = map(np.asarray, jax.tree.leaves(state))
   arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
   path = pathlib.Path(workdir, "state.npz")
   partial = path.with_name("partial.npz")
-  np.savez(partial, step=step, wall=wall, cpu=cpu, **arrays)
+  arrays |= {"step": np.array(step)}
+  arrays |= {"wall": np.array(spent[0]), "cpu": np.array(spent[1])}
+  np.savez(partial, **arrays)  # type: ignore[arg-type]
   os.replace(partial, path)
 
 
@@ -194,26 +231,62 @@ def read_log(workdir: str) -> list[dict]:
 
 def save_params(path: str, params: dict) -> None:
   """Writes parameters as float16 arrays named by their place in the tree."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  np.savez(
-    path,
-    **{
-      "/".join(key.key for key in place): np.asarray(leaf, np.float16)
-      for place, leaf in leaves
-    },
-  )
+  named = {x: np.asarray(a, np.float16) for x, a in _by_name(params).items()}
+  np.savez(path, **named)  # type: ignore[arg-type]
 
 
 def load_params(path: str) -> dict:
   """Reads what `save_params` wrote, as float32."""
-  params = {}
+  with np.load(path) as file:
+    return _as_tree({x: np.float32(file[x]) for x in file.files})
+
+
+def save_change(path: str, params: dict, base: dict) -> None:
+  """Writes what training changed, in steps of 1/127 of a leaf's largest.
+
+  A fifth of the size of float16. Leaves that the base lacks are whole.
+
+  Args:
+    path: of the file.
+    params: after training.
+    base: before.
+  """
+  arrays: dict[str, np.ndarray] = {}
+  first = _by_name(base)
+  for name, value in _by_name(params).items():
+    change = np.asarray(value, np.float64) - np.asarray(first.get(name, 0.0))
+    scale = max(float(np.abs(change).max()) / 127, 1e-30)
+    arrays[f"{name}:scale"] = np.asarray(scale, np.float32)
+    arrays[name] = np.round(change / scale).astype(np.int8)
+  np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def load_change(path: str, base: dict) -> dict:
+  """Reads what `save_change` wrote, as float32, given the same base."""
+  first, arrays = _by_name(base), {}
   with np.load(path) as file:
     for name in file.files:
-      *branch, leaf = name.split("/")
-      node = params
-      for part in branch:
-        node = node.setdefault(part, {})
-      node[leaf] = jnp.asarray(file[name], jnp.float32)
+      if not name.endswith(":scale"):
+        change = np.float32(file[name]) * file[f"{name}:scale"]
+        arrays[name] = np.float32(np.asarray(first.get(name, 0.0)) + change)
+  return _as_tree(arrays)
+
+
+def _by_name(params):
+  """Leaves by their place in the tree."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {"/".join(key.key for key in place): leaf for place, leaf in leaves}
+
+
+def _as_tree(arrays):
+  """Parameters from leaves by their place in the tree."""
+  params: dict = {}
+  for name, value in arrays.items():
+    *branch, leaf = name.split("/")
+    node = params
+    for part in branch:
+      node = node.setdefault(part, {})
+    node[leaf] = jnp.asarray(value)
   return params
 
 

@@ -1,0 +1,158 @@
+"""Figures of the report, from results alone.
+
+python -m studies.small.figures
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+from dsl_jax.modes import plots
+from studies.small import arms, data, evaluate, presets, tables
+
+OUT = pathlib.Path("docs/study")
+_STYLES = {"A1": "s--", "skip": "o-"}  # networks whose samples are drawn
+
+
+def arms_bounds() -> bytes:
+  """Draws the bounds of every arm, with two standard errors."""
+  names = [x for x in ["A0", *arms.ARMS] if tables.score(x, "endpoint")]
+  fig, axes = plots.figure("bits a character", "")
+  for bound, marker in (("endpoint", "o"), ("integral", "s")):
+    found = [tables.score(name, bound) for name in names]
+    place = [i for i, x in enumerate(found) if x]
+    values = np.array([x for x in found if x])
+    if len(values):
+      axes.errorbar(
+        values[:, 0], place, xerr=2 * values[:, 1], fmt=marker, label=bound
+      )
+  axes.set_yticks(range(len(names)), names)
+  axes.invert_yaxis()
+  axes.legend(frameon=False)
+  axes.set_title("Bounds on held-out text, equal compute from one base")
+  return plots.png(fig)
+
+
+def gaps() -> bytes:
+  """Draws the path gap against the endpoint bound of every DSL network."""
+  fig, axes = plots.figure(
+    "endpoint bound, bits a character", "integral - endpoint"
+  )
+  for name in ["A3", *arms.ARMS, *arms.GAP]:
+    gap, bound = tables.score(name, "gap"), tables.score(name, "endpoint")
+    if gap and bound:
+      axes.errorbar(bound[0], gap[0], yerr=2 * gap[1], fmt="o", color="C0")
+      axes.annotate(name, (bound[0], gap[0]), fontsize=7)
+  first = tables.score("A1", "endpoint")
+  if first:
+    axes.axvline(first[0], color="grey", linestyle="--", linewidth=0.8)
+    axes.text(first[0], axes.get_ylim()[1], "A1", va="top")
+  axes.axhline(0.05, color="green", linestyle=":", linewidth=0.8)
+  axes.set_title("The path gap; left of the line is better than A1")
+  return plots.png(fig)
+
+
+def training() -> bytes:
+  """Draws the validation bound from scratch over compute."""
+  fig, axes = plots.figure("FLOPs", "endpoint bound, validation")
+  for name in ("base", *arms.SCRATCH):
+    run, log = tables.history(name)
+    if log:
+      arm = arms.find(name) if name != "base" else arms.Arm(loss="masked")
+      rows = run["batch_size"]
+      step = arms.flops(arm, presets.SMALL.net, rows, data.LENGTH)
+      log = [x for x in log if "endpoint" in x]
+      axes.plot(
+        [x["step"] * step for x in log],
+        [x["endpoint"] for x in log],
+        ".-",
+        label=name,
+      )
+  axes.legend(frameon=False)
+  axes.set_title("From scratch")
+  return plots.png(fig)
+
+
+def information() -> bytes:
+  """Draws the density of information over log SNR, and the law."""
+  fig, axes = plots.figure("SNR", "t mmse(t) / 2, nats a token")
+  law = tables.law()
+  if law:
+    density = np.array(law["density"]) / 2
+    axes.plot(law["grid"], density, label="one token alone")
+    log = np.log(law["grid"])
+    normal = np.exp(-0.5 * ((log - law["mu"]) / law["sigma"]) ** 2)
+    axes.plot(law["grid"], normal * density.max(), "--", label="the law")
+  for name in ("A3", "skip", "scratch-dsl"):
+    curve = (tables.read(name) or {}).get("scores", {}).get("mmse")
+    if curve:
+      grid = evaluate.SNR_GRID
+      axes.plot(grid, grid * curve / 2, ".-", label=name)
+  axes.set(xscale="log")
+  axes.legend(frameon=False)
+  return plots.png(fig)
+
+
+def samples(measure: str, label: str) -> bytes:
+  """Draws a measure of samples over network calls.
+
+  Args:
+    measure: such as `ngram`.
+    label: of the axis.
+  """
+  fig, axes = plots.figure("network calls", label)
+  text: float | None = None
+  colours: dict[str, str] = {}
+  for name, style in _STYLES.items():
+    for sampler in dict.fromkeys(x["sampler"] for x in tables.cells(name)):
+      found = [x for x in tables.cells(name) if x["sampler"] == sampler]
+      if measure not in found[0]:
+        continue
+      values = np.array([x[measure][:2] for x in found])
+      if sampler == "text":
+        text = values[0, 0]
+        continue
+      colours.setdefault(sampler, f"C{len(colours) % 10}")
+      axes.errorbar(
+        [x["calls"] for x in found],
+        values[:, 0],
+        yerr=2 * values[:, 1],
+        fmt=style,
+        markersize=3,
+        linewidth=1,
+        color=colours[sampler],
+        label=f"{name} {sampler}",
+      )
+  if text is not None:
+    axes.axhline(text, color="black", linewidth=0.8, label="held-out text")
+    axes.margins(y=0.08)
+  budgets = presets.SMALL.budgets
+  axes.set_xscale("log", base=2)
+  axes.set_xticks(budgets, [str(calls) for calls in budgets])
+  fig.set_size_inches(8, 4.5)
+  fig.legend(loc="outside right upper", frameon=False, fontsize=7)
+  return plots.png(fig)
+
+
+def main() -> None:
+  """Draws every figure that has results."""
+  OUT.mkdir(parents=True, exist_ok=True)
+  drawn = {
+    "bounds": arms_bounds(),
+    "gap": gaps(),
+    "training": training(),
+    "information": information(),
+  }
+  if any(tables.cells(name) for name in _STYLES):
+    drawn["ngram"] = samples("ngram", "n-gram model, bits a character")
+    drawn["words"] = samples("words", "share of real words")
+    if any("mauve" in cell for cell in tables.cells("A1")):
+      drawn["mauve"] = samples("mauve", "MAUVE on the judge's features")
+  for name, png in drawn.items():
+    (OUT / f"{name}.png").write_bytes(png)
+  print(json.dumps(sorted(drawn)))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,232 @@
+"""Results as numbers and tables; every number of the report is read here."""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from studies.small import arms, data, presets
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+MISSING = "not run yet"
+_NUMBER = re.compile(r"\{(\w+) ([^{}]+)\}")
+
+
+def read(name: str) -> dict | None:
+  """Returns a result, or None if there is none yet."""
+  path = RESULTS / f"{name}.json"
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def pair(value: Iterable[float] | None, digits: int = 3) -> str:
+  """Returns a value and its standard error as text."""
+  if value is None:
+    return ""
+  mean, error, *_ = value
+  return f"{mean:.{digits}f} +- {error:.{digits}f}"
+
+
+def score(name: str, bound: str) -> list[float] | None:
+  """Returns bits a character and their error, or None."""
+  result = read(name)
+  return result.get("scores", {}).get(bound) if result else None
+
+
+def difference(first: str, second: str, bound: str) -> list[float] | None:
+  """Returns first - second in bits a character, paired by rows, or None.
+
+  Args:
+    first: name of a run.
+    second: name of a run.
+    bound: in both.
+  """
+  paths = [RESULTS / "nats" / f"{name}.npz" for name in (first, second)]
+  if not all(path.exists() for path in paths):
+    return None
+  chars = RESULTS / "nats" / "characters.npy"
+  arrays = []
+  for path in paths:
+    with np.load(path) as file:
+      if bound not in file.files:
+        return None
+      arrays.append(file[bound].astype(np.float64))
+  gap_N = (arrays[0] - arrays[1]) / np.log(2)
+  chars_N = np.load(chars)[:: len(np.load(chars)) // len(gap_N)]
+  ratio = gap_N.sum() / chars_N.sum()
+  rest_N = gap_N - ratio * chars_N
+  error = rest_N.std(ddof=1) / np.sqrt(len(rest_N)) / chars_N.mean()
+  return [float(ratio), float(error)]
+
+
+def seeds(name: str) -> list[str]:
+  """Returns the names of the runs of an arm that have a score."""
+  every = [name, *(f"{name}.s{i}" for i in range(1, 10))]
+  return [x for x in every if score(x, "endpoint")]
+
+
+def bounds(names: Iterable[str]) -> str:
+  """Returns the table of bounds of runs; those not run yet are named below."""
+  lines = [
+    "| run | differs in | endpoint | - A1 | integral | gap | masked, 32 steps "
+    "| geometric, 32 steps |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  missing = []
+  for name in names:
+    result = read(name)
+    if result is None:
+      missing.append(name)
+    elif "diverged" in result:
+      lines.append(f"| {name} | {_differs(name)} | diverged | | | | | |")
+    else:
+      cells = [name, _differs(name), pair(score(name, "endpoint"))]
+      cells.append(pair(difference(name, "A1", "endpoint")))
+      for bound in ("integral", "gap", "masked:32", "geometric:32"):
+        cells.append(pair(score(name, bound)))
+      lines.append(f"| {' | '.join(cells)} |")
+  text = "\n".join(lines)
+  return text + (f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
+
+
+def compute(names: Iterable[str]) -> str:
+  """Returns the table of the compute of runs, scores not included."""
+  lines = ["| run | steps | FLOPs | CPU seconds |", "|---|---|---|---|"]
+  for name in names:
+    result = read(name)
+    if result:
+      run = result["run"]
+      steps = run["steps"]
+      arm = arms.Arm(loss="masked") if name == "base" else arms.find(name)
+      step = arms.flops(arm, presets.SMALL.net, run["batch_size"], data.LENGTH)
+      flops = steps * step
+      seconds = result["cpu_seconds"]
+      lines.append(f"| {name} | {steps:,} | {flops:.3e} | {seconds:.0f} |")
+  return "\n".join(lines)
+
+
+def cells(name: str) -> list[dict]:
+  """Returns the measured samples of a network at all budgets."""
+  found: list[dict] = []
+  for calls in presets.SMALL.budgets:
+    result = read(f"samples-{name}-{calls}")
+    found += result["cells"] if result else []
+  return found
+
+
+def samples(name: str, measure: str, digits: int = 3) -> str:
+  """Returns the table of a measure of samples, samplers by budgets.
+
+  Args:
+    name: of the network.
+    measure: such as `ngram`.
+    digits: behind the point.
+  """
+  found = {(x["sampler"], x["budget"]): x for x in cells(name)}
+  budgets = sorted({budget for _, budget in found})
+  samplers = list(dict.fromkeys(sampler for sampler, _ in found))
+  if not budgets:
+    return f"{name}: {MISSING}."
+  lines = [
+    f"| {name} | {' | '.join(f'T = {budget}' for budget in budgets)} |",
+    "|---" * (len(budgets) + 1) + "|",
+  ]
+  for sampler in samplers:
+    row = [found.get((sampler, budget), {}) for budget in budgets]
+    if sampler == "text":  # the same at every budget
+      row = row[:1] + [{}] * (len(budgets) - 1)
+    texts = [pair(cell.get(measure), digits) for cell in row]
+    label = "held-out text" if sampler == "text" else sampler
+    lines.append(f"| {label} | {' | '.join(texts)} |")
+  return "\n".join(lines)
+
+
+def repair(names: Iterable[str]) -> str:
+  """Returns the table of repair and calibration."""
+  lines = [
+    "| network | SNR | wrong | repaired | clean ones kept | ECE |",
+    "|---|---|---|---|---|---|",
+  ]
+  for name in names:
+    result = read(f"probes-{name}")
+    for i, row in enumerate(result["repair"] if result else []):
+      ece = f"{result['calibration']['ece']:.3f}" if result and not i else ""
+      values = f"{pair(row['repaired'])} | {pair(row['kept'])}"
+      lines.append(
+        f"| {name} | {row['snr']} | {row['rate']} | {values} | {ece} |"
+      )
+  return "\n".join(lines) if len(lines) > 2 else f"{MISSING}."
+
+
+def history(name: str) -> tuple[dict, list[dict]]:
+  """Returns how a run was trained and its log, of unfinished runs as well."""
+  result = read(name)
+  if result:
+    return result["run"], result["log"]
+  path = RESULTS / "partial" / f"{name}.jsonl"
+  if not path.exists():
+    return {}, []
+  log = [json.loads(line) for line in path.read_text().splitlines()]
+  return dataclasses.asdict(presets.SMALL.scratch), log
+
+
+def law() -> dict:
+  """Returns the measured law, or nothing."""
+  return read("law") or {}
+
+
+def fill(template: str) -> str:
+  """Returns a text with its numbers and tables.
+
+  `{endpoint A3}` is a bound of a run, `{less A3 A1 endpoint}` a paired
+  difference, `{cell A3 masked 8 ngram}` a measure of samples, `{table NAME}` a
+  table of this module with its arguments. What has no result is `MISSING`.
+
+  Args:
+    template: the text.
+  """
+  return _NUMBER.sub(lambda found: _value(found[1], found[2]), template)
+
+
+def _value(kind, rest):
+  """The text of one place in a template."""
+  parts = rest.split()
+  if kind == "less":
+    return pair(difference(*parts)) or MISSING
+  if kind == "table":
+    return _TABLES[parts[0]](*parts[1:])
+  if kind == "cell":
+    name, sampler, budget, measure = parts
+    for cell in cells(name):
+      if (cell["sampler"], cell["budget"]) == (sampler, int(budget)):
+        return pair(cell[measure])
+    return MISSING
+  if kind == "state":
+    return "in the tables" if read(parts[0]) else MISSING
+  if kind == "repaired":
+    result = read(f"probes-{parts[0]}")
+    return pair(result["repair"][0]["repaired"]) if result else MISSING
+  if kind == "law":
+    return f"{law().get(parts[0], MISSING)}"
+  return pair(score(parts[0], kind)) or MISSING
+
+
+def _differs(name):
+  """What an arm changes, in words."""
+  if name == "A0":
+    return "the base, untouched"
+  changes = arms.TABLE[name.partition(".s")[0]]
+  text = ", ".join(f"{key} {value}" for key, value in changes.items())
+  return text.replace("_", " ") or "the full mixture"
+
+
+_TABLES = {
+  "arms": lambda: bounds(["A0", *arms.ARMS]),
+  "gap": lambda: bounds(["A3", *arms.GAP]),
+  "scratch": lambda: bounds(arms.SCRATCH),
+  "compute": lambda: compute(["base", *arms.TABLE]),
+  "samples": samples,
+  "repair": lambda *names: repair(names),
+}

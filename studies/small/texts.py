@@ -1,0 +1,173 @@
+"""Samples of a network and their measures; repair and calibration."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from dsl_jax import probes
+from dsl_jax.quality import estimate, mauve
+from studies.small import (
+  arms,
+  evaluate,
+  judge,
+  measures,
+  model,
+  sampling,
+  store,
+  train,
+)
+
+TEXTS = 3  # samples of a cell that are kept as text
+_RATES = (0.05, 0.1, 0.2)  # of wrong tokens, for repair
+_REPAIR_SNRS = (float("inf"), 40.0, 15.0, 8.0)
+_PROBED = 256
+
+
+def samplers(name: str) -> tuple[str, ...]:
+  """Returns the samplers of a network; a masked model has no others.
+
+  Args:
+    name: of the network.
+  """
+  masked = name == "A0" or arms.find(name).loss == "masked"
+  return sampling.DISCRETE if masked else sampling.NAMES
+
+
+def samples(study: store.Study, name: str, calls: int) -> None:
+  """Draws and measures the samples of a network at one budget.
+
+  A cell that is drawn is kept in the work folder, and an interrupted stage
+  draws what is missing.
+
+  Args:
+    study: where.
+    name: of the network.
+    calls: of the network, at most.
+  """
+  params, denoiser = study.weights(name), _denoiser(study, name)
+  result = study.read(name)
+  curve = result["scores"].get("mmse") if result else None
+  for sampler in samplers(name):
+    path = _cell_path(study, name, sampler, calls)
+    if path.exists():
+      continue
+    drawn = sampling.draw(
+      params, denoiser, sampler, calls, study.preset.drawn, curve
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+      path,
+      tokens=drawn.tokens_NL.astype(np.uint16),
+      cost=[drawn.calls, drawn.cpu_seconds, drawn.rewrites],
+    )
+    print(f"{name} {sampler} {calls} {drawn.cpu_seconds:.2f} s", flush=True)
+  stage = f"samples:{name}:{calls}"
+  content = {"name": stage, "cells": measure(study, name, calls)}
+  study.write(stage.replace(":", "-"), content)
+
+
+def measure(study: store.Study, name: str, calls: int) -> list[dict]:
+  """Measures cells that are drawn, and the test text itself.
+
+  Args:
+    study: where.
+    name: of the network.
+    calls: of the network, at most.
+  """
+  rows_NL = evaluate.held_out(study.packed["test"], study.preset.drawn)
+  drawn = {"text": (rows_NL, [0, 0, 0])}
+  for sampler in samplers(name):
+    with np.load(_cell_path(study, name, sampler, calls)) as file:
+      drawn[sampler] = file["tokens"].astype(np.int32), file["cost"].tolist()
+  train_NL = np.asarray(study.packed["train"].tokens_NL)
+  known = measures.known_words(train_NL)
+  every = np.concatenate([tokens for tokens, _ in drawn.values()])
+  V = study.preset.net.vocab_size
+  nats = np.split(measures.ngram_nats(train_NL, every, V), len(drawn))
+  judged = _judged(study, {cell: tokens for cell, (tokens, _) in drawn.items()})
+  found = []
+  for (sampler, (tokens_NL, cost)), nats_N in zip(drawn.items(), nats):
+    content = {"sampler": sampler, "budget": calls, "calls": cost[0]}
+    content |= {"cpu_seconds": round(cost[1], 4), "rewrites": round(cost[2], 4)}
+    content |= measures.cheap(tokens_NL, nats_N, known)
+    content |= judged.get(sampler, {})
+    content["texts"] = measures.decode(tokens_NL[:TEXTS])
+    found.append(content)
+  return found
+
+
+def _cell_path(study, name, sampler, calls):
+  return study.work / name / "samples" / f"{sampler}-{calls}.npz"
+
+
+def _judged(study, drawn):
+  """Perplexity and divergence of cells under the judge, if it is trained."""
+  if not pathlib.Path(study.work, "judge", "average.npz").exists():
+    return {}
+  params = train.load_params(str(study.work / "judge" / "average.npz"))
+  heads = study.preset.net.heads
+  # Other held-out rows than those that stand for text among the cells.
+  human = evaluate.held_out(study.packed["validation"], study.preset.drawn)
+  features = judge.read(params, human, heads)[1]
+  found = {}
+  for cell, tokens_NL in drawn.items():
+    nats_N, features_NM = judge.read(params, tokens_NL, heads)
+    chars_N = np.maximum(evaluate.characters(tokens_NL), 1)
+    judged = estimate.ratio(nats_N / np.log(2), chars_N)
+    score = mauve.score(features, features_NM)
+    found[cell] = {
+      "judge": [round(x, 5) for x in judged],
+      "mauve": [round(x, 5) for x in score[:4]],
+    }
+  return found
+
+
+def probe(study: store.Study, name: str) -> None:
+  """Measures repair of wrong tokens and calibration of hidden ones.
+
+  Args:
+    study: where.
+    name: of the network.
+  """
+  params, denoiser = study.weights(name), _denoiser(study, name)
+  count = min(_PROBED, study.preset.scored)
+  rows_NL = evaluate.held_out(study.packed["test"], count)
+  key, how = jax.random.key(0), {"clean_snr": model.CLEAN_SNR}
+  content: dict = {"name": f"probes:{name}", "repair": []}
+  repair = jax.jit(
+    lambda params, key, rows, snr, rate: probes.repair(
+      params, key, rows, denoiser=denoiser, rate=rate, snr=snr, **how
+    )
+  )
+  for snr in _REPAIR_SNRS:
+    for rate in _RATES:
+      found = repair(params, key, rows_NL, snr, rate)
+      found = jax.tree.map(np.asarray, found)
+      repaired = estimate.ratio(found["repaired"], found["wrong"])
+      kept = estimate.ratio(found["kept"], found["clean"])
+      content["repair"].append(
+        {
+          "snr": str(snr),
+          "rate": rate,
+          "repaired": [round(x, 5) for x in repaired],
+          "kept": [round(x, 5) for x in kept],
+        }
+      )
+  predict = jax.jit(
+    lambda params, key, rows: probes.hidden_predictions(
+      params, key, rows, denoiser=denoiser, **how
+    )
+  )
+  confidence, correct, hidden = map(np.asarray, predict(params, key, rows_NL))
+  content["calibration"] = estimate.reliability(
+    confidence[hidden], correct[hidden]
+  )
+  study.write(f"probes-{name}", content)
+
+
+def _denoiser(study, name):
+  """The network of a run; of a masked model, the one inside."""
+  arm = arms.Arm(loss="masked") if name == "A0" else arms.find(name)
+  denoiser = arms.network(arm, study.preset.net)
+  return model.masked_only(denoiser) if arm.loss == "masked" else denoiser

@@ -1,0 +1,179 @@
+"""Arms of the study differ in what their names say, and in nothing else."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsl_jax.nets import denoiser as denoiser_lib
+from studies.small import arms, controls, model, presets, sampling, train
+
+NET = dataclasses.replace(presets.QUICK.net, vocab_size=40)
+RUN = train.Run(steps=100, batch_size=4, learning_rate=1e-3)
+LAW = arms.Law(1.5, 1.0, (0.1, 1.0, 100.0), (1.0, 1.0, 1.0))
+LENGTH = 16
+# Name -> settings of the network and the training that differ from A3's.
+DIFFERENT = {
+  "A1": {"loss", "steps"},
+  "A2": {"endpoint_share"},
+  "A3": set(),
+  "A4": {"sees_snr", "snr_condition"},
+  "A5": {"unequal_norms"},
+  "A5t": {"unequal_norms", "sees_snr", "snr_condition"},
+  "A7": {"endpoint_share"},
+  "A8": {"smooth"},
+  "information": {"law"},
+  "skip-learned": {"evidence_skip", "steps"},
+  "share-0.75": {"endpoint_share"},
+  "bound-weight": {"bound_weight"},
+  "per-token": {"per_token"},
+  "clean-50": {"clean_snr"},
+  "paper-converter": {
+    "beta",
+    "beta_init",
+    "converter_rate",
+    "converter_lr_scale",
+  },
+  "skip-prior-0.5": {"evidence_skip", "mask_prior", "steps"},
+  "rate-2": {"rate", "learning_rate"},
+  "long": {"length", "steps"},
+}
+
+
+def _configuration(name):
+  """Everything that determines a run but its data."""
+  arm = arms.find(name)
+  steps = arms.num_steps(arm, model.NET, presets.SMALL.arm, 64)
+  return (
+    dataclasses.asdict(arm)
+    | dataclasses.asdict(arms.network_config(arm, NET))
+    | dataclasses.asdict(arms.settings(arm, presets.SMALL.arm, steps))
+  )
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_an_arm_differs_in_what_its_name_says(name):
+  ours, first = _configuration(name), _configuration("A3")
+  skip = {"evidence_skip"} if "skip" in name else set()
+  found = {key for key in ours if ours[key] != first[key]} | skip
+  assert found == DIFFERENT[name]
+
+
+def test_seeds_differ_in_the_seed_alone():
+  first, second = _configuration("A3"), _configuration("A3.s2")
+  assert first | {"seed": 2} == second
+
+
+@pytest.mark.parametrize("name", arms.TABLE)
+def test_compute_is_equal(name):
+  arm, one = arms.find(name), arms.Arm()
+  steps = arms.num_steps(arm, model.NET, presets.SMALL.arm, 64) / arm.length
+  ratio = steps * arms.flops(arm, model.NET, 16, 64)
+  ratio /= presets.SMALL.arm.steps * arms.flops(one, model.NET, 16, 64)
+  assert abs(ratio - 1) < 0.02
+
+
+@pytest.mark.parametrize("name", ["A1", "A3"])
+def test_flops_are_those_of_the_compiled_step(name):
+  """Within 5 %: the count leaves out what is not a product."""
+  net = dataclasses.replace(model.NET, depth=1)
+  arm = arms.find(name)
+  loss = arms.objective(arm, arms.network(arm, net), LAW)
+  grad = jax.jit(jax.grad(loss))
+  tokens_BL = jax.ShapeDtypeStruct((4, 64), jnp.int32)
+  params = jax.eval_shape(arms.network(arm, net).init, jax.random.key(0))
+  cost = grad.lower(params, jax.random.key(0), tokens_BL).cost_analysis()
+  assert cost["flops"] == pytest.approx(arms.flops(arm, net, 4, 64), rel=0.05)
+
+
+def test_laws_draw_what_their_names_say():
+  def draw(name, **change):
+    arm = dataclasses.replace(arms.find(name), **change)
+    law = arms.draw_law(arm, LAW)({})
+    return np.asarray(law(jax.random.key(0), (400, LENGTH)))
+
+  hard = draw("A8", endpoint_share=1.0)
+  assert set(np.unique(hard)) == {0.0, 100.0}
+  smooth = draw("A2")
+  assert np.all((smooth < 1) | (smooth >= 80))
+  spread = draw("A7")
+  assert np.all(spread == spread[:, :1])
+  assert np.log(spread[:, 0]).mean() == pytest.approx(LAW.mu, abs=0.15)
+  both = draw("A3")
+  shared = np.all(both == both[:, :1], axis=1).mean()
+  assert shared == pytest.approx(0.75, abs=0.07)
+  assert np.any(draw("per-token", endpoint_share=0.0)[0] != spread[0, 0])
+
+
+def test_the_law_of_information_has_the_given_density():
+  grid = np.geomspace(1, np.e**2, 201)
+  density = np.where(np.log(grid) < 1, 3.0, 1.0)
+  law = controls.by_quantiles(controls.quantiles(grid, density), False)
+  snr = np.asarray(law(jax.random.key(0), (4000, 2)))
+  assert (snr[:, 0] < np.e).mean() == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["A4", "A5", "A5t", "skip-learned"])
+def test_controls_start_from_the_function_of_a3(name):
+  """At the endpoints the fresh networks are the base, whatever the SNR."""
+  base = arms.network(arms.Arm(), NET).init(jax.random.key(3))
+  base = jax.tree.map(lambda x: x + 0.1 * jnp.cos(1e3 * x), base)
+  z_BLD = jax.random.normal(jax.random.key(4), (2, LENGTH, NET.sphere_dim))
+
+  def logits(arm, snr):
+    denoiser = arms.network(arm, NET)
+    params = arms.start(arm, NET, base, LAW)
+    snr_BL = jnp.full((2, LENGTH), snr, jnp.float32)
+    h = denoiser_lib.hidden_states(denoiser, params, z_BLD, snr_BL)
+    head, bias = denoiser.head(params)
+    return np.asarray(h @ head.T + bias[None, None])
+
+  want = logits(arms.Arm(), 1.0)
+  for snr in (0.0, 3.0, np.inf):
+    found = logits(arms.find(name), snr)
+    np.testing.assert_allclose(found, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", ["paper-converter", "skip-prior-0.5"])
+def test_an_arm_may_replace_the_converter_of_the_base(name):
+  base = arms.network(arms.Arm(), NET).init(jax.random.key(3))
+  arm = arms.find(name)
+  ours = arms.start(arm, NET, base, LAW)["converter"]
+  leaf = "mask_bias" if "prior" in name else "beta"
+  assert ours[leaf] != base["converter"][leaf]
+  same = [key for key in ours if np.all(ours[key] == base["converter"][key])]
+  assert set(same) == set(ours) - {leaf}
+
+
+def test_norms_are_unequal_with_mean_square_one():
+  arm = arms.find("A5")
+  denoiser = arms.network(arm, NET)
+  params = denoiser.init(jax.random.key(0))
+  norm_V = np.linalg.norm(np.asarray(denoiser.table(params)), axis=1)
+  assert np.mean(norm_V**2) == pytest.approx(1, abs=1e-5)
+  assert norm_V.min() < 0.7 < 1.3 < norm_V.max()
+
+
+@pytest.mark.parametrize("name", sampling.NAMES)
+def test_samplers_keep_their_budget(name):
+  """Calls are at most those asked for, and every token is committed."""
+  denoiser = arms.network(arms.Arm(), presets.QUICK.net)
+  params = denoiser.init(jax.random.key(0))
+  mmse = np.linspace(1, 0, 32).tolist()
+  drawn = sampling.draw(params, denoiser, name, 4, 2, mmse)
+  assert 1 < drawn.calls <= 4
+  assert drawn.tokens_NL.shape == (2, 64)
+
+
+def test_changes_of_weights_are_kept_to_a_small_error(tmp_path):
+  denoiser = arms.network(arms.Arm(), NET)
+  base, other = (denoiser.init(jax.random.key(i)) for i in (0, 1))
+  path = str(tmp_path / "change.npz")
+  train.save_change(path, other | {"new": {"x": jnp.ones(3)}}, base)
+  found = train.load_change(path, base)
+  np.testing.assert_allclose(found["new"]["x"], 1, atol=1e-6)
+  table, want = found["converter"]["table"], other["converter"]["table"]
+  change = np.abs(want - base["converter"]["table"]).max()
+  np.testing.assert_allclose(table, want, atol=change / 250)
