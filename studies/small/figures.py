@@ -6,6 +6,7 @@ python -m studies.small.figures
 import json
 import pathlib
 
+import matplotlib
 import numpy as np
 
 from dsl_jax.modes import plots
@@ -102,8 +103,9 @@ def samples(measure: str, label: str) -> bytes:
     label: of the axis.
   """
   fig, axes = plots.figure("network calls", label)
+  palette = matplotlib.colormaps["tab20"]
   text: float | None = None
-  colours: dict[str, str] = {}
+  colours: dict[str, tuple] = {}
   for name, style in _STYLES.items():
     for sampler in dict.fromkeys(x["sampler"] for x in tables.cells(name)):
       found = [x for x in tables.cells(name) if x["sampler"] == sampler]
@@ -113,7 +115,7 @@ def samples(measure: str, label: str) -> bytes:
       if sampler == "text":
         text = values[0, 0]
         continue
-      colours.setdefault(sampler, f"C{len(colours) % 10}")
+      colours.setdefault(sampler, palette(len(colours)))
       axes.errorbar(
         [x["calls"] for x in found],
         values[:, 0],

@@ -256,13 +256,16 @@ def _run(study, name):
   kind, _, of = name.partition(":")
   if name in known:
     known[name](study)
-  elif kind == "samples":
-    network, _, calls = of.partition(":")
-    texts.samples(study, network, int(calls))
-  elif kind == "probes":
-    texts.probe(study, of)
-  else:
+  elif kind not in ("samples", "probes"):
     one_arm(study, name)
+  else:
+    network, _, calls = of.partition(":")
+    if not study.has_weights(network):  # few are in `results/`
+      one_arm(study, network)
+    if kind == "samples":
+      texts.samples(study, network, int(calls))
+    else:
+      texts.probe(study, network)
 
 
 def _watcher(study, denoiser, clean_snr=model.CLEAN_SNR):

@@ -43,6 +43,11 @@ class Study(NamedTuple):
       return train.load_params(str(path))
     return train.load_change(str(self.results / f"{name}.npz"), self.base())
 
+  def has_weights(self, name: str) -> bool:
+    """Returns whether `weights` finds them."""
+    kept = (self.results / f"{name}.npz").exists()
+    return name == "A0" or kept or (self.work / name / "average.npz").exists()
+
   def law(self) -> arms.Law:
     """Returns the measured log-normal law."""
     content = self.read("law")
