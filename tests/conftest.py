@@ -7,6 +7,7 @@ spends no effort on optimisation.
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
 
 import jax
 
