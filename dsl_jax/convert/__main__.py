@@ -36,7 +36,7 @@ def _load_mdlm(args):
   """Does the same for an MDLM or a converted folder, whose notes are kept."""
   options = {key: vars(args)[key] for key, *_ in _OPTIONS if key in args}
   options["use_ema"] = not args.raw
-  params, cfg = mdlm.load(args.source, progress=True, **options)
+  params, cfg = mdlm.load(args.source, **options)
   given = {key: options.get(key) for key in ("use_ema", "mask_id", "heads")}
   opened = mdlm.open_mdlm(args.source, **given)
   length = args.length or opened.config.get("model_length", 1024)

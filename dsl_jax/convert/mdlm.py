@@ -202,7 +202,7 @@ def open_mdlm(
   return Source(tensors, sizes, heads, mask_id, config)
 
 
-def _read_params(path, opened, progress) -> dict:
+def _read_params(path, opened) -> dict:
   """Reads leaf after leaf; the blocks are stacked."""
   entries_by_path: dict[str, list[mapping.Entry]] = {}
   has_converter = opened.sizes.sphere_dim is not None
@@ -210,7 +210,8 @@ def _read_params(path, opened, progress) -> dict:
     entries_by_path.setdefault(entry.path, []).append(entry)
 
   params: dict = {}
-  bar = tqdm.tqdm(entries_by_path.items(), "reading", disable=not progress)
+  quiet = None if jax.process_index() == 0 else True  # None: on a terminal
+  bar = tqdm.tqdm(entries_by_path.items(), "reading", disable=quiet)
   for dotted, entries in bar:
     arrays = []
     for entry in entries:
@@ -270,7 +271,7 @@ def _mdlm_tensors(params, depth, mask_id) -> dict[str, np.ndarray]:
   return tensors
 
 
-def load(  # noqa: PLR0913
+def load(
   path: str | pathlib.Path,
   *,
   use_ema: bool = True,
@@ -280,7 +281,6 @@ def load(  # noqa: PLR0913
   beta_init: float = 1.0,
   mask_prior: float = 0.99,
   seed: int = 0,
-  progress: bool = False,
 ) -> tuple[dict, denoiser_lib.NetConfig]:
   """Loads an MDLM as a DSL model.
 
@@ -293,7 +293,6 @@ def load(  # noqa: PLR0913
     heads: attention heads, for a file with neither the rotary buffer nor a
       config.json.
     sphere_dim, beta_init, mask_prior, seed: of a fresh converter.
-    progress: whether to show a progress bar.
 
   Returns:
     params, cfg: for `make_denoiser(cfg)`, whose `hidden_tokens` and `head`
@@ -315,7 +314,7 @@ def load(  # noqa: PLR0913
     mask_prior=mask_prior,
     evidence_skip=opened.config.get(folder.EVIDENCE_SKIP, False),
   )
-  params = _read_params(path, opened, progress)
+  params = _read_params(path, opened)
   if "converter" not in params:
     init = denoiser_lib.make_denoiser(cfg).init
     # Only the converter is computed: the compiler drops the rest.

@@ -29,7 +29,6 @@ def convert_checkpoint(cfg: config_lib.Config) -> dict:
     beta_init=cfg.net.beta_init,
     mask_prior=cfg.net.mask_prior,
     seed=cfg.seed,
-    progress=jax.process_index() == 0,
   )
   sizes = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
   for name in sizes:
