@@ -1,6 +1,8 @@
 """Arms of the study differ in what their names say, and in nothing else."""
 
 import dataclasses
+import importlib
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -177,3 +179,8 @@ def test_changes_of_weights_are_kept_to_a_small_error(tmp_path):
   table, want = found["converter"]["table"], other["converter"]["table"]
   change = np.abs(want - base["converter"]["table"]).max()
   np.testing.assert_allclose(table, want, atol=change / 250)
+
+
+def test_every_module_of_the_study_imports():
+  for path in pathlib.Path(arms.__file__).parent.glob("*.py"):
+    importlib.import_module(f"studies.small.{path.stem}")

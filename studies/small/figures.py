@@ -9,7 +9,7 @@ import pathlib
 import matplotlib
 import numpy as np
 
-from dsl_jax.modes import plots
+from dsl_jax.modes import pages
 from studies.small import arms, data, evaluate, presets, tables
 
 OUT = pathlib.Path("docs/study")
@@ -19,7 +19,7 @@ _STYLES = {"A1": "s--", "skip": "o-"}  # networks whose samples are drawn
 def arms_bounds() -> bytes:
   """Draws the bounds of every arm, with two standard errors."""
   names = [x for x in ["A0", *arms.ARMS] if tables.score(x, "endpoint")]
-  fig, axes = plots.figure("bits a character", "")
+  fig, axes = pages.figure("bits a character", "")
   for bound, marker in (("endpoint", "o"), ("integral", "s")):
     found = [tables.score(name, bound) for name in names]
     place = [i for i, x in enumerate(found) if x]
@@ -32,12 +32,12 @@ def arms_bounds() -> bytes:
   axes.invert_yaxis()
   axes.legend(frameon=False)
   axes.set_title("Bounds on held-out text, equal compute from one base")
-  return plots.png(fig)
+  return pages.png(fig)
 
 
 def gaps() -> bytes:
   """Draws the path gap against the endpoint bound of every DSL network."""
-  fig, axes = plots.figure(
+  fig, axes = pages.figure(
     "endpoint bound, bits a character", "integral - endpoint"
   )
   for name in ["A3", *arms.ARMS, *arms.GAP]:
@@ -51,12 +51,12 @@ def gaps() -> bytes:
     axes.text(first[0], axes.get_ylim()[1], "A1", va="top")
   axes.axhline(0.05, color="green", linestyle=":", linewidth=0.8)
   axes.set_title("The path gap; left of the line is better than A1")
-  return plots.png(fig)
+  return pages.png(fig)
 
 
 def training() -> bytes:
   """Draws the validation bound from scratch over compute."""
-  fig, axes = plots.figure("FLOPs", "endpoint bound, validation")
+  fig, axes = pages.figure("FLOPs", "endpoint bound, validation")
   for name in ("base", *arms.SCRATCH):
     run, log = tables.history(name)
     if log:
@@ -72,12 +72,12 @@ def training() -> bytes:
       )
   axes.legend(frameon=False)
   axes.set_title("From scratch")
-  return plots.png(fig)
+  return pages.png(fig)
 
 
 def information() -> bytes:
   """Draws the density of information over log SNR, and the law."""
-  fig, axes = plots.figure("SNR", "t mmse(t) / 2, nats a token")
+  fig, axes = pages.figure("SNR", "t mmse(t) / 2, nats a token")
   law = tables.law()
   if law:
     density = np.array(law["density"]) / 2
@@ -92,7 +92,7 @@ def information() -> bytes:
       axes.plot(grid, grid * curve / 2, ".-", label=name)
   axes.set(xscale="log")
   axes.legend(frameon=False)
-  return plots.png(fig)
+  return pages.png(fig)
 
 
 def samples(measure: str, label: str) -> bytes:
@@ -102,7 +102,7 @@ def samples(measure: str, label: str) -> bytes:
     measure: such as `ngram`.
     label: of the axis.
   """
-  fig, axes = plots.figure("network calls", label)
+  fig, axes = pages.figure("network calls", label)
   palette = matplotlib.colormaps["tab20"]
   text: float | None = None
   colours: dict[str, tuple] = {}
@@ -134,7 +134,7 @@ def samples(measure: str, label: str) -> bytes:
   axes.set_xticks(budgets, [str(calls) for calls in budgets])
   fig.set_size_inches(8, 4.5)
   fig.legend(loc="outside right upper", frameon=False, fontsize=7)
-  return plots.png(fig)
+  return pages.png(fig)
 
 
 def main() -> None:
