@@ -239,14 +239,16 @@ def mmse_curve(
   *,
   denoiser: Denoiser,
   snr_grid: jax.Array,
+  by_sequence: bool = False,
 ) -> jax.Array:
   """Mean square error E|x_i - xhat_i|^2 per token, all tokens at one SNR.
 
   Args:
     snr_grid: increasing, finite SNRs, [T].
+    by_sequence: returns the curve of every sequence, for standard errors.
 
   Returns:
-    mmse_T, f32.
+    mmse_T, f32, or mmse_BT.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.snr_grid(snr_grid)
@@ -256,6 +258,8 @@ def mmse_curve(
   def at(inputs):
     key, snr = inputs
     snr_B = jnp.full(len(tokens_BL), snr)
-    return jnp.mean(_square_error(params, key, x_BLD, snr_B, denoiser))
+    error_BL = _square_error(params, key, x_BLD, snr_B, denoiser)
+    return jnp.mean(error_BL, axis=-1)
 
-  return jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
+  mmse_TB = jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
+  return mmse_TB.T if by_sequence else jnp.mean(mmse_TB, axis=-1)

@@ -101,13 +101,16 @@ def test_integral_and_endpoint_equal_the_entropy(law, estimator, settings):
 
 
 def test_mmse_falls_with_snr_and_starts_at_the_prior(law):
-  curve = likelihood.mmse_curve(
+  estimator = functools.partial(
+    likelihood.mmse_curve,
     law.params,
     KEY,
     law.sample(1, 2048),
     denoiser=law.denoiser,
     snr_grid=np.array([0.0, 1.0, 4.0, 16.0, 64.0]),
   )
+  curve, curves_BT = estimator(), estimator(by_sequence=True)
+  np.testing.assert_allclose(curves_BT.mean(axis=0), curve, atol=1e-5)
   assert (np.diff(np.asarray(curve)) < 0).all() and curve[-1] < 1e-3
   prior = marginals(law) @ np.asarray(law.params["table"])
   expected = 1 - np.mean(np.sum(prior**2, -1))

@@ -75,12 +75,16 @@ def write_weights(
   from safetensors import numpy as safetensors_numpy
 
   path.parent.mkdir(parents=True, exist_ok=True)
-  content = safetensors_numpy.save(
+  partial = path.with_name(path.name + ".partial")  # written without a copy
+  partial.touch()
+  mode = partial.stat().st_mode  # safetensors would hide it from others
+  safetensors_numpy.save_file(
     {name: np.asarray(array, order="C") for name, array in tensors.items()},
+    partial,
     metadata={"format": "pt", "mask_id": str(mask_id)},
   )
-  with storage.replacing(path) as file:
-    file.write(content)
+  partial.chmod(mode)
+  partial.replace(path)
 
 
 def write(

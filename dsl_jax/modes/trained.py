@@ -103,14 +103,8 @@ def mmse_rows(
   cfg: config_lib.Config, params: dict, rows_NL: np.ndarray, stream: str
 ) -> np.ndarray:
   """Returns the mmse curve of every row, [N, T], on eval's grid of SNRs."""
-
-  def curves(params, key, tokens_BL, **options):
-    curve = functools.partial(likelihood.mmse_curve, params, **options)
-    return jax.vmap(curve)(
-      jax.random.split(key, len(tokens_BL)), tokens_BL[:, None]
-    )
-
-  curves = jit(cfg, curves, snr_grid=cfg.eval.snr_grid())
+  options = {"snr_grid": cfg.eval.snr_grid(), "by_sequence": True}
+  curves = jit(cfg, likelihood.mmse_curve, **options)
   return map_rows(cfg, functools.partial(curves, params), rows_NL, stream)
 
 
