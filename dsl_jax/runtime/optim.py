@@ -53,7 +53,7 @@ def _muon(cfg, adam):
   that one learning rate serves both (Liu et al., arXiv 2502.16982).
   """
   matrices = ("qkv", "attn_out", "mlp_in", "mlp_out")
-  is_matrix = _mask(lambda keys: keys[-1] == "kernel" and keys[1] in matrices)
+  is_matrix = _mask(lambda keys: keys[-2:][0] in matrices and "kernel" in keys)
   muon = optax.contrib.muon(
     -1.0,  # keeps the sign; the schedule follows
     mu_dtype=cfg.mu_dtype,
