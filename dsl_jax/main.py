@@ -11,7 +11,15 @@ python -m dsl_jax.main --workdir=runs/quickstart --mode=report
 
 import importlib
 import os
+import re
+import signal
 import sys
+
+from dsl_jax.runtime import stops
+
+if __name__ == "__main__":  # the other imports take seconds
+  if not re.search(r"-mode[= ](?!train\b)", " ".join(sys.argv)):
+    stops.end_at_once()
 
 import jax
 
@@ -40,6 +48,8 @@ def join_hosts() -> None:
     jax.distributed.initialize(address, count, index)
   elif os.environ.get("DSL_DISTRIBUTED") == "1":  # a pod: JAX asks its metadata
     jax.distributed.initialize()
+  if jax.process_count() > 1:  # JAX handles SIGTERM now
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(argv: list[str]) -> int:

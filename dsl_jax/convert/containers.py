@@ -76,7 +76,7 @@ def read_shards(index: pathlib.Path) -> Container:
   tensors: dict[str, LazyTensor] = {}
   stored = []
   for name in names:
-    with readable(index.parent / name):
+    with readable(index.parent / name[:80]):
       shard = read_safetensors(index.parent / pathlib.Path(name).name).tensors
     stored += [(key, name) for key in shard]
     tensors |= shard

@@ -34,6 +34,14 @@ def check_config(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
       raise ValueError(
         f"{path}: {name} in config.json is {value}; set it to {fact}."
       )
+  # What training used, if that is known.
+  for name, kinds in (("model_length", (int,)), (CLEAN_SNR, (int, float))):
+    value = config.get(name, 1)
+    if type(value) not in kinds or not 0 < value < 1e30:
+      raise ValueError(
+        f"{path}: {name} in config.json is {value!r:.80}; give a number of "
+        f"type {kinds[-1].__name__} above 0."
+      )
 
 
 def check_free(path: str | pathlib.Path) -> None:

@@ -132,15 +132,22 @@ def _heads(path, frequencies, width, heads) -> int:
   return heads
 
 
-def _check_mask(path, bias, mask_id):
-  """Checks that mask_id is the row that training never changed from zero."""
-  zeros = np.flatnonzero(bias == 0)
-  if len(zeros) == 1 and zeros[0] != mask_id:
-    raise ValueError(
-      f"mask_id is {mask_id} for {path}, but MDLM leaves the mask's element of "
-      f"output_layer.linear.bias at zero, which is row {zeros[0]}; give "
-      f"mask_id={zeros[0]} (--mask_id)."
-    )
+def _check_mask(path, tensors, mask_id):
+  """Checks that mask_id is a row that training never changed from zero."""
+  names = "output_layer.linear.bias", "output_layer.linear.weight"
+  rows = np.arange(tensors[names[0]].shape[0])
+  for name in names:
+    array = read_finite(path, name, tensors[name]).reshape(len(rows), -1)
+    zeros = rows[~array.any(axis=1)[rows]]
+    if len(zeros) and mask_id not in zeros:
+      raise ValueError(
+        f"mask_id is {mask_id} for {path}, but MDLM leaves the mask's row of "
+        f"{name} at zero, as is row {zeros[0]}; give mask_id={zeros[0]} "
+        "(--mask_id)."
+      )
+    if len(zeros) == 1:
+      break
+    rows = zeros if len(zeros) else rows
 
 
 def open_mdlm(
@@ -194,11 +201,16 @@ def open_mdlm(
     heads = config.get("n_heads")
   heads = _heads(path, frequencies, width, heads)
   folder.check_config(path, config, sizes, heads)
-  if mask_id is None and "mask_id" in container.metadata:
-    mask_id = int(container.metadata["mask_id"])
+  noted = container.metadata.get("mask_id")
+  if mask_id is None and noted is not None:
+    if not re.fullmatch("[0-9]{1,9}", noted):  # int() takes other digits too
+      raise ValueError(
+        f"{path}: mask_id in its metadata is {noted[:80]!r}; give the mask's "
+        "row (mask_id, --mask_id)."
+      )
+    mask_id = int(noted)
   mask_id = mapping.check_mask_id(mask_id, rows)
-  bias = "output_layer.linear.bias"
-  _check_mask(path, read_finite(path, bias, tensors[bias]), mask_id)
+  _check_mask(path, tensors, mask_id)
   return Source(tensors, sizes, heads, mask_id, config)
 
 

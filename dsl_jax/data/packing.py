@@ -22,6 +22,15 @@ _HASHED = 1 << 24  # bytes of a block, hashed together
 _SAMPLES = 4  # blocks checked by `load`: files up to 64 MiB are checked whole
 _TOKENS = 1 << 20  # tokens gathered before rows are written
 _DOCUMENTS = 256  # documents encoded together
+_FACTS = {  # of a manifest, and their types
+  "length": int,
+  "wrap": bool,
+  "vocab_size": int,
+  "rows": int,
+  **dict.fromkeys(("split", "fingerprint", "corpus", "source"), str),
+  **dict.fromkeys(("tokenizer", "data_sha256", "manifest_sha256"), str),
+  "chunk_sha256": list,
+}
 
 
 class Packed(NamedTuple):
@@ -89,6 +98,28 @@ def is_finished(directory: str, split: str) -> bool:
   return os.path.exists(os.path.join(directory, f"{split}.json"))
 
 
+def _check_rows(data: np.ndarray, manifest: dict) -> None:
+  """Raises ValueError unless data, bytes, are the rows of the manifest."""
+  for name, kind in _FACTS.items():
+    if type(manifest.get(name)) is not kind:
+      raise ValueError(f"{name} is not of type {kind.__name__}")
+  hashes, sizes = (
+    manifest["chunk_sha256"],
+    (manifest["rows"], manifest["length"]),
+  )
+  intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
+  intact = intact and min(sizes) > 0 and data.size == 4 * sizes[0] * sizes[1]
+  intact = intact and len(hashes) == -(-data.size // _HASHED)
+  if not intact:
+    raise ValueError("damaged, or of other rows")
+  for i in {*np.linspace(0, len(hashes) - 1, _SAMPLES, dtype=int).tolist()}:
+    ids = data[i * _HASHED : (i + 1) * _HASHED].view("<u4")
+    if _hash(data.data, i) != hashes[i]:
+      raise ValueError("damaged, or of other rows")
+    if ids.max() >= manifest["vocab_size"]:  # a negative one is large here
+      raise ValueError("an id outside the vocabulary")
+
+
 def load(directory: str, split: str) -> Packed:
   """Opens the rows of a split and checks that they are what was written.
 
@@ -104,15 +135,8 @@ def load(directory: str, split: str) -> Packed:
   with errors.reading(f"{stem}.json or {stem}.bin", fix):
     manifest = storage.read_json(f"{stem}.json", fix)
     data = np.memmap(f"{stem}.bin", np.uint8, "r")
-    shape = manifest["rows"], manifest["length"]
-    hashes = manifest["chunk_sha256"]
-    intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
-    intact = intact and data.size == 4 * shape[0] * shape[1]
-    for i in {*np.linspace(0, len(hashes) - 1, _SAMPLES, dtype=int).tolist()}:
-      intact = intact and _hash(data.data, i) == hashes[i]
-    if not intact:
-      raise ValueError("damaged, or of other rows")
-  return Packed(data.view("<i4").reshape(shape), manifest)
+    _check_rows(data, manifest)
+  return Packed(data.view("<i4").reshape(-1, manifest["length"]), manifest)
 
 
 def _check_wrap(
@@ -181,7 +205,7 @@ def write(
     for name, value in settings.items():
       if packed.manifest[name] != value:
         raise ValueError(
-          f"{stem}.json was prepared with {name}={packed.manifest[name]!r} "
+          f"{stem}.json was prepared with {name}={packed.manifest[name]!r:.80} "
           f"instead of {value!r}; choose another output directory or delete it."
         )
     return packed

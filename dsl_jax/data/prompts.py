@@ -30,10 +30,12 @@ def parse(
   tokens: list[int] = []  # -1 in gaps
   for number, part in enumerate(_GAP.split(text)):
     if number % 2:  # a gap: its size, or None for [MASK]
-      # A gap longer than the sequence is an error below and needs no memory.
-      size = min(int(part or 1), length + 1)
-      if not size:
-        raise ValueError(f"{name} has the gap [MASK:{part}]; use 1 or more.")
+      # A gap longer than the sequence is an error below and needs no memory,
+      # and Python rejects numbers of thousands of digits.
+      digits = "1" if part is None else part.lstrip("0")[:9]
+      if not digits:
+        raise ValueError(f"{name} has the gap [MASK:0]; use 1 or more.")
+      size = min(int(digits), length + 1)
       tokens += [-1] * size
     elif part:
       try:

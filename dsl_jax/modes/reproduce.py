@@ -25,6 +25,8 @@ from dsl_jax.runtime import errors, storage
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
+_FIX = "delete it and run this again."
+_SHOWN = ("mauve", "gen_ppl_remdm", "entropy", "reference_entropy")
 _BLEU_SAMPLES = 500  # self-BLEU compares every sample with all others
 _COLUMNS = {  # table: type of its columns and the default ones
   "owt_mauve": (int, "128,256,512,1024"),
@@ -72,7 +74,8 @@ def _cached(path, make):
     path.parent.mkdir(exist_ok=True)
     with storage.replacing(path) as file:
       np.save(file, array)
-  return np.load(path)
+  with errors.reading(str(path), _FIX):
+    return np.load(path)
 
 
 def _features(folder, judge, words):
@@ -115,11 +118,24 @@ def _show_scores(result):
   lines = [
     f"{name:<20}{entry['value']:12.4g} +- {entry['stderr']:.2g}"
     for name, entry in result.items()
-    if isinstance(entry, dict) and entry.get("stderr") is not None
+    if isinstance(entry, dict) and entry.get("stderr", math.nan) >= 0
   ]
   judge, seed = result["judge"], result["seed"]
   lines.append(f"{result['samples']} texts, judge {judge}, seed {seed}")
   return "\n".join(lines)
+
+
+def _read_scores(path):
+  """Reads the scores of a file, in which undefined numbers are null."""
+  with errors.reading(str(path), _FIX):
+    scores = storage.read_json(path, _FIX)
+    entries = [x for x in scores.values() if isinstance(x, dict)]
+    scored = [x for x in entries if "stderr" in x]
+    for entry in scored + [scores[name] for name in _SHOWN]:
+      for key in ("value", "stderr"):
+        entry[key] = float("nan" if entry[key] is None else entry[key])
+    _show_scores(scores)
+  return scores
 
 
 def load_texts(path: str) -> list[str]:
@@ -347,7 +363,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       scores = _score(samples, human, judge, folder / "features")
     scores |= job.identity | effort
     storage.write_json(job.scores, scores)
-  results = {k: storage.read_json(job.scores) for k, job in jobs.items()}
+  results = {k: _read_scores(job.scores) for k, job in jobs.items()}
   if text:
     print(_show_scores(results[text]))
   else:

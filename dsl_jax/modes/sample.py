@@ -37,13 +37,6 @@ def _parse_prompts(cfg, tokenizer):
   return requests
 
 
-def _remove(target, settings):
-  """Removes incomplete lines, and samples of the same settings."""
-  rows = storage.read_jsonl(target) if target.exists() else []
-  kept = [row for row in rows if row.get("settings") != settings]
-  storage.write_jsonl(target, kept)
-
-
 def sample(cfg: config_lib.Config, workdir: str) -> None:
   """Writes samples to WORKDIR/samples.jsonl and prints some of them.
 
@@ -60,7 +53,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     params, step = trained.restore(cfg, workdir)
     settings = dataclasses.asdict(c) | {"trace": "", "train_step": step}
     if jax.process_index() == 0:
-      _remove(target, settings)
+      storage.filter_jsonl(target, lambda x: x.get("settings") != settings)
     mesh = sharding_lib.make_mesh(cfg.mesh)
     curve = None
     if c.path == "information":

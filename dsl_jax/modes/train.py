@@ -109,8 +109,12 @@ def make_loader(
 
 def make_held_out_loss(
   cfg: config_lib.Config, mesh: jax.sharding.Mesh, held_out: packing.Packed
-) -> Callable[[dict], dict]:
-  """Returns params -> {"loss", "bits"}: the same rows and noise every time."""
+) -> Callable[[dict, Callable], dict | None]:
+  """Returns a function that measures {"loss", "bits"} of parameters.
+
+  Rows and noise are the same every time. Its second argument is a function that
+  is called after every batch; the result is None if it returns True.
+  """
   loss_fn = state_lib.make_loss(cfg, dropout=False)
   whole = sharding_lib.replicated(mesh)
 
@@ -128,8 +132,14 @@ def make_held_out_loss(
     number = jax.device_put(np.int32(len(arguments)), whole)
     arguments.append((tokens_BL, mask_BL, number))
 
-  def held_out_loss(params):
-    sums = jax.device_get([batch_sums(params, *args) for args in arguments])
+  def held_out_loss(params, stopped):
+    sums: list = []
+    for args in arguments:
+      sums.append(batch_sums(params, *args))
+      jax.block_until_ready(sums[-2:-1])
+      if stopped():
+        return None
+    sums = jax.device_get(sums)
     loss = sum(s["nll"] for s in sums) / sum(s["tokens"] for s in sums)
     return {"loss": float(loss), "bits": float(loss / np.log(2))}
 
@@ -185,14 +195,18 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   edges = c.log_every, c.eval_every, c.checkpoint_every
   calls = loop.calls(start, c.steps, c.steps_per_call, *edges)
   with contextlib.ExitStack() as stack:
+    stopping = stack.enter_context(loop.stop_signal())
     stack.callback(checkpoints.close)
     stack.callback(recorder.close)
-    stopping = stack.enter_context(loop.stop_signal())
     note = stack.enter_context(loop.watch())
     profile = stack.enter_context(
       loop.profile(workdir, c.profile_at, c.profile_steps)
     )
     profile(start)
+
+    def interrupted():  # hosts agree to stop after a step, not in between
+      return jax.process_count() == 1 and stopping(start)
+
     pending = None  # the sums of a call are read while the next one runs
     ending = "train.steps"
     for (first, count), (tokens_KBL, count_here) in loop.prefetch(load, calls):
@@ -208,15 +222,15 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
       last = step == c.steps or stopped or timed_out
       # After a signal there may be time for a save, but not for more.
       evaluating = loop.due(step, c.eval_every, last) and not stopped
-      saving = loop.due(step, c.checkpoint_every, last)
-      if evaluating or saving:
+      if evaluating or loop.due(step, c.checkpoint_every, last):
         record_call(recorder, *pending)  # nothing is saved after a bad step
         pending = None
         note(f"evaluating or saving at step {step}")
-        scores = held_out_loss(state.ema) if evaluating else None
+        scores = held_out_loss(state.ema, interrupted) if evaluating else None
         if scores:
           recorder.write(step, "validation", scores)
-        if saving:
+        stopped = stopped or (evaluating and not scores)
+        if loop.due(step, c.checkpoint_every, last or stopped):
           checkpoints.save(step, state, scores)
         recorder.restart_clock()
       profile(step)

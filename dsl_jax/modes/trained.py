@@ -29,10 +29,10 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
   folder = data.dir or "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
   keys = ("corpus", "tokenizer", "length", "wrap")
   settings = {key: getattr(data, key) for key in keys} | {"out": folder}
+  corpora.check(data.corpus)
   if data.corpus == "kjv":  # comes with a package and is packed in seconds
     prepare.prepare(**settings)
   elif not packing.is_finished(folder, split):
-    corpora.check(data.corpus)
     flags = " ".join(f"--{key}={value}" for key, value in settings.items())
     raise errors.UserError(
       f"{folder} has no prepared {split} rows; run python -m "

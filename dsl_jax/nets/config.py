@@ -61,4 +61,4 @@ class NetConfig:
 
   def _check(self, name, valid, fix):
     if not valid:
-      raise ValueError(f"{name} is {getattr(self, name)!r}; {fix}.")
+      raise ValueError(f"{name} is {getattr(self, name)!r:.80}; {fix}.")

@@ -38,7 +38,9 @@ class _Section:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.metadata and not field.metadata["contains"](value):
-        raise ValueError(f"{field.name} is {value!r}; {field.metadata['fix']}.")
+        raise ValueError(
+          f"{field.name} is {value!r:.80}; {field.metadata['fix']}."
+        )
 
 
 _count = _within(lambda v: 1 <= v < 2**32, "use at least 1, below 2**32")
@@ -255,7 +257,7 @@ def _build(cls, values, prefix=""):
       value = float(value)
     if type(value) is not kind:
       raise errors.UserError(
-        f"{name} is {value!r}; give a value of type {kind.__name__}."
+        f"{name} is {value!r:.80}; give a value of type {kind.__name__}."
       )
     cast[key] = value
   try:

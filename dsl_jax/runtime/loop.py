@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from dsl_jax.runtime import stops
+
 
 def say(text: str) -> None:
   """Prints on one process only."""
@@ -50,23 +52,30 @@ def due(step: int, every: int, last: bool) -> bool:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
-  """Yields step -> whether SIGTERM or Ctrl-C asks all processes to stop."""
+  """Yields step -> whether SIGTERM or Ctrl-C asks all processes to stop.
+
+  Signals are handled from the first call on, when there is a step to save.
+  """
   if jax.process_count() > 1:  # JAX receives the signal and all agree on a step
     yield multihost_utils.reached_preemption_sync_point
     return
   received = threading.Event()
+  before: dict = {}
 
   def handle(number, _):
     received.set()
     if number == signal.SIGINT:  # the second one stops at once
       signal.signal(number, signal.default_int_handler)
 
-  signals = signal.SIGTERM, signal.SIGINT
-  before = [signal.signal(number, handle) for number in signals]
+  def stopping(step):
+    if not before:
+      before.update({x: signal.signal(x, handle) for x in stops.SIGNALS})
+    return received.is_set()
+
   try:
-    yield lambda step: received.is_set()
+    yield stopping
   finally:
-    for number, handler in zip(signals, before):
+    for number, handler in before.items():
       signal.signal(number, handler)
 
 

@@ -12,13 +12,6 @@ import tqdm
 from dsl_jax.runtime import errors, storage
 
 
-def _remove_after(path, step):
-  """Removes the lines of later steps, and those that are not of a report."""
-  rows = storage.read_jsonl(path) if path.exists() else []
-  kept = [row for row in rows if type(row.get("step")) is int]
-  storage.write_jsonl(path, (row for row in kept if row["step"] <= step))
-
-
 class Recorder:
   """Writes what training reports, on process 0 only.
 
@@ -41,7 +34,10 @@ class Recorder:
     self._file = None
     if jax.process_index() == 0:
       path = pathlib.Path(workdir) / "metrics.jsonl"
-      _remove_after(path, start)
+      # Lines of later steps, and those that are not of a report, go.
+      storage.filter_jsonl(
+        path, lambda row: row.get("step") in range(start + 1)
+      )
       self._file = path.open("a", encoding="utf-8")
     self._bar = tqdm.tqdm(
       total=steps,

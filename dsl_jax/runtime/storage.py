@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from absl import logging
@@ -38,10 +38,35 @@ def write_json(path: Path, tree: dict) -> None:
   write_text(path, json.dumps(finite, indent=2))
 
 
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-  """Writes a JSON object on each line."""
-  lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  write_text(path, "".join(lines))
+def _parse_lines(path, fix) -> list[tuple[bytes, dict]]:
+  """Lines of a file that are JSON objects; warns if others are skipped."""
+  rows, skipped = [], 0
+  with errors.reading(os.fspath(path), fix):
+    lines = pathlib.Path(path).read_bytes().splitlines()
+  for line in filter(bytes.strip, lines):
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError):
+      row = None
+    if isinstance(row, dict):
+      rows.append((line, row))
+    else:
+      skipped += 1
+  if skipped:
+    logging.warning("%s: skipped %d lines that are not JSON", path, skipped)
+  return rows
+
+
+def filter_jsonl(path: Path, keep: Callable[[dict], bool]) -> None:
+  """Removes the lines of a file whose objects `keep` rejects, and others.
+
+  The lines that remain are the same bytes; there need not be a file.
+  """
+  kept = []
+  if os.path.exists(path):
+    kept = [line for line, row in _parse_lines(path, _INTACT) if keep(row)]
+  with replacing(path) as file:
+    file.write(b"".join(line + b"\n" for line in kept))
 
 
 def read_json(path: Path, fix: str = _INTACT) -> dict:
@@ -58,18 +83,4 @@ def read_jsonl(path: Path, fix: str = _INTACT) -> list[dict]:
 
   A process that is killed may leave an incomplete line.
   """
-  rows, skipped = [], 0
-  with errors.reading(os.fspath(path), fix):
-    lines = pathlib.Path(path).read_bytes().splitlines()
-  for line in filter(bytes.strip, lines):
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError):
-      row = None
-    if isinstance(row, dict):
-      rows.append(row)
-    else:
-      skipped += 1
-  if skipped:
-    logging.warning("%s: skipped %d lines that are not JSON", path, skipped)
-  return rows
+  return [row for _, row in _parse_lines(path, fix)]

@@ -21,7 +21,7 @@ _REMOVED = (("net", "vocab"), ("train", "compilation_cache"))  # ignored keys
 def stored(workdir: str) -> tuple[config_lib.Config, str]:
   """Returns the config of the run in a workdir, and the hash of its rows."""
   path = pathlib.Path(workdir) / "config.json"
-  fix = "choose the --workdir of a run, or make one with --mode=train."
+  fix = "name the folder of a run, or make one with --mode=train."
   with errors.reading(str(path), fix):
     content = storage.read_json(path, fix)
     config, data_hash = content["config"], content["data_hash"]

@@ -1,0 +1,38 @@
+"""SIGTERM and Ctrl-C before there is anything to save; imports nothing slow."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _end(number, frame=None):
+  """Ends the process at once; a handler of signals."""
+  with contextlib.suppress(Exception):  # the signal may interrupt a print
+    sys.stdout.flush()
+  name = signal.Signals(number).name
+  os.write(1, f"stopped by {name}; there is nothing to save\n".encode())
+  os._exit(0)
+
+
+def end_at_once() -> None:
+  """Ends the process on a signal, with code 0, until another handler is set.
+
+  Python's own handlers would wait until a program is compiled.
+  """
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+
+  def watch():
+    while True:
+      number = os.read(reader, 1)[0]
+      if signal.getsignal(number) is _end:
+        _end(number)
+
+  for number in SIGNALS:
+    signal.signal(number, _end)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  threading.Thread(target=watch, daemon=True).start()
