@@ -16,25 +16,14 @@ if typing.TYPE_CHECKING:
   from dsl_jax.nets.denoiser import Denoiser, NetConfig, make_denoiser
 
 __version__ = "0.2.0"
-_MODULES = {  # of the API, by their parents
-  "dsl_jax": ("convert", "likelihood", "objective", "samplers"),
-  "dsl_jax.core": ("channel", "laws", "paths", "sphere", "vocab"),
-}
-_NAMES = ("Denoiser", "NetConfig", "make_denoiser")
 
 
 def __getattr__(name: str) -> object:
-  """Imports a name of the API when it is first used, since JAX takes seconds.
-
-  A command that has not imported it yet can already handle signals.
-  """
-  if name in _NAMES:
+  """Imports the API when it is used: a command handles signals before that."""
+  if name in ("Denoiser", "NetConfig", "make_denoiser"):
     return getattr(importlib.import_module("dsl_jax.nets.denoiser"), name)
-  for parent, modules in _MODULES.items():
-    if name in modules:
-      return importlib.import_module(f"{parent}.{name}")
+  if name in ("channel", "laws", "paths", "sphere", "vocab"):
+    return importlib.import_module(f"dsl_jax.core.{name}")
+  if name in ("convert", "likelihood", "objective", "samplers"):
+    return importlib.import_module(f"dsl_jax.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-  return sorted({*globals(), *_NAMES, *sum(_MODULES.values(), ())})

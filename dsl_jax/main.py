@@ -72,6 +72,11 @@ def main(argv: list[str]) -> int:
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except OSError as error:  # a full disk, say, at any time
+    place = error.filename or workdir
+    reason = f"{error.strerror or error}: {place}; mend that and start again."
+    print(f"error: {reason}", file=sys.stderr)
+    return 2
   except FloatingPointError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -98,6 +98,9 @@ def test_any_length_of_the_header_is_read(path, length):
     '{"time_conditioning": true}',
     '{"n_blocks": null}',
     '{"dsl_evidence_skip": 1.5}',
+    '{"dsl_clean_snr": [100]}',
+    '{"dsl_clean_snr": 1e400}',
+    '{"model_length": 2.5}',
     "[]",
     "{",
     "[" * 100_000,
@@ -135,6 +138,19 @@ def test_unchanged_row_of_the_head_checks_the_mask(path):
   convert.mdlm.load(path, mask_id=3)
   with pytest.raises(ValueError, match="mask_id is 12"):
     convert.mdlm.load(path, mask_id=12)
+
+
+@pytest.mark.parametrize(
+  "noted", ["\u0663", " 3", "3.0", "+3", "7", "9" * 5000]
+)
+def test_a_noted_mask_is_a_plain_number_that_fits_the_head(path, noted):
+  tensors = mdlm_tensors()
+  tensors["backbone.output_layer.linear.bias"][:] = 0  # says nothing
+  tensors["backbone.output_layer.linear.weight"][3] = 0
+  safetensors_numpy.save_file(tensors, path, metadata={"mask_id": "3"})
+  convert.mdlm.load(path)
+  safetensors_numpy.save_file(tensors, path, metadata={"mask_id": noted})
+  assert_rejected(path, "mask_id")
 
 
 def test_several_files_with_an_index(path, tmp_path):

@@ -1,6 +1,7 @@
 """Packing: exact rows, manifests, damage that is detected."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -140,6 +141,36 @@ def test_damage_and_truncation_are_detected(tmp_path):
       write(tmp_path, ["abcdefgh"])
     (tmp_path / name).write_bytes(good)
   assert len(packing.load(str(tmp_path), "train").tokens_NL) == 2
+
+
+@pytest.mark.parametrize(
+  "key, value, reason",
+  [
+    ("chunk_sha256", [], "of other rows"),
+    ("chunk_sha256", ["", ""], "of other rows"),
+    ("chunk_sha256", {}, "chunk_sha256 is not of type list"),
+    ("wrap", 0, "wrap is not of type bool"),
+    ("length", "4", "length is not of type int"),
+    ("length", -4, "of other rows"),
+    ("vocab_size", 8, "an id outside the vocabulary"),
+    ("tokenizer", None, "tokenizer is not of type str"),
+    ("ids", 999, "an id outside the vocabulary"),
+    ("ids", -7, "an id outside the vocabulary"),
+  ],
+)
+def test_what_hashes_agree_with_is_checked(tmp_path, key, value, reason):
+  manifest = dict(write(tmp_path, ["abcdefgh"]).manifest)
+  manifest["rows"] *= -1 if value == -4 else 1
+  if key == "ids":
+    ids = np.array([1, 2, 3, value] * 2, "<i4").tobytes()
+    (tmp_path / "train.bin").write_bytes(ids)
+    manifest["chunk_sha256"] = [hashlib.sha256(ids).hexdigest()]
+  else:
+    manifest[key] = value
+  manifest["manifest_sha256"] = packing._hash_manifest(manifest)
+  (tmp_path / "train.json").write_text(json.dumps(manifest))
+  with pytest.raises(ValueError, match=f"{reason}.*prepare them again"):
+    packing.load(str(tmp_path), "train")
 
 
 def test_large_files_are_sampled(tmp_path, monkeypatch):

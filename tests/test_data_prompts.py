@@ -32,6 +32,8 @@ def test_gaps_alone_give_nothing():
     ("a" * 12, "has 12 tokens .* leave a position open"),
     ("a[MASK:12]", "use at most data.length, which is 12"),
     ("a[MASK:" + "9" * 30 + "]", "use at most data.length"),
+    ("a[MASK:" + "9" * 5000 + "]", "use at most data.length"),
+    ("a[MASK:" + "0" * 5000 + "]", "gap .MASK:0.; use 1 or more"),
     ("a[MASK:0]b", "gap .MASK:0.; use 1 or more"),
     ("a[MASK:-1]b", "outside the alphabet"),
     ("Ärger", "'Ä' at position 0"),

@@ -3,8 +3,11 @@
 import importlib
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -78,7 +81,8 @@ def claim(rows, workdir, data_hash=None):
     ({"net.width": 130}, ["net.width is 130"]),
     ({"net.attention": "splash"}, ["needs a TPU", "here are cpus"]),
     ({"data.dir": "nowhere"}, ["nowhere has no prepared train", "--length=16"]),
-    ({"data.corpus": "txt", "data.dir": "none"}, ["corpus is 'txt'"]),
+    ({"data.corpus": "txt"}, ["corpus is 'txt'"]),
+    ({"net.width": 2**20}, ["net has", "parameters", "GiB", "lower net.width"]),
     ({"data.length": 8}, ["data.length is 8", "made with 16"]),
     ({"data.tokenizer": "gpt2"}, ["data.tokenizer is gpt2", "text8"]),
     ({"net.vocab_size": 28}, ["net.vocab_size is 28", "made with 27"]),
@@ -165,3 +169,30 @@ def test_the_module_runs_and_lists_its_modes():
   assert result.returncode == 0
   for name, mode in main.MODES.items():
     assert f"  {name:<10} {mode.description}\n" in result.stdout
+
+
+def test_a_signal_before_the_first_step_ends_with_zero(rows, tmp_path):
+  (process,) = kill_runs.start(tmp_path / "run", rows)
+  handled = 0
+  while not handled & 1 << signal.SIGTERM - 1:  # bits of handled signals
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    handled = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)
+  process.terminate()
+  output = process.communicate()[0]
+  assert process.returncode == 0
+  assert output == b"stopped by SIGTERM; there is nothing to save\n"
+
+
+def test_a_compiler_does_not_delay_the_end():
+  code = "import ctypes; from dsl_jax.runtime import stops; "
+  code += "stops.end_at_once(); print(); "
+  code += (
+    "ctypes.CDLL(None).system(b'sleep 60')"  # as a compiler is: not Python
+  )
+  with subprocess.Popen([sys.executable, "-c", code], stdout=-1) as process:
+    process.stdout.readline()
+    time.sleep(0.2)
+    began = time.monotonic()
+    process.terminate()
+    process.communicate()
+  assert process.returncode == 0 and time.monotonic() - began < 30

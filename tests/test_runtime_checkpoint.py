@@ -131,7 +131,7 @@ def test_keeps_the_newest_and_the_best(tmp_path, keep, losses, kept):
   assert restore(tmp_path).step == 100
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run):
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run, capfd):
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # bytes of a file
   try:
@@ -139,9 +139,24 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run):
       save(run, 4)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-  assert "make room there and start again, from step 3." in str(error.value)
+  assert str(error.value).startswith("File too large: a checkpoint cannot")
+  assert str(error.value).endswith("room and start again, from step 3.")
   assert "\n" not in str(error.value)
+  assert "Traceback" not in capfd.readouterr().err
   assert restore(run).step == 3
+
+
+@pytest.mark.parametrize("saves", [0, 1])
+def test_a_deleted_workdir_is_not_made_again(tmp_path, saves):
+  workdir = tmp_path / "run"
+  checkpoints = checkpoint.Checkpoints(workdir, keep=1)
+  for step in range(saves):
+    checkpoints.save(step, put(make_state(step)))
+  checkpoints._manager.wait_until_finished()
+  shutil.rmtree(workdir)
+  with pytest.raises(errors.UserError, match="No such file or directory: a"):
+    checkpoints.save(9, put(make_state(9)))
+  assert not workdir.exists()
 
 
 @pytest.mark.parametrize("ema, item", [(True, "ema"), (False, "params")])

@@ -78,6 +78,8 @@ def test_a_restart_writes_no_step_twice(tmp_path):
   recorder.close()
   with open(tmp_path / "metrics.jsonl", "ab") as file:
     file.write(b'5\n[1]\n{"a": 1}\n\xff\n{"step": "2"}\n')  # not of a report
+    file.write(b'{"step": 1e400}\n{"step": 1' + b"0" * 400 + b"}\n")
+    file.write(b'{"step": 2, "split": "\\ud800", "loss": 1.5}\n')  # no UTF-8
     file.write(b"[" * 10**5 + b'\n{"step": 6, "sp')  # killed while writing
   recorder = make_recorder(tmp_path, start=4)
   for step in (5, 6):
@@ -88,5 +90,6 @@ def test_a_restart_writes_no_step_twice(tmp_path):
     (2, "train", 1.0),
     (4, "train", 1.0),
     (4, "validation", 2.0),
+    (2, "\ud800", 1.5),
     (6, "train", 3.0),
   ]

@@ -20,7 +20,7 @@ from dsl_jax.modes import (
   trained,
 )
 from dsl_jax.quality import diversity, perplexity
-from dsl_jax.runtime import command
+from dsl_jax.runtime import command, errors
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs/quickstart.py"
 TINY = {
@@ -389,6 +389,21 @@ def cell(entropy, perplexity):
     "judge": "letters",
     "seed": 0,
   }
+
+
+def test_scores_are_read_back_with_care(tmp_path):
+  path, scores = tmp_path / "scores.json", cell(5.3, 30.0)
+  path.write_text(json.dumps(scores | {"mauve": {"value": 1, "stderr": None}}))
+  read = reproduce._read_scores(path)
+  assert "1.000(nan)" in reproduce.show_table("owt_mauve", {("a", 8): read})
+  for name, value in (
+    ("entropy", 5),
+    ("entropy", {}),
+    ("extra", {"stderr": 1}),
+  ):
+    path.write_text(json.dumps(scores | {name: value}))
+    with pytest.raises(errors.UserError, match=r"scores.json .*delete it and"):
+      reproduce._read_scores(path)
 
 
 def test_published_figures_are_in_their_column():

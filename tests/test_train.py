@@ -199,6 +199,19 @@ def test_a_stopped_run_ends_like_a_whole_one(
   assert_same_run(workdir, whole_run)
 
 
+def test_a_signal_ends_an_evaluation(rows, table, tmp_path, monkeypatch):
+  wait = jax.block_until_ready
+
+  def wait_and_stop(tree):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return wait(tree)
+
+  monkeypatch.setattr(jax, "block_until_ready", wait_and_stop)
+  train.train(config(rows), tmp_path)
+  assert validation_steps(tmp_path) == []
+  assert saved_steps(tmp_path) == [6]
+
+
 def test_a_kill_loses_the_steps_of_two_saves_at_most(
   rows, table, tmp_path, monkeypatch
 ):

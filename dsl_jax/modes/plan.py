@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import costs, errors, hlo, optim
 from dsl_jax.runtime import sharding as sharding_lib
@@ -47,10 +46,7 @@ def compile_step(
 ) -> jax.stages.Compiled:
   """Compiles the training step of a config for the devices of a mesh."""
   tx = optim.make(cfg.optim, cfg.train.steps)
-  init = denoiser_lib.make_denoiser(cfg.net).init
-  params = jax.eval_shape(init, jax.random.key(0))
-  shapes = jax.eval_shape(lambda x: state_lib.create(x, tx), params)
-  state = sharding_lib.abstract(mesh, shapes)
+  state = state_lib.abstract(cfg, mesh, tx)
   shape = cfg.train.batch_size, cfg.data.length
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   tokens_BL = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
@@ -140,9 +136,15 @@ def plan(cfg: config_lib.Config) -> None:
     microbatches = sharding_lib.num_microbatches(mesh, cfg)
   divisor = sharding_lib.num_row_shards(mesh) * microbatches
   rows = cfg.train.batch_size // divisor  # that a device computes at once
+  state = state_lib.abstract(cfg, mesh, optim.make(cfg.optim, cfg.train.steps))
+  taken = costs.device_bytes(state)
   axes = " ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   print(f"{cfg.name} on {cfg.mesh.topology}: {mesh.size} devices, mesh {axes}")
   try:
+    if taken > chip.memory:  # the compiler may take hours to say so
+      raise jax.errors.JaxRuntimeError(
+        f"RESOURCE_EXHAUSTED: {taken / 2**30:,.1f} GiB of states per device"
+      )
     compiled = compile_step(cfg, mesh)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):

@@ -49,6 +49,8 @@ def open_run(cfg: config_lib.Config, workdir: str):
   """
   c = cfg.train
   mesh = sharding_lib.make_mesh(cfg.mesh)
+  state = state_lib.abstract(cfg, mesh, optim.make(cfg.optim, c.steps))
+  costs.check_memory(state.params, state.params, state)  # and gradients
   packed = trained.open_rows(cfg, "train")
   held_out = trained.open_rows(cfg, "validation")
   sharding_lib.num_microbatches(mesh, cfg)  # raises if there is no division
@@ -173,7 +175,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
       params = denoiser.init(state_lib.stream(cfg.seed, "init"))
     return state_lib.create(params, tx)
 
-  abstract = sharding_lib.abstract(mesh, jax.eval_shape(init_state, converted))
+  abstract = state_lib.abstract(cfg, mesh, tx)
   step_fn = state_lib.jit_step(state_lib.train_steps, cfg, mesh, tx, abstract)
   held_out_loss = make_held_out_loss(cfg, mesh, held_out)
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 
-_SIZES = (
-  "vocab_size",
-  "width",
-  "depth",
-  "heads",
-  "sphere_dim",
-  "cond_dim",
-  "mlp_ratio",
-)
+_MOST = 2**20  # of a size
+_SIZES = {  # and what they may be at most
+  "vocab_size": 2**31 - 1,
+  "width": _MOST,
+  "depth": 1000,
+  "heads": _MOST,
+  "sphere_dim": _MOST,
+  "cond_dim": _MOST,
+  "mlp_ratio": 1024,
+}
+_UNROLLED = 128  # blocks; more take minutes to compile
 _WORDS = {
   "dtype": ("float32", "bfloat16"),
   "remat": ("none", "dots", "full"),
@@ -44,14 +46,18 @@ class NetConfig:
   snr_condition: bool = False  # control experiments only: adaLN sees log t
 
   def __post_init__(self):
-    for name in _SIZES:
-      self._check(name, getattr(self, name) >= 1, "it must be at least 1")
+    for name, most in _SIZES.items():
+      in_range = 1 <= getattr(self, name) <= most
+      self._check(name, in_range, f"it must be at least 1, at most {most:,}")
     for name, known in _WORDS.items():
       fix = f"use {' or '.join(known)}"
       self._check(name, getattr(self, name) in known, fix)
     fits = self.width % (2 * self.heads) == 0
     self._check("width", fits, f"use a multiple of {2 * self.heads}")
     self._check("unroll", self.unroll >= 0, "use 0 (all blocks) or more")
+    unrolled = min(self.unroll or self.depth, self.depth)
+    fix = f"of {self.depth} blocks use 1 to {_UNROLLED}"
+    self._check("unroll", unrolled <= _UNROLLED, fix)
     self._check("dropout", 0 <= self.dropout < 1, "a rate must lie in [0, 1)")
     self._check("mask_prior", 0 < self.mask_prior < 1, "it must lie in (0, 1)")
     in_range = 0 < self.beta_init < 1e30

@@ -5,8 +5,11 @@ WORKDIR/unreadable/STEP   checkpoints that could not be restored
 """
 
 import contextlib
+import errno
+import logging as python_logging
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -18,7 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import costs, errors
 from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
@@ -82,6 +85,25 @@ def _restore_newest(root, abstract):
   )
 
 
+def _unraisable(report):
+  """Python's own hook, without TensorStore's reports after a failed write."""
+  if str(report.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(report)
+
+
+def _is_not_orbax(record):
+  return "orbax" not in record.pathname
+
+
+def _silence_threads():
+  """Silences the threads of a save: what fails there is raised here, once."""
+  logging.get_absl_logger().addFilter(_is_not_orbax)
+  for name in ("asyncio", "concurrent.futures"):
+    python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _unraisable
+
+
 class Checkpoints:
   """Saves and restores train states; files are written in the background.
 
@@ -103,7 +125,10 @@ class Checkpoints:
       preservation_policy=kept, cleanup_tmp_directories=True
     )
     root = self._root / "checkpoints"
-    self._manager = ocp.CheckpointManager(root, options=options)
+    self._saved = False
+    _silence_threads()
+    with self._write_errors():
+      self._manager = ocp.CheckpointManager(root, options=options)
 
   def save(
     self, step: int, state: state_lib.TrainState, scores: dict | None = None
@@ -113,6 +138,11 @@ class Checkpoints:
     items["digest"] = {name: _digest(item) for name, item in items.items()}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     with self._write_errors():
+      self._manager.wait_until_finished()
+      if not (exists(self._root) if self._saved else self._root.exists()):
+        # Orbax would make it anew, without its other files.
+        raise FileNotFoundError(os.strerror(errno.ENOENT))
+      self._saved = True
       self._manager.save(step, args=ocp.args.Composite(**args), metrics=scores)
 
   def restore(
@@ -145,11 +175,15 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # Orbax passes on whatever the storage raises
+      text = repr([error, error.__cause__, error.__context__])
+      causes = (x for x in map(os.strerror, errno.errorcode) if x in text)
+      reason = next(causes, repr(error)[:200])
       complete = _folders(self._root)
       start = f"step {complete[0].name}" if complete else "the beginning"
       raise errors.UserError(
-        f"a checkpoint cannot be written to {self._root / 'checkpoints'} "
-        f"({repr(error)[:200]}); make room there and start again, from {start}."
+        f"{reason}: a checkpoint cannot be written to "
+        f"{self._root / 'checkpoints'}; make it a writable folder "
+        f"with room and start again, from {start}."
       ) from error
 
 
@@ -174,11 +208,11 @@ def restore_params(
     )
   cfg, _ = workdir_lib.stored(workdir)
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  init = denoiser_lib.make_denoiser(cfg.net).init
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    jax.eval_shape(init, jax.random.key(0)),
+    denoiser_lib.parameter_shapes(cfg.net),
   )
+  costs.check_memory(abstract)
   item = "ema" if ema else "params"
   root = pathlib.Path(workdir).absolute()
   items, step, _ = _restore_newest(root, {item: abstract})

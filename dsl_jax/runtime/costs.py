@@ -4,12 +4,19 @@ FLOPs are counted from the shapes of matrix products; a multiply-add is two.
 XLA's own `cost_analysis` counts the body of a loop only once.
 """
 
-from typing import NamedTuple
+import contextlib
+import math
+import os
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
 
 from dsl_jax.nets import attention
 from dsl_jax.nets.config import NetConfig
+from dsl_jax.runtime import errors
+
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of a container
 
 
 class Chip(NamedTuple):
@@ -82,3 +89,39 @@ def peak(net: NetConfig, length: int) -> float | None:
   """Returns tokens/s of training at an MFU of 1, None on unknown devices."""
   flops = bf16_flops(jax.devices()[0].device_kind)
   return flops and flops * jax.device_count() / work(net, length).model
+
+
+def device_bytes(tree: Any) -> int:
+  """Returns the bytes of a device's shards; of shapes with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def _host_memory() -> int:
+  """Bytes of the host that a process may use."""
+  sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+  for name in _LIMITS:
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+      sizes.append(int(pathlib.Path("/sys/fs/cgroup", name).read_text()))
+  return min(sizes)
+
+
+def check_memory(params: Any, *others: Any) -> None:
+  """Rejects a network that cannot fit the devices here, before it is made.
+
+  Takes shapes with shardings, of parameters and of what is held besides.
+  """
+  device, size = jax.local_devices()[0], device_bytes((params, *others))
+  stats = device.memory_stats() or {}
+  memory = stats.get("bytes_limit", size)
+  if device.platform == "cpu":  # its devices share the host's memory
+    size, memory = size * jax.local_device_count(), _host_memory()
+  if size > memory:
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    raise errors.UserError(
+      f"net has {count:,} parameters, which with what belongs to them take "
+      f"{size / 2**30:,.1f} GiB of {memory / 2**30:,.1f}; lower net.width, "
+      "net.depth or net.vocab_size, or use more memory."
+    )

@@ -48,6 +48,17 @@ def create(params: dict, tx: optax.GradientTransformation) -> TrainState:
   return TrainState(jnp.int32(0), params, tx.init(params), ema)
 
 
+def abstract(
+  cfg: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  tx: optax.GradientTransformation,
+) -> TrainState:
+  """Returns the shapes and shardings of a run's train state."""
+  params = denoiser_lib.parameter_shapes(cfg.net)
+  state = jax.eval_shape(lambda x: create(x, tx), params)
+  return sharding_lib.abstract(mesh, state)
+
+
 def stream(seed: int, name: str) -> jax.Array:
   """Returns the random key of a named use: "init", "train", "eval", ..."""
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

@@ -1,6 +1,5 @@
 """SIGTERM and Ctrl-C before there is anything to save; imports nothing slow."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -11,8 +10,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def _end(number, frame=None):
   """Ends the process at once; a handler of signals."""
-  with contextlib.suppress(Exception):  # the signal may interrupt a print
-    sys.stdout.flush()
   name = signal.Signals(number).name
   os.write(1, f"stopped by {name}; there is nothing to save\n".encode())
   os._exit(0)
@@ -23,6 +20,7 @@ def end_at_once() -> None:
 
   Python's own handlers would wait until a program is compiled.
   """
+  sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
 
