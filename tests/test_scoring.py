@@ -254,7 +254,7 @@ def test_windows_cover_a_text_once():
     ("reproduce", {"eval.table": "frontier:-1"}, "write frontier:0.7,0.8"),
     ("reproduce", {"eval.samples": 10**6}, "validation rows"),
     ("reproduce", {"eval.samples": 1}, "eval.samples is 1"),
-    ("analyze", {"eval.control": "nowhere"}, "nowhere/config.json"),
+    ("analyze", {"eval.control": "nowhere"}, "; name the folder of a"),
     ("analyze", {"eval.control": "SAME"}, "are (27, 16, True), not"),
     ("analyze", {"sample.path": "maskd"}, "did you mean 'masked'"),
   ],

@@ -22,15 +22,9 @@ _HASHED = 1 << 24  # bytes of a block, hashed together
 _SAMPLES = 4  # blocks checked by `load`: files up to 64 MiB are checked whole
 _TOKENS = 1 << 20  # tokens gathered before rows are written
 _DOCUMENTS = 256  # documents encoded together
-_FACTS = {  # of a manifest, and their types
-  "length": int,
-  "wrap": bool,
-  "vocab_size": int,
-  "rows": int,
-  **dict.fromkeys(("split", "fingerprint", "corpus", "source"), str),
-  **dict.fromkeys(("tokenizer", "data_sha256", "manifest_sha256"), str),
-  "chunk_sha256": list,
-}
+_TEXTS = "split fingerprint corpus source tokenizer data_sha256 manifest_sha256"
+_FACTS = {"length": int, "wrap": bool, "vocab_size": int, "rows": int}
+_FACTS |= {"chunk_sha256": list, **dict.fromkeys(_TEXTS.split(), str)}
 
 
 class Packed(NamedTuple):

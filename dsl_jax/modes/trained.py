@@ -29,7 +29,8 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
   folder = data.dir or "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
   keys = ("corpus", "tokenizer", "length", "wrap")
   settings = {key: getattr(data, key) for key in keys} | {"out": folder}
-  corpora.check(data.corpus)
+  if data.corpus:
+    corpora.check(data.corpus)
   if data.corpus == "kjv":  # comes with a package and is packed in seconds
     prepare.prepare(**settings)
   elif not packing.is_finished(folder, split):

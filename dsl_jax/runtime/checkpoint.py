@@ -81,7 +81,7 @@ def _restore_newest(root, abstract):
   steps = ", ".join(folder.name for folder in unreadable)
   raise errors.UserError(
     f"none of the checkpoints {steps} in {root / 'checkpoints'} can be read; "
-    "restore a backup or choose a new --workdir."
+    "restore a backup or train in a new folder."
   )
 
 

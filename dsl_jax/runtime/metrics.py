@@ -9,7 +9,7 @@ import time
 import jax
 import tqdm
 
-from dsl_jax.runtime import errors, storage
+from dsl_jax.runtime import storage
 
 
 class Recorder:
@@ -83,13 +83,8 @@ class Recorder:
     """Writes one line of means."""
     if not self._file:
       return
-    try:
-      self._file.write(json.dumps({"step": step, "split": split} | row) + "\n")
-      self._file.flush()
-    except OSError as error:
-      raise errors.UserError(
-        f"{self._file.name}: {error.strerror}; make room and start again."
-      ) from error
+    self._file.write(json.dumps({"step": step, "split": split} | row) + "\n")
+    self._file.flush()
     values = "  ".join(f"{k} {v:.5g}" for k, v in row.items())
     tqdm.tqdm.write(f"step {step}  {split}  {values}")
 
