@@ -16,6 +16,7 @@ from benchmarks import kill_runs
 from dsl_jax import main
 from dsl_jax.data import packing
 from dsl_jax.modes import train
+from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import command as command_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
@@ -40,18 +41,24 @@ def argv(rows, workdir, changes, *extra):
 def run(rows, tmp_path, monkeypatch, capsys):
   """Runs main with changes to a valid command; nothing may be compiled."""
 
-  def fail(*args, **kwargs):
-    raise AssertionError("compiled before the checks were over")
+  def jit(function, **options):
+    def trace(*args):
+      traced = [isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)]
+      assert any(traced), "compiled before the checks were over"
+      return function(*args)
+
+    return trace
 
   for mode in main.MODES.values():  # whose decorators use jax.jit
     importlib.import_module(f"dsl_jax.modes.{mode.module}")
-  monkeypatch.setattr(jax, "jit", fail)
+  monkeypatch.setattr(jax, "jit", jit)
 
   def run_main(changes, *extra):
     code = main.main(argv(rows, tmp_path / "run", changes, *extra))
     return code, capsys.readouterr().err
 
-  return run_main
+  yield run_main
+  denoiser_lib._make_denoiser.cache_clear()
 
 
 def assert_rejected(result, *words):
@@ -186,9 +193,7 @@ def test_a_signal_before_the_first_step_ends_with_zero(rows, tmp_path):
 def test_a_compiler_does_not_delay_the_end():
   code = "import ctypes; from dsl_jax.runtime import stops; "
   code += "stops.end_at_once(); print(); "
-  code += (
-    "ctypes.CDLL(None).system(b'sleep 30 > /dev/null')"  # as a compiler
-  )
+  code += "ctypes.CDLL(None).system(b'sleep 30 > /dev/null')"  # as a compiler
   with subprocess.Popen([sys.executable, "-c", code], stdout=-1) as process:
     process.stdout.readline()
     time.sleep(0.2)

@@ -87,6 +87,7 @@ def test_a_plan_that_does_not_fit_says_what_to_change(
   for change in ("mesh.rows below 4", "remat to dots or full", "fsdp above 1"):
     assert change in out
   # The same where the compiler itself runs out of memory.
+  monkeypatch.setattr(plan, "topology_devices", fake_topology)
   message = "RESOURCE_EXHAUSTED: 20G exceed 16G"
 
   def exhaust(cfg, mesh):

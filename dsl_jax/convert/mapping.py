@@ -82,13 +82,14 @@ def entries(depth: int, with_converter: bool) -> Iterator[Entry]:
       yield Entry(CONVERTER + name, f"converter.{name}", shape, "same")
 
 
-def check_mask_id(mask_id: int | None, rows: int) -> int:
+def check_mask_id(mask_id: int | str | None, rows: int) -> int:
   """Returns the mask's row; None is 4 of text8's 35 rows, else the last one."""
   if mask_id is None:
     return 4 if rows == 35 else rows - 1
-  if not 0 <= mask_id < rows:
+  if isinstance(mask_id, str) or not 0 <= mask_id < rows:
     raise ValueError(
-      f"mask_id is {mask_id}; give one in [0, {rows}) (mask_id, --mask_id)."
+      f"mask_id is {mask_id!r:.80}; give one in [0, {rows}) (mask_id, "
+      "--mask_id)."
     )
   return mask_id
 

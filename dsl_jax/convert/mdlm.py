@@ -201,15 +201,10 @@ def open_mdlm(
     heads = config.get("n_heads")
   heads = _heads(path, frequencies, width, heads)
   folder.check_config(path, config, sizes, heads)
-  noted = container.metadata.get("mask_id")
-  if mask_id is None and noted is not None:
-    if not re.fullmatch("[0-9]{1,9}", noted):  # int() takes other digits too
-      raise ValueError(
-        f"{path}: mask_id in its metadata is {noted[:80]!r}; give the mask's "
-        "row (mask_id, --mask_id)."
-      )
-    mask_id = int(noted)
-  mask_id = mapping.check_mask_id(mask_id, rows)
+  noted = container.metadata.get("mask_id") if mask_id is None else mask_id
+  # Not every digit that int() takes.
+  plain = re.fullmatch("[0-9]{1,9}", str(noted))
+  mask_id = mapping.check_mask_id(int(plain[0]) if plain else noted, rows)
   _check_mask(path, tensors, mask_id)
   return Source(tensors, sizes, heads, mask_id, config)
 
@@ -254,8 +249,8 @@ def _infer_cfg(params) -> denoiser_lib.NetConfig:
 
 def _check_tree(params, cfg):
   """Checks that params are exactly those of a network like MDLM's."""
-  cfg = dataclasses.replace(cfg, mlp_ratio=4)
-  expected = denoiser_lib.parameter_shapes(cfg)
+  net = denoiser_lib.make_denoiser(dataclasses.replace(cfg, mlp_ratio=4))
+  expected = jax.eval_shape(net.init, jax.random.key(0))
   if "converter" not in params:
     del expected["converter"]
   shapes, expected = (

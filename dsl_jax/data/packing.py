@@ -23,8 +23,10 @@ _SAMPLES = 4  # blocks checked by `load`: files up to 64 MiB are checked whole
 _TOKENS = 1 << 20  # tokens gathered before rows are written
 _DOCUMENTS = 256  # documents encoded together
 _TEXTS = "split fingerprint corpus source tokenizer data_sha256 manifest_sha256"
-_FACTS = {"length": int, "wrap": bool, "vocab_size": int, "rows": int}
-_FACTS |= {"chunk_sha256": list, **dict.fromkeys(_TEXTS.split(), str)}
+_COUNTS = "length vocab_size rows documents tokens dropped"
+_FACTS = {"wrap": bool, "chunk_sha256": list}  # of a manifest, and their types
+_FACTS |= dict.fromkeys(_TEXTS.split(), str)
+_FACTS |= dict.fromkeys(_COUNTS.split(), int)
 
 
 class Packed(NamedTuple):

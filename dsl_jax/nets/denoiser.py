@@ -73,20 +73,13 @@ def _apply(net, method, params, *args):
   return net.apply({"params": params}, *args, method=method)
 
 
-def _init(net, key):
-  z = jnp.zeros((1, 1, net.cfg.sphere_dim))
-  return net.init(key, z, jnp.zeros((1, 1)))["params"]
-
-
-def parameter_shapes(cfg: NetConfig) -> dict:
-  """Returns the shapes and types of parameters, of any size, in no time."""
-  init = functools.partial(_init, transformer.Network(cfg))
-  return jax.eval_shape(init, jax.random.key(0))
-
-
 @functools.cache
 def _make_denoiser(cfg, shards):
   net = transformer.Network(cfg, shards)
+
+  def init(key):
+    z = jnp.zeros((1, 1, cfg.sphere_dim))
+    return net.init(key, z, jnp.zeros((1, 1)))["params"]
 
   def hidden(params, z_BLD, *, key=None, snr_BL=None):
     if key is not None and key.ndim == 0:
@@ -108,7 +101,7 @@ def _make_denoiser(cfg, shards):
     for method in ("tokens", "convert", "trunk")
   )
   return Denoiser(
-    init=jax.jit(functools.partial(_init, net)),
+    init=jax.jit(init),
     hidden=hidden,
     head=head,
     table=table,

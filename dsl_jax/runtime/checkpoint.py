@@ -208,9 +208,10 @@ def restore_params(
     )
   cfg, _ = workdir_lib.stored(workdir)
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  init = denoiser_lib.make_denoiser(cfg.net).init
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    denoiser_lib.parameter_shapes(cfg.net),
+    jax.eval_shape(init, jax.random.key(0)),
   )
   costs.check_memory(abstract)
   item = "ema" if ema else "params"

@@ -54,7 +54,8 @@ def abstract(
   tx: optax.GradientTransformation,
 ) -> TrainState:
   """Returns the shapes and shardings of a run's train state."""
-  params = denoiser_lib.parameter_shapes(cfg.net)
+  init = denoiser_lib.make_denoiser(cfg.net).init
+  params = jax.eval_shape(init, jax.random.key(0))
   state = jax.eval_shape(lambda x: create(x, tx), params)
   return sharding_lib.abstract(mesh, state)
 
