@@ -1,5 +1,6 @@
 """The command line: every mistake is one sentence, exit code 2, no trace."""
 
+import errno
 import importlib
 import os
 import pathlib
@@ -157,6 +158,16 @@ def test_a_diverged_run_exits_with_one(run, monkeypatch):
   code, err = run({})
   assert code == 1
   assert err == "error: loss nan is not finite at step 3, batch index 2\n"
+
+
+def test_a_full_disk_leads_with_the_reason(run, tmp_path, monkeypatch):
+  def fill(cfg, workdir):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(train, "train", fill)
+  code, err = run({})
+  assert code == 2
+  assert err.startswith(f"error: No space left on device: {tmp_path / 'run'}; ")
 
 
 def test_the_module_runs_and_lists_its_modes():
