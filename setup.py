@@ -65,7 +65,10 @@ setup(
   long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  packages=find_packages(include=["dsl_jax", "dsl_jax.*"]),
+  # The configs come along: --config=quickstart works without a checkout.
+  packages=[*find_packages(include=["dsl_jax", "dsl_jax.*"]), "dsl_jax.configs"],
+  package_dir={"dsl_jax.configs": "configs"},
+  entry_points={"console_scripts": ["dsl-jax = dsl_jax.main:run"]},
   package_data={"dsl_jax": ["convert/card.md", "modes/templates/*.html"]},
   python_requires=">=3.11",
   install_requires=[

@@ -11,6 +11,18 @@ import tqdm
 from absl import app, flags, logging
 
 from dsl_jax.data import corpora, packing, tokenizers
+from dsl_jax.runtime import storage
+
+
+def _train_tokenizer(
+  spec: str, out: str, texts: corpora.Corpus
+) -> tokenizers.Tokenizer:
+  """Trains a vocabulary, unless `out` has rows made with one, and loads it."""
+  if not any(packing.is_finished(out, split) for split in texts.splits):
+    model = tokenizers.train(texts.splits["train"], spec)
+    with storage.replacing(os.path.join(out, tokenizers.TRAINED)) as file:
+      file.write(model)
+  return tokenizers.load(spec, out)
 
 
 def prepare(
@@ -25,10 +37,14 @@ def prepare(
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
 
-  Of several processes with one directory one writes and the others wait. See
-  `corpora.load`, `tokenizers.load` and `packing.write` for the arguments.
+  A vocabulary that is to be trained is trained on the training documents and
+  stored with the rows, whose manifests have its hash. Of several processes with
+  one directory one writes and the others wait. See `corpora.load`,
+  `tokenizers.load` and `packing.write` for the arguments.
   """
-  encoder = tokenizers.load(tokenizer)
+  to_train = tokenizers.is_trained(tokenizer)
+  if not to_train:
+    encoder = tokenizers.load(tokenizer)
   cache = os.path.join(out, "corpus")
   texts = corpora.load(corpus, cache=cache, held_out=held_out)
   names = list(texts.splits if splits is None else splits)
@@ -45,6 +61,8 @@ def prepare(
       os.makedirs(out, exist_ok=True)
       lock = stack.enter_context(open(os.path.join(out, ".lock"), "w"))
       fcntl.flock(lock, fcntl.LOCK_EX)  # waits for other writers
+    if to_train:
+      encoder = _train_tokenizer(tokenizer, out, texts)
     for name in names:
       quiet = packing.is_finished(out, name)
       documents = tqdm.tqdm(

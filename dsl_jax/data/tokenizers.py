@@ -1,23 +1,35 @@
 """Tokenizers by spec: characters, GPT-2's byte-level BPE, SentencePiece."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from dsl_jax.runtime import errors
 
-SPECS = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR", "sentencepiece:FILE")
+SPECS = (
+  "text8",
+  "text8-mdlm",
+  "gpt2",
+  "gpt2:DIR",
+  "sentencepiece:FILE",
+  "sentencepiece-train:PIECES",
+)
+TRAINED = "tokenizer.model"  # the file of a trained vocabulary
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
+_FITTED = 10_000_000  # characters that a vocabulary is trained on
+# SentencePiece drops longer sentences than 4,192 bytes without a word.
+_SENTENCE = re.compile(r"(?s).{1,1000}(?=\s)|.{1,1000}")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORDS = "zero one two three four five six seven eight nine"
 _DIGITS = {ord("0") + n: f" {word} " for n, word in enumerate(_WORDS.split())}
@@ -173,8 +185,59 @@ class SentencePieceTokenizer:
     return self._model.decode(np.asarray(ids).tolist())
 
 
-def load(spec: str) -> Tokenizer:
-  """Makes the tokenizer that a spec of `SPECS` names."""
+def is_trained(spec: str) -> bool:
+  """Returns whether `prepare` trains the tokenizer that a spec names."""
+  return spec.startswith("sentencepiece-train:")
+
+
+def _num_pieces(spec):
+  """PIECES of sentencepiece-train:PIECES."""
+  pieces = spec.partition(":")[2]
+  if not (pieces.isdecimal() and 300 <= int(pieces) <= 10**6):
+    raise ValueError(
+      f"tokenizer is {spec!r}; use 300 to 1,000,000 pieces, 256 of which are "
+      "bytes, such as sentencepiece-train:1024."
+    )
+  return int(pieces)
+
+
+def train(documents: Iterable[str], spec: str) -> bytes:
+  """Trains a SentencePiece model; the same documents give the same bytes.
+
+  It restores every text: what is rare in the documents is written as bytes.
+  Uses about the first 10 million characters.
+  """
+  library, model = errors.require("sentencepiece", "data"), io.BytesIO()
+  pieces = _num_pieces(spec)
+
+  def sentences():
+    used = 0
+    for document in documents:
+      yield from _SENTENCE.findall(document)
+      used += len(document)
+      if used >= _FITTED:
+        return
+
+  with errors.reading(f"tokenizer {spec!r}", "choose another number."):
+    library.SentencePieceTrainer.train(
+      sentence_iterator=sentences(),
+      model_writer=model,
+      vocab_size=pieces,
+      byte_fallback=True,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      num_threads=16,  # not that of the machine, which would change the result
+      minloglevel=2,
+    )
+  return model.getvalue()
+
+
+def load(spec: str, folder: str = "") -> Tokenizer:
+  """Makes the tokenizer that a spec of `SPECS` names.
+
+  The vocabulary of sentencepiece-train is the file `TRAINED` of a folder.
+  """
   name, _, where = spec.partition(":")
   if spec == "text8":
     return CharTokenizer(spec, [" ", *_LETTERS])
@@ -184,4 +247,13 @@ def load(spec: str) -> Tokenizer:
     return Gpt2Tokenizer(*_find_gpt2(where))
   if name == "sentencepiece" and where:
     return SentencePieceTokenizer(where)
+  if is_trained(spec):
+    path, pieces = os.path.join(folder, TRAINED), _num_pieces(spec)
+    tokenizer = SentencePieceTokenizer(path)
+    if tokenizer.vocab_size != pieces:
+      raise ValueError(
+        f"tokenizer is {spec!r} but {path} has {tokenizer.vocab_size} pieces; "
+        "choose another output directory."
+      )
+    return tokenizer
   raise ValueError(f"tokenizer is {spec!r}{errors.nearest(name, SPECS)}")

@@ -40,7 +40,8 @@ def parse_bounds(cfg: config_lib.Config) -> dict[str, config_lib.Sample | None]:
       continue
     name, _, steps = word.partition(":")
     if name not in paths:
-      hint = errors.nearest(name, ["endpoint", "integral", *paths])
+      known = ["endpoint", "integral", *paths]
+      hint = errors.nearest(name, known, whole=True)
       raise errors.UserError(f"eval.bounds has {word!r}{hint}")
     if steps and not (steps.isdecimal() and 1 <= int(steps) <= 10**5):
       raise errors.UserError(
