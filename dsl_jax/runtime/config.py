@@ -96,8 +96,9 @@ TRAINING_LAWS = {"mixture": _mixture}
 
 @dataclasses.dataclass(frozen=True)
 class Optim(_Section):
-  """AdamW, clipping, warm-up and the moving average."""
+  """AdamW or Muon, clipping, warm-up and the moving average."""
 
+  name: str = _one_of("adamw", "muon")  # muon: of the blocks' matrices
   learning_rate: float = _positive(3e-4)  # after the warm-up
   b1: float = _decay(0.9)  # decay of the first moment
   b2: float = _decay(0.999)  # decay of the second moment
