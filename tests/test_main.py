@@ -1,5 +1,6 @@
 """The command line: every mistake is one sentence, exit code 2, no trace."""
 
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -12,12 +13,13 @@ import pytest
 from benchmarks import kill_runs
 from dsl_jax import main
 from dsl_jax.data import packing
-from dsl_jax.modes import train
+from dsl_jax.modes import named_samplers, train
 from dsl_jax.runtime import command as command_lib
+from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
+QUICKSTART = f"--config={ROOT / 'configs/quickstart.py:letters'}"
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,10 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--mode=eval"], ["holds no checkpoint", "--mode=train"]),
     (["--mode=sample"], ["holds no checkpoint", "--mode=train"]),
     (["--mode=report"], ["run/config.json cannot be read", "--mode=train"]),
-    (["--wrkdir=x"], ["unknown flag --wrkdir", "'workdir'"]),
+    (["--wrkdir=x"], ["unknown flag --wrkdir", "'--workdir'"]),
+    (["--sample.path=masked"], ["did you mean '--config.sample.path'?"]),
+    (["--sampel.path", "masked"], ["did you mean '--config.sample.path'?"]),
+    (["--steps=3"], ["did you mean '--config."]),
     (["train"], ["'train' is not a flag"]),
     (["--text"], ["--text is ''; write --text=VALUE"]),
     (["--trace=a.html"], ["--trace is 'a.html'", "--mode=sample"]),
@@ -121,7 +126,8 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--workdir=FILE/run"], ["cannot be written"]),
     (["--config="], ["--config is missing"]),
     (["--config=nothing.py"], ["'nothing.py', not a file"]),
-    ([f"{QUICKSTART}:big"], ["no variant 'big'; it has none"]),
+    (["--config=quickstart:big"], ["no variant 'big'; it has letters"]),
+    (["--config=quikstart"], ["'quikstart', not", "mean 'quickstart'"]),
     (["--config=FILE"], ["FILE fails with", "nothing_here"]),
   ],
 )
@@ -148,20 +154,48 @@ def test_a_diverged_run_exits_with_one(run, monkeypatch):
   assert err == "error: loss nan is not finite at step 3, batch index 2\n"
 
 
-def test_the_module_runs_and_lists_its_modes():
-  def run_module(flag):
-    return subprocess.run(
-      [sys.executable, "-m", "dsl_jax.main", flag],
+def test_the_module_runs():
+  for module in ("dsl_jax", "dsl_jax.main"):
+    result = subprocess.run(
+      [sys.executable, "-m", module, QUICKSTART],
       cwd=ROOT,
       capture_output=True,
       text=True,
       check=False,
     )
+    assert result.returncode == 2
+    words = "error: --workdir is missing; write --workdir=PATH.\n"
+    assert result.stderr == words
 
-  result = run_module(QUICKSTART)
-  assert result.returncode == 2
-  assert result.stderr == "error: --workdir is missing; write --workdir=PATH.\n"
-  result = run_module("--help")
-  assert result.returncode == 0
+
+@pytest.mark.parametrize(
+  "args", [[], ["-h"], ["--help"], ["report", "--help"], ["--mode=x", "-h"]]
+)
+def test_help_lists_modes_flags_keys_and_samplers(capsys, args):
+  assert main.main(["dsl-jax", *args]) == 0
+  text = capsys.readouterr().out
   for name, mode in main.MODES.items():
-    assert f"  {name:<10} {mode.description}\n" in result.stdout
+    assert f"  {name:<11} {mode.description}\n" in text
+  for flag in ("--config=", "--workdir=", "--mode=", "--text=", "quickstart"):
+    assert flag in text
+  cfg, _, _ = command_lib.parse(["main", QUICKSTART, "--workdir=x"], main.MODES)
+  keys = config_lib.flatten(dataclasses.asdict(cfg))
+  lines = {line.split("=")[0].strip(): line for line in text.splitlines()}
+  for key in keys:
+    value, _, comment = lines[key].partition("=")[2].partition(" ")
+    assert comment.strip(), f"{key} has no comment"
+  assert "train.batch_size=32" in lines["train.batch_size"]
+  assert "--config.eval.text=X" in text
+  for name in named_samplers.names():
+    assert name in text.split("samplers")[-1]
+
+
+def test_a_mode_may_come_first_and_a_mistyped_sampler_lists_all(run, capsys):
+  changes = {"sample.path": "maskd"}
+  code, err = run(changes, "--mode=sample")
+  assert code == 2 and "did you mean 'masked'?" in err
+  assert all(name in err for name in named_samplers.names())
+  cfg, workdir, mode = command_lib.parse(
+    ["dsl-jax", "eval", "--config=text8", "--workdir=x"], main.MODES
+  )
+  assert (cfg.name, workdir, mode) == ("text8", "x", "eval")

@@ -22,7 +22,7 @@ from dsl_jax.modes import (
 from dsl_jax.quality import diversity, perplexity
 from dsl_jax.runtime import command
 
-CONFIG = pathlib.Path(__file__).parent.parent / "configs/quickstart.py"
+CONFIG = "quickstart:letters"
 TINY = {
   "data.corpus": "text:none",
   "net.width": 16,
@@ -119,7 +119,8 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
   assert result["sequences"] == 11
   names = ["endpoint", "integral", "masked_3_steps"]
   names += ["left_to_right_16_steps", "continuous_4_steps"]
-  assert list(result["bounds"]) == [*names, "ngram_2", "ngram_3"]
+  *found, best = result["bounds"]
+  assert found == names and best.startswith("ngram_")
   for name in names:
     row = result["bounds"][name]
     assert row["bits_per_token"] == pytest.approx(row["bits_per_char"])
@@ -142,7 +143,7 @@ def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path):
   text.write_text("In the beginning, God created: the heaven and the earth.")
   assert mode("eval", f"--text={text}") == 0
   result = json.loads((root / "run/eval-verse.json").read_text())
-  assert result["sequences"] == 3 and "ngram_2" not in result["bounds"]
+  assert result["sequences"] == 3 and not any(x.startswith("ngram") for x in result["bounds"])
   tokens = tokenizers.load("text8").encode(
     "in the beginning god created the heaven and the earth "
   )

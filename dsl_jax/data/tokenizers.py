@@ -190,25 +190,13 @@ def is_trained(spec: str) -> bool:
   return spec.startswith("sentencepiece-train:")
 
 
-def _num_pieces(spec):
-  """PIECES of sentencepiece-train:PIECES."""
-  pieces = spec.partition(":")[2]
-  if not (pieces.isdecimal() and 300 <= int(pieces) <= 10**6):
-    raise ValueError(
-      f"tokenizer is {spec!r}; use 300 to 1,000,000 pieces, 256 of which are "
-      "bytes, such as sentencepiece-train:1024."
-    )
-  return int(pieces)
-
-
 def train(documents: Iterable[str], spec: str) -> bytes:
   """Trains a SentencePiece model; the same documents give the same bytes.
 
-  It restores every text: what is rare in the documents is written as bytes.
+  It restores every text (U+2581 as a space): rare characters become bytes.
   Uses about the first 10 million characters.
   """
   library, model = errors.require("sentencepiece", "data"), io.BytesIO()
-  pieces = _num_pieces(spec)
 
   def sentences():
     used = 0
@@ -218,11 +206,11 @@ def train(documents: Iterable[str], spec: str) -> bytes:
       if used >= _FITTED:
         return
 
-  with errors.reading(f"tokenizer {spec!r}", "choose another number."):
+  try:
     library.SentencePieceTrainer.train(
       sentence_iterator=sentences(),
       model_writer=model,
-      vocab_size=pieces,
+      vocab_size=int(spec.partition(":")[2]),
       byte_fallback=True,
       normalization_rule_name="identity",
       add_dummy_prefix=False,
@@ -230,6 +218,12 @@ def train(documents: Iterable[str], spec: str) -> bytes:
       num_threads=16,  # not that of the machine, which would change the result
       minloglevel=2,
     )
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).rpartition("] ")[2].rstrip(". ")
+    raise ValueError(
+      f"tokenizer is {spec!r} but no such vocabulary can be made of this text "
+      f"({reason}); choose another number of pieces, 256 of which are bytes."
+    ) from error
   return model.getvalue()
 
 
@@ -248,9 +242,9 @@ def load(spec: str, folder: str = "") -> Tokenizer:
   if name == "sentencepiece" and where:
     return SentencePieceTokenizer(where)
   if is_trained(spec):
-    path, pieces = os.path.join(folder, TRAINED), _num_pieces(spec)
+    path = os.path.join(folder, TRAINED)
     tokenizer = SentencePieceTokenizer(path)
-    if tokenizer.vocab_size != pieces:
+    if str(tokenizer.vocab_size) != where:
       raise ValueError(
         f"tokenizer is {spec!r} but {path} has {tokenizer.vocab_size} pieces; "
         "choose another output directory."

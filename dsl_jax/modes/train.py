@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable
 
@@ -136,6 +137,27 @@ def make_held_out_loss(
   return held_out_loss
 
 
+def make_clock(cfg: config_lib.Config, start: int, deadline: float) -> Callable:
+  """Returns (state, step) -> state whose learning rate follows the clock.
+
+  Where train.max_minutes ends a run before its steps do, the rate has fallen by
+  then, too. Time counts from the second call on, because the first compiles.
+  """
+  span, began = cfg.train.steps - start, math.inf
+
+  def follow(state, step):
+    nonlocal began
+    if step == start or cfg.optim.schedule == "constant":
+      return state
+    now = time.monotonic()
+    began = min(began, now)
+    count = start + int(span * min(1, (now - began) / (deadline - began)))
+    count = max(step, count)
+    return state._replace(opt_state=optim.set_schedule(state.opt_state, count))
+
+  return follow if cfg.train.max_minutes else lambda state, step: state
+
+
 def record_call(recorder: metrics.Recorder, first: int, sums_K: dict, count):
   """Records the sums of every step of a call; waits for the devices."""
   sums_K = jax.device_get(sums_K)
@@ -150,7 +172,8 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   notice of preemption), and after cfg.train.max_minutes. Raises
   FloatingPointError if the loss or the gradient is not finite.
   """
-  start_time, c = time.monotonic(), cfg.train
+  c = cfg.train
+  deadline = time.monotonic() + 60 * (c.max_minutes or math.inf)
   with errors.user_errors():
     mesh, packed, held_out, converted = open_run(cfg, workdir)
 
@@ -179,8 +202,14 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
 
   peak = costs.peak(cfg.net, cfg.data.length)
   recorder = metrics.Recorder(
-    workdir, start=start, steps=c.steps, log_every=c.log_every, peak=peak
+    workdir,
+    start=start,
+    steps=c.steps,
+    log_every=c.log_every,
+    peak=peak,
+    deadline=deadline,
   )
+  on_the_clock = make_clock(cfg, start, deadline)
   load = make_loader(cfg, mesh, packed)
   edges = c.log_every, c.eval_every, c.checkpoint_every
   calls = loop.calls(start, c.steps, c.steps_per_call, *edges)
@@ -198,13 +227,13 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     for (first, count), (tokens_KBL, count_here) in loop.prefetch(load, calls):
       step = first + count
       note(f"waiting for the devices at step {step}")
+      state = on_the_clock(state, first)
       state, sums_K = step_fn(state, tokens_KBL, count_here)
       if pending:
         record_call(recorder, *pending)
       pending = first, sums_K, count
-      minutes = (time.monotonic() - start_time) / 60
       stopped = stopping(step)
-      timed_out = 0 < c.max_minutes <= minutes
+      timed_out = time.monotonic() >= deadline
       last = step == c.steps or stopped or timed_out
       # After a signal there may be time for a save, but not for more.
       evaluating = loop.due(step, c.eval_every, last) and not stopped
