@@ -66,9 +66,12 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   # The configs come along: --config=quickstart works without a checkout.
-  packages=find_packages(include=["dsl_jax", "dsl_jax.*"]) + ["dsl_jax.configs"],
+  packages=[
+    *find_packages(include=["dsl_jax", "dsl_jax.*"]),
+    "dsl_jax.configs",
+  ],
   package_dir={"dsl_jax.configs": "configs"},
-  entry_points={"console_scripts": ["dsl-jax = dsl_jax.main:run"]},
+  entry_points={"console_scripts": ["dsl-jax = dsl_jax.main:main"]},
   package_data={"dsl_jax": ["convert/card.md", "modes/templates/*.html"]},
   python_requires=">=3.11",
   install_requires=[

@@ -50,7 +50,7 @@ def pieces():
       schedule="cosine",  # [O] a short run gains from decay
       clip_norm=1.0,  # [P]
       converter_lr_scale=3.0,  # [O]
-      ema_decay=0.99,  # [O] 0.9999 averages longer than this run
+      ema_decay=0.999,  # [O] 0.9999 averages longer than this run
     ),
     train=config_lib.Train(
       steps=4000,  # [O] about six minutes on two cores

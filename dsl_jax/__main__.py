@@ -1,5 +1,5 @@
-"""python -m dsl_jax is python -m dsl_jax.main."""
+import sys
 
-from dsl_jax.main import run
+from dsl_jax.main import main
 
-run()
+sys.exit(main())

@@ -40,8 +40,9 @@ def join_hosts() -> None:
     jax.distributed.initialize()
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
   """Runs a command line; returns 0, 1 for divergence, 2 for user errors."""
+  argv = sys.argv if argv is None else argv
   if len(argv) == 1 or {"-h", "--help"} & set(argv):
     samplers = importlib.import_module("dsl_jax.modes.named_samplers").names()
     print(command.help_text(__doc__, MODES))
@@ -67,10 +68,5 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def run() -> None:
-  """Runs this process's command line and exits."""
-  sys.exit(main(sys.argv))
-
-
 if __name__ == "__main__":
-  run()
+  sys.exit(main())

@@ -101,7 +101,7 @@ def test_the_files_are_deterministic_and_of_one_text(
   for name in ("one", "two"):
     prepare.prepare(**arguments | {"out": str(tmp_path / name)})
   files = {path.name for path in (tmp_path / "one").glob("*.*")} - {".lock"}
-  assert ("tokenizer.model" in files) == (tokenizer != "text8")
+  assert ("sentencepiece-278.model" in files) == (tokenizer != "text8")
   assert {"train.bin", "train.json", "test.bin", "test.json"} < files
   for file in files:
     one = (tmp_path / "one" / file).read_bytes()
@@ -124,7 +124,7 @@ def test_a_vocabulary_is_trained_on_training_documents_alone(tmp_path):
   }  # fmt: skip
   rows = prepare.prepare(**settings)
   tokenizer = tokenizers.load(settings["tokenizer"], str(out))
-  content = (out / "tokenizer.model").read_bytes()
+  content = (out / "sentencepiece-279.model").read_bytes()
   digest = hashlib.sha256(content).hexdigest()
   assert {x.manifest["fingerprint"] for x in rows.values()} == {digest}
   assert rows["train"].manifest["vocab_size"] == tokenizer.vocab_size == 279
@@ -133,13 +133,13 @@ def test_a_vocabulary_is_trained_on_training_documents_alone(tmp_path):
   assert len(tokenizer.encode(" times")) < len(tokenizer.encode("Zürich"))
 
   prepare.prepare(**settings)  # trains nothing
-  with pytest.raises(ValueError, match="has 279 pieces; choose another"):
+  with pytest.raises(ValueError, match="vocab_size=279 instead of 280; choose"):
     prepare.prepare(**settings | {"tokenizer": "sentencepiece-train:280"})
   for split in ("train", "validation", "test"):
     (out / f"{split}.json").unlink()
   path.write_text("She sells sea shells by the sea shore. " * 200)
   prepare.prepare(**settings)
-  assert (out / "tokenizer.model").read_bytes() != content
+  assert (out / "sentencepiece-279.model").read_bytes() != content
 
 
 def test_long_documents_are_used_whole_and_many_in_part(monkeypatch):
@@ -149,5 +149,5 @@ def test_long_documents_are_used_whole_and_many_in_part(monkeypatch):
   assert "\u4e00" in sentencepiece.SentencePieceProcessor(
     model_proto=one
   ).decode(list(range(259, 272)))
-  monkeypatch.setattr(tokenizers, "_FITTED", 5000)
+  monkeypatch.setattr(tokenizers, "_SENTENCES", 7)
   assert tokenizers.train(lines, spec) == tokenizers.train(lines[:1], spec)

@@ -182,7 +182,7 @@ def test_help_lists_modes_flags_keys_and_samplers(capsys, args):
   keys = config_lib.flatten(dataclasses.asdict(cfg))
   lines = {line.split("=")[0].strip(): line for line in text.splitlines()}
   for key in keys:
-    value, _, comment = lines[key].partition("=")[2].partition(" ")
+    comment = lines[key].partition("=")[2].partition(" ")[2]
     assert comment.strip(), f"{key} has no comment"
   assert "train.batch_size=32" in lines["train.batch_size"]
   assert "--config.eval.text=X" in text

@@ -1,7 +1,6 @@
 """The modes that score: eval, analyze, correct and reproduce; user errors."""
 
 import json
-import pathlib
 import sys
 import types
 
@@ -143,7 +142,9 @@ def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path):
   text.write_text("In the beginning, God created: the heaven and the earth.")
   assert mode("eval", f"--text={text}") == 0
   result = json.loads((root / "run/eval-verse.json").read_text())
-  assert result["sequences"] == 3 and not any(x.startswith("ngram") for x in result["bounds"])
+  assert result["sequences"] == 3 and not any(
+    x.startswith("ngram") for x in result["bounds"]
+  )
   tokens = tokenizers.load("text8").encode(
     "in the beginning god created the heaven and the earth "
   )

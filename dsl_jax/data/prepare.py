@@ -14,15 +14,14 @@ from dsl_jax.data import corpora, packing, tokenizers
 from dsl_jax.runtime import storage
 
 
-def _train_tokenizer(
-  spec: str, out: str, texts: corpora.Corpus
-) -> tokenizers.Tokenizer:
-  """Trains a vocabulary, unless `out` has rows made with one, and loads it."""
-  if not any(packing.is_finished(out, split) for split in texts.splits):
+def _train(path, spec, texts):
+  """Trains a vocabulary, unless there are rows made with it."""
+  folder = os.path.dirname(path)
+  has_rows = any(packing.is_finished(folder, split) for split in texts.splits)
+  if not (has_rows and os.path.exists(path)):
     model = tokenizers.train(texts.splits["train"], spec)
-    with storage.replacing(os.path.join(out, tokenizers.TRAINED)) as file:
+    with storage.replacing(path) as file:
       file.write(model)
-  return tokenizers.load(spec, out)
 
 
 def prepare(
@@ -42,7 +41,7 @@ def prepare(
   one directory one writes and the others wait. See `corpora.load`,
   `tokenizers.load` and `packing.write` for the arguments.
   """
-  to_train = tokenizers.is_trained(tokenizer)
+  to_train = tokenizers.trained_file(tokenizer, out)
   if not to_train:
     encoder = tokenizers.load(tokenizer)
   cache = os.path.join(out, "corpus")
@@ -62,7 +61,8 @@ def prepare(
       lock = stack.enter_context(open(os.path.join(out, ".lock"), "w"))
       fcntl.flock(lock, fcntl.LOCK_EX)  # waits for other writers
     if to_train:
-      encoder = _train_tokenizer(tokenizer, out, texts)
+      _train(to_train, tokenizer, texts)
+      encoder = tokenizers.load(tokenizer, out)
     for name in names:
       quiet = packing.is_finished(out, name)
       documents = tqdm.tqdm(

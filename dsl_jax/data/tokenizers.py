@@ -14,20 +14,13 @@ import numpy as np
 
 from dsl_jax.runtime import errors
 
-SPECS = (
-  "text8",
-  "text8-mdlm",
-  "gpt2",
-  "gpt2:DIR",
-  "sentencepiece:FILE",
-  "sentencepiece-train:PIECES",
-)
-TRAINED = "tokenizer.model"  # the file of a trained vocabulary
+SPECS: tuple[str, ...] = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR")
+SPECS += ("sentencepiece:FILE", "sentencepiece-train:PIECES")
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
-_FITTED = 10_000_000  # characters that a vocabulary is trained on
+_SENTENCES = 20_000  # that a vocabulary is trained on
 # SentencePiece drops longer sentences than 4,192 bytes without a word.
 _SENTENCE = re.compile(r"(?s).{1,1000}(?=\s)|.{1,1000}")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -164,7 +157,7 @@ def _find_gpt2(directory: str) -> list[str]:
 class SentencePieceTokenizer:
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
-    with errors.reading(path, "train a model with spm_train."):
+    with errors.reading(path, "prepare the rows, or train it with spm_train."):
       content = pathlib.Path(path).read_bytes()
       if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError("it is empty")
@@ -185,30 +178,24 @@ class SentencePieceTokenizer:
     return self._model.decode(np.asarray(ids).tolist())
 
 
-def is_trained(spec: str) -> bool:
-  """Returns whether `prepare` trains the tokenizer that a spec names."""
-  return spec.startswith("sentencepiece-train:")
+def trained_file(spec: str, folder: str) -> str:
+  """Returns the file of a vocabulary that is to be trained, otherwise ""."""
+  name, _, pieces = spec.partition(":")
+  path = os.path.join(folder, f"sentencepiece-{pieces}.model")
+  return path if name == "sentencepiece-train" and pieces else ""
 
 
 def train(documents: Iterable[str], spec: str) -> bytes:
   """Trains a SentencePiece model; the same documents give the same bytes.
 
   It restores every text (U+2581 as a space): rare characters become bytes.
-  Uses about the first 10 million characters.
+  Uses the first 20 million characters, about.
   """
   library, model = errors.require("sentencepiece", "data"), io.BytesIO()
-
-  def sentences():
-    used = 0
-    for document in documents:
-      yield from _SENTENCE.findall(document)
-      used += len(document)
-      if used >= _FITTED:
-        return
-
+  sentences = itertools.chain.from_iterable(map(_SENTENCE.findall, documents))
   try:
     library.SentencePieceTrainer.train(
-      sentence_iterator=sentences(),
+      sentence_iterator=itertools.islice(sentences, _SENTENCES),
       model_writer=model,
       vocab_size=int(spec.partition(":")[2]),
       byte_fallback=True,
@@ -228,10 +215,7 @@ def train(documents: Iterable[str], spec: str) -> bytes:
 
 
 def load(spec: str, folder: str = "") -> Tokenizer:
-  """Makes the tokenizer that a spec of `SPECS` names.
-
-  The vocabulary of sentencepiece-train is the file `TRAINED` of a folder.
-  """
+  """Makes the tokenizer of a spec of `SPECS`, with its `trained_file`."""
   name, _, where = spec.partition(":")
   if spec == "text8":
     return CharTokenizer(spec, [" ", *_LETTERS])
@@ -241,13 +225,6 @@ def load(spec: str, folder: str = "") -> Tokenizer:
     return Gpt2Tokenizer(*_find_gpt2(where))
   if name == "sentencepiece" and where:
     return SentencePieceTokenizer(where)
-  if is_trained(spec):
-    path = os.path.join(folder, TRAINED)
-    tokenizer = SentencePieceTokenizer(path)
-    if str(tokenizer.vocab_size) != where:
-      raise ValueError(
-        f"tokenizer is {spec!r} but {path} has {tokenizer.vocab_size} pieces; "
-        "choose another output directory."
-      )
-    return tokenizer
+  if path := trained_file(spec, folder):
+    return SentencePieceTokenizer(path)
   raise ValueError(f"tokenizer is {spec!r}{errors.nearest(name, SPECS)}")

@@ -17,7 +17,6 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
 _NGRAM_TOKENS = 10**8  # of training: up to here n-grams are counted quickly
-_NGRAM_ORDERS = 6
 _PROTOCOLS = {
   "endpoint": "masked bound, L E_k[mean cross-entropy], k ~ U{0..L-1} visible",
   "integral": "I-MMSE integral up to eval.snr_max, then factorised read-out",
@@ -152,24 +151,23 @@ def _numbers(score, length, characters_N):
   return numbers
 
 
-def _best_ngram(cfg, train_rows, test_rows):
-  """Returns the name and nats_N of the best n-gram model on the drawn rows."""
+def _best_ngram(cfg, *splits):
+  """Returns the name of the best n-gram model on the drawn rows, and nats_N."""
   edge = int(cfg.data.wrap)  # without the markers of rows the text is whole
-  inner = slice(edge, cfg.data.length - edge)
-  fitted_NL, tested_NL = (
-    np.asarray(x.tokens_NL[:, inner], np.int64) for x in (train_rows, test_rows)
+  train_NL, test_NL = (
+    np.int64(split.tokens_NL[:, edge : cfg.data.length - edge])
+    for split in splits
   )
-  numbers = packing.Packed(np.arange(len(tested_NL))[:, None], {})
+  numbers = packing.Packed(np.arange(len(test_NL))[:, None], {})
   drawn_N = trained.draw_rows(numbers, cfg.eval.sequences, cfg.seed)[:, 0]
   models = ngrams.probabilities(
-    fitted_NL.ravel(), tested_NL.ravel(), cfg.net.vocab_size, _NGRAM_ORDERS
+    train_NL.ravel(), test_NL.ravel(), cfg.net.vocab_size, 6
   )
-  best = None
-  for order, prob in enumerate(models, 1):
-    nats_N = -np.log(prob).reshape(tested_NL.shape).sum(axis=1)[drawn_N]
-    if best is None or nats_N.sum() < best[1].sum():
-      best = f"ngram_{order}", nats_N
-  return best
+  nats = {
+    f"ngram_{order}": -np.log(prob).reshape(test_NL.shape).sum(axis=1)[drawn_N]
+    for order, prob in enumerate(models, 1)
+  }
+  return min(nats.items(), key=lambda item: item[1].sum())
 
 
 def _description(cfg, name, section):
@@ -214,8 +212,8 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   if not c.text and train_rows.tokens_NL.size <= _NGRAM_TOKENS:
     name, nats_N = _best_ngram(cfg, train_rows, test_rows)
     score = nats_N, np.full(len(nats_N), np.nan)
-    bounds[name] = _numbers(score, rows_NL.shape[1], characters_N)
-    bounds[name]["protocol"] = _PROTOCOLS["ngram"]
+    numbers = _numbers(score, rows_NL.shape[1], characters_N)
+    bounds[name] = numbers | {"protocol": _PROTOCOLS["ngram"]}
   result = trained.describe(cfg, step, rows_NL, c.text)
   result["settings"]["sample_steps"] = cfg.sample.steps
   result |= {

@@ -137,25 +137,14 @@ def make_held_out_loss(
   return held_out_loss
 
 
-def make_clock(cfg: config_lib.Config, start: int, deadline: float) -> Callable:
-  """Returns (state, step) -> state whose learning rate follows the clock.
-
-  Where train.max_minutes ends a run before its steps do, the rate has fallen by
-  then, too. Time counts from the second call on, because the first compiles.
-  """
-  span, began = cfg.train.steps - start, math.inf
-
-  def follow(state, step):
-    nonlocal began
-    if step == start or cfg.optim.schedule == "constant":
-      return state
-    now = time.monotonic()
-    began = min(began, now)
-    count = start + int(span * min(1, (now - began) / (deadline - began)))
-    count = max(step, count)
-    return state._replace(opt_state=optim.set_schedule(state.opt_state, count))
-
-  return follow if cfg.train.max_minutes else lambda state, step: state
+def follow_clock(cfg: config_lib.Config, state, step: int, deadline: float):
+  """Lets the learning rate fall by the deadline of train.max_minutes, too."""
+  c = cfg.train
+  if not c.max_minutes or step < cfg.optim.warmup_steps:
+    return state
+  share = 1 - (deadline - time.monotonic()) / (60 * c.max_minutes)
+  count = max(step, int(share * c.steps))
+  return state._replace(opt_state=optim.set_schedule(state.opt_state, count))
 
 
 def record_call(recorder: metrics.Recorder, first: int, sums_K: dict, count):
@@ -209,7 +198,6 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     peak=peak,
     deadline=deadline,
   )
-  on_the_clock = make_clock(cfg, start, deadline)
   load = make_loader(cfg, mesh, packed)
   edges = c.log_every, c.eval_every, c.checkpoint_every
   calls = loop.calls(start, c.steps, c.steps_per_call, *edges)
@@ -227,7 +215,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     for (first, count), (tokens_KBL, count_here) in loop.prefetch(load, calls):
       step = first + count
       note(f"waiting for the devices at step {step}")
-      state = on_the_clock(state, first)
+      state = follow_clock(cfg, state, first, deadline)
       state, sums_K = step_fn(state, tokens_KBL, count_here)
       if pending:
         record_call(recorder, *pending)

@@ -5,10 +5,11 @@ Unlike `ml_collections.config_flags`, in any order and with one-line errors.
 
 import dataclasses
 import inspect
+import os
 import pathlib
 import runpy
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import config_dict
@@ -33,18 +34,23 @@ _ABBREVIATIONS = {
   "topology": ("mesh.topology", ("plan",)),
 }
 _BOOLEANS = {"": True, "true": True, "1": True, "false": False, "0": False}
-_PACKAGE = pathlib.Path(__file__).parent.parent
-_CONFIGS = _PACKAGE / "configs", _PACKAGE.parent / "configs"  # wheel, checkout
 
 
-def describe_keys(section: type, prefix: str = "") -> Iterator[str]:
-  """Yields a line for every key: name, type or default, and its comment."""
+def _find_configs():
+  """The files of --config=NAME by name, of the wheel or else the checkout."""
+  folder = pathlib.Path(__file__).parent.parent / "configs"
+  folder = folder if folder.is_dir() else folder.parent.parent / "configs"
+  return {path.stem: str(path) for path in sorted(folder.glob("*.py"))}
+
+
+def _describe_keys(section, prefix=""):
+  """Yields a line for every key: name, default or type, and its comment."""
   kinds = typing.get_type_hints(section)
   lines = inspect.getsource(section).splitlines()
   for field in dataclasses.fields(section):
     name, kind = prefix + field.name, kinds[field.name]
     if dataclasses.is_dataclass(kind):
-      yield from describe_keys(kind, name + ".")
+      yield from _describe_keys(kind, name + ".")
       continue
     (line,) = (x for x in lines if x.startswith(f"  {field.name}: "))
     required = field.default is dataclasses.MISSING
@@ -54,16 +60,15 @@ def describe_keys(section: type, prefix: str = "") -> Iterator[str]:
 
 def help_text(intro: str, modes: Mapping[str, Mode]) -> str:
   """Returns what --help prints: modes, flags that abbreviate keys, keys."""
-  configs = {path.stem for x in _CONFIGS for path in x.glob("[!_]*.py")}
   lines = [intro, "modes:"]
   lines += [f"  {name:<12}{mode.description}" for name, mode in modes.items()]
-  lines += ["", "flags:", "  --config=NAME or FILE[:variant]"]
-  lines += [f"    NAME is one of {', '.join(sorted(configs))}"]
-  lines += ["  --workdir=DIR, of the run", "  --mode=MODE, by default train"]
+  configs = ", ".join(_find_configs())
+  lines += ["\nflags:", f"  --config=NAME[:VARIANT] of {configs}, or FILE"]
+  lines += ["  --workdir=DIR of the run", "  --mode=MODE, which may come first"]
   for name, (key, of) in _ABBREVIATIONS.items():
     lines.append(f"  --{name}=X is --config.{key}=X of {', '.join(of)}")
-  lines += ["", "keys, as --config.KEY=VALUE, with their defaults:"]
-  return "\n".join([*lines, *describe_keys(config_lib.Config)])
+  lines += ["\nkeys, as --config.KEY=VALUE, with their defaults:"]
+  return "\n".join([*lines, *_describe_keys(config_lib.Config)])
 
 
 def _split(args, modes):
@@ -88,11 +93,10 @@ def _split(args, modes):
 def _load(config):
   """Calls get_config of FILE[:variant] or of a config of the package."""
   path, _, arg = config.partition(":")
-  files = [pathlib.Path(path), *(x / f"{path}.py" for x in _CONFIGS)]
-  path = next((str(x) for x in files if x.is_file()), "")
+  known = _find_configs()
+  path = path if os.path.isfile(path) else known.get(path)
   if not path:
-    names = [file.stem for x in _CONFIGS for file in x.glob("[!_]*.py")]
-    hint = errors.nearest(config, names)
+    hint = errors.nearest(config, known)
     raise errors.UserError(f"--config is {config!r}, not a file{hint}")
   try:
     return config_dict.ConfigDict(runpy.run_path(path)["get_config"](arg))
