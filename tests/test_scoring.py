@@ -18,7 +18,7 @@ from dsl_jax.modes import (
   reproduce,
   trained,
 )
-from dsl_jax.quality import diversity, perplexity
+from dsl_jax.quality import diversity, ngrams, perplexity
 from dsl_jax.runtime import command
 
 CONFIG = "quickstart:letters"
@@ -134,6 +134,28 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
   assert "bits/char" in out and "\nleft_to_right_16_steps" in out
   assert mode("eval", **{"eval.bounds": bounds, "eval.draws": 2}) == 0
   assert (root / "run/eval.json").read_text() == text  # it repeats itself
+
+
+def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
+  rng = np.random.default_rng(0)
+  chain = np.cumsum(rng.integers(1, 3, 3000)) % 7 + 2  # an order of 2 is best
+  inner_NL = chain.reshape(-1, 6)
+  rows_NL = np.pad(inner_NL, [(0, 0), (1, 1)], constant_values=(0, 1))
+  splits = packing.Packed(rows_NL[:400], {}), packing.Packed(rows_NL[400:], {})
+  cfg = quickstart(
+    "--config.data.length=8", "--config.data.wrap", "--config.eval.sequences=9"
+  )
+  name, nats_N = evaluate._best_ngram(cfg, *splits)
+  assert name == "ngram_2"
+  drawn_NL = trained.draw_rows(splits[1], 9, cfg.seed)
+  *_, prob = ngrams.probabilities(chain[:2400], chain[2400:], 27, 2)
+  every_N = -np.log(prob).reshape(-1, 6).sum(axis=1)
+  drawn_N = [
+    np.flatnonzero((rows_NL[400:] == row).all(axis=1)) for row in drawn_NL
+  ]
+  for nats, numbers in zip(nats_N, drawn_N):  # a row may occur twice
+    assert np.isclose(nats, every_N[numbers]).any()
+  assert nats_N.mean() / 6 == pytest.approx(np.log(2), rel=0.05)
 
 
 def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path):

@@ -139,11 +139,11 @@ def make_held_out_loss(
 
 def follow_clock(cfg: config_lib.Config, state, step: int, deadline: float):
   """Lets the learning rate fall by the deadline of train.max_minutes, too."""
-  c = cfg.train
-  if not c.max_minutes or step < cfg.optim.warmup_steps:
+  c, o = cfg.train, cfg.optim
+  if o.schedule == "constant" or not c.max_minutes or step < o.warmup_steps:
     return state
-  share = 1 - (deadline - time.monotonic()) / (60 * c.max_minutes)
-  count = max(step, int(share * c.steps))
+  left = max(0.0, deadline - time.monotonic()) / (60 * c.max_minutes)
+  count = max(step, int((1 - left) * c.steps))
   return state._replace(opt_state=optim.set_schedule(state.opt_state, count))
 
 

@@ -61,7 +61,7 @@ class Data(_Section):
   """Text and rows: the settings of `python -m dsl_jax.data.prepare`."""
 
   corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
-  tokenizer: str = "text8"  # or gpt2[:DIR], sentencepiece:FILE
+  tokenizer: str = "text8"  # or gpt2, sentencepiece:FILE, sentencepiece-train:N
   length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
   dir: str = ""  # of the packed rows; "" is a folder of its own in data_cache
