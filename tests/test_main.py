@@ -10,6 +10,7 @@ import sys
 import jax
 import pytest
 
+import dsl_jax
 from benchmarks import kill_runs
 from dsl_jax import main
 from dsl_jax.data import packing
@@ -199,3 +200,10 @@ def test_a_mode_may_come_first_and_a_mistyped_sampler_lists_all(run, capsys):
     ["dsl-jax", "eval", "--config=text8", "--workdir=x"], main.MODES
   )
   assert (cfg.name, workdir, mode) == ("text8", "x", "eval")
+
+
+def test_the_version_is_the_same_everywhere():
+  version = dsl_jax.__version__
+  assert f'version="{version}"' in (ROOT / "setup.py").read_text()
+  assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+  assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()

@@ -18,6 +18,9 @@ def _train(path, spec, texts):
   """Trains a vocabulary, unless there are rows made with it."""
   folder = os.path.dirname(path)
   has_rows = any(packing.is_finished(folder, split) for split in texts.splits)
+  if "train" not in texts.splits:
+    fix = "give sentencepiece:FILE."
+    raise ValueError(f"tokenizer is {spec!r} but no text is for training; {fix}")
   if not (has_rows and os.path.exists(path)):
     model = tokenizers.train(texts.splits["train"], spec)
     with storage.replacing(path) as file:
