@@ -1,8 +1,12 @@
 """Packaging of dsl_jax; the lower bounds are what the tests run on."""
 
 import pathlib
+import warnings
 
 from setuptools import find_packages, setup
+
+# Setuptools has advice for every editable install, and nothing to act upon.
+warnings.filterwarnings("ignore", message="Editable installation")
 
 EXTRAS = {
   "tpu": ["jax[tpu]"],

@@ -61,7 +61,7 @@ def pieces():
       checkpoint_every=1000,
       max_minutes=6.0,  # [O] a slower machine stops here
     ),
-    eval=config_lib.Eval(batch_size=32, sequences=256, snr_points=16),
+    eval=config_lib.Eval(batch_size=32, sequences=128, snr_points=16),
     sample=config_lib.Sample(
       path="masked",
       steps=64,

@@ -19,8 +19,9 @@ def _train(path, spec, texts):
   folder = os.path.dirname(path)
   has_rows = any(packing.is_finished(folder, split) for split in texts.splits)
   if "train" not in texts.splits:
-    fix = "give sentencepiece:FILE."
-    raise ValueError(f"tokenizer is {spec!r} but no text is for training; {fix}")
+    raise ValueError(
+      f"tokenizer is {spec!r} but no text is for training; give another."
+    )
   if not (has_rows and os.path.exists(path)):
     model = tokenizers.train(texts.splits["train"], spec)
     with storage.replacing(path) as file:

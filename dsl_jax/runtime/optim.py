@@ -103,7 +103,8 @@ def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
 def set_schedule(opt_state: optax.OptState, count: int) -> optax.OptState:
   """Moves the schedule to the rate after `count` updates."""
   *others, schedule = opt_state
-  return (*others, schedule._replace(count=np.int32(count)))
+  count = jax.device_put(np.int32(count), schedule.count.sharding)
+  return (*others, schedule._replace(count=count))
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
