@@ -54,7 +54,7 @@ def pieces():
       ema_decay=0.999,  # [O] 0.9999 averages longer than this run
     ),
     train=config_lib.Train(
-      steps=4000,  # [O] about six minutes on two cores
+      steps=3600,  # [O] about six minutes on two cores
       batch_size=16,  # [O] a short run gains from more, smaller steps
       steps_per_call=5,  # [O] a small model waits for memory otherwise
       eval_every=1000,
