@@ -1,8 +1,12 @@
 """Packaging of dsl_jax; the lower bounds are what the tests run on."""
 
 import pathlib
+import warnings
 
 from setuptools import find_packages, setup
+
+# Setuptools has advice for every editable install, and nothing to act upon.
+warnings.filterwarnings("ignore", message="Editable installation")
 
 EXTRAS = {
   "tpu": ["jax[tpu]"],
@@ -65,7 +69,13 @@ setup(
   long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  packages=find_packages(include=["dsl_jax", "dsl_jax.*"]),
+  # The configs come along: --config=quickstart works without a checkout.
+  packages=[
+    *find_packages(include=["dsl_jax", "dsl_jax.*"]),
+    "dsl_jax.configs",
+  ],
+  package_dir={"dsl_jax.configs": "configs"},
+  entry_points={"console_scripts": ["dsl-jax = dsl_jax.main:main"]},
   package_data={"dsl_jax": ["convert/card.md", "modes/templates/*.html"]},
   python_requires=">=3.11",
   install_requires=[

@@ -73,7 +73,7 @@ def arguments(
     "eval.batch_size": 8,
   } | {name.replace("__", "."): value for name, value in changes.items()}
   return [
-    f"--config={ROOT / 'configs/quickstart.py'}",
+    f"--config={ROOT / 'configs/quickstart.py:letters'}",
     f"--workdir={workdir}",
     *(f"--config.{key}={value}" for key, value in settings.items()),
   ]

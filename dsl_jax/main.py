@@ -1,12 +1,10 @@
 """Discrete Stochastic Localization: trains, evaluates, samples, plans a run.
 
-python -m dsl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
-  --mode=MODE [--config.train.steps=2000 ...]
-  [--text=FILE]          # eval, correct, reproduce: a text of your own
-  [--table=owt_mauve]    # reproduce: which table
-  [--trace=FILE.html]    # sample: also a page that shows a sample appear
-python -m dsl_jax.main --config=configs/owt.py --mode=plan --topology=v5e:16x16
-python -m dsl_jax.main --workdir=runs/quickstart --mode=report
+dsl-jax MODE --config=quickstart --workdir=DIR [--config.train.steps=2000 ...]
+dsl-jax plan --config=owt --topology=v5e:16x16
+dsl-jax report --workdir=DIR
+
+`python -m dsl_jax.main` is the same command where it is not installed.
 """
 
 import importlib
@@ -52,11 +50,13 @@ def join_hosts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
   """Runs a command line; returns 0, 1 for divergence, 2 for user errors."""
-  if "--help" in argv:
-    lines = [f"  {name:<10} {mode.description}" for name, mode in MODES.items()]
-    print("\n".join([__doc__, "modes:", *lines]))
+  argv = sys.argv if argv is None else argv
+  if len(argv) == 1 or {"-h", "--help"} & set(argv):
+    samplers = importlib.import_module("dsl_jax.modes.named_samplers").names()
+    print(command.help_text(__doc__, MODES))
+    print(f"\nsamplers, as --config.sample.path=NAME:\n  {', '.join(samplers)}")
     return 0
   try:
     with errors.user_errors():
@@ -84,4 +84,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  sys.exit(main())

@@ -1,12 +1,14 @@
 """The command that packs a corpus, from its flags to its exit codes."""
 
 import fcntl
+import hashlib
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from dsl_jax.data import packing, prepare, tokenizers
 
@@ -91,12 +93,61 @@ def test_finished_rows_are_read_without_the_lock(tmp_path, arguments):
   assert not lock_path.exists()
 
 
-def test_the_files_are_deterministic_and_of_one_text(tmp_path, arguments):
+@pytest.mark.parametrize("tokenizer", ["text8", "sentencepiece-train:278"])
+def test_the_files_are_deterministic_and_of_one_text(
+  tmp_path, arguments, tokenizer
+):
+  arguments["tokenizer"] = tokenizer
   for name in ("one", "two"):
     prepare.prepare(**arguments | {"out": str(tmp_path / name)})
-  for file in ("train.bin", "train.json", "test.bin", "test.json"):
+  files = {path.name for path in (tmp_path / "one").glob("*.*")} - {".lock"}
+  assert ("sentencepiece-278.model" in files) == (tokenizer != "text8")
+  assert {"train.bin", "train.json", "test.bin", "test.json"} < files
+  for file in files:
     one = (tmp_path / "one" / file).read_bytes()
     assert one == (tmp_path / "two" / file).read_bytes()
   (tmp_path / "a.txt").write_text("another text " * 100)
   with pytest.raises(ValueError, match="was prepared with source="):
     prepare.prepare(**arguments | {"out": str(tmp_path / "one")})
+
+
+UNICODE = "  Héllo wörld 🌍\n\n\t日本語 don't\x00 x  "
+
+
+def test_a_vocabulary_is_trained_on_training_documents_alone(tmp_path):
+  path, out = tmp_path / "a.txt", tmp_path / "out"
+  words = " ".join(f"It was the {x} of times." for x in ("best", "worst") * 200)
+  path.write_text(words + " Zürich" * 300)  # the end is validation and test
+  settings = {
+    "corpus": f"text:{path}", "tokenizer": "sentencepiece-train:279",
+    "length": 8, "out": str(out),
+  }  # fmt: skip
+  rows = prepare.prepare(**settings)
+  tokenizer = tokenizers.load(settings["tokenizer"], str(out))
+  content = (out / "sentencepiece-279.model").read_bytes()
+  digest = hashlib.sha256(content).hexdigest()
+  assert {x.manifest["fingerprint"] for x in rows.values()} == {digest}
+  assert rows["train"].manifest["vocab_size"] == tokenizer.vocab_size == 279
+  assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+  assert tokenizer.decode(tokenizer.encode(UNICODE)) == UNICODE
+  assert len(tokenizer.encode(" times")) < len(tokenizer.encode("Zürich"))
+
+  prepare.prepare(**settings)  # trains nothing
+  with pytest.raises(ValueError, match="vocab_size=279 instead of 280; choose"):
+    prepare.prepare(**settings | {"tokenizer": "sentencepiece-train:280"})
+  for split in ("train", "validation", "test"):
+    (out / f"{split}.json").unlink()
+  path.write_text("She sells sea shells by the sea shore. " * 200)
+  prepare.prepare(**settings)
+  assert (out / "sentencepiece-279.model").read_bytes() != content
+
+
+def test_long_documents_are_used_whole_and_many_in_part(monkeypatch):
+  spec = "sentencepiece-train:272"
+  lines = ["the best of times " * 400, "\u4e00\u4e8c" * 5000]
+  one = tokenizers.train(lines, spec)
+  assert "\u4e00" in sentencepiece.SentencePieceProcessor(
+    model_proto=one
+  ).decode(list(range(259, 272)))
+  monkeypatch.setattr(tokenizers, "_SENTENCES", 7)
+  assert tokenizers.train(lines, spec) == tokenizers.train(lines[:1], spec)

@@ -120,8 +120,10 @@ def test_sentencepiece_loads_and_keeps_the_text(tmp_path):
     ("gpt3", "did you mean 'gpt2'"),
     ("sentencepiece", "did you mean 'sentencepiece:FILE'"),
     ("gpt2:/nowhere", "put vocab.json"),
+    ("sentencepiece-train", "did you mean 'sentencepiece-train:PIECES'"),
+    ("sentencepiece-train:1024", "-1024.model cannot be .*prepare the rows"),
     ("sentencepiece:/nowhere.model", "No such file"),
-    (f"sentencepiece:{__file__}", "cannot be read .* train a model"),
+    (f"sentencepiece:{__file__}", "cannot be read .* train it"),
   ],
 )
 def test_invalid_specs_are_rejected_in_one_sentence(spec, match):
@@ -132,3 +134,10 @@ def test_invalid_specs_are_rejected_in_one_sentence(spec, match):
 def test_a_missing_package_names_its_extra():
   with pytest.raises(ImportError, match=r"pip install dsl_jax\[data\]"):
     errors.require("no_such_package_at_all", "data")
+
+
+@pytest.mark.parametrize("pieces", ["10", "90000", "many", "-1", ""])
+def test_a_number_of_pieces_that_does_not_fit_is_one_sentence(pieces):
+  spec = f"sentencepiece-train:{pieces}"
+  with pytest.raises(ValueError, match=f"'{spec}' but .*; choose another"):
+    tokenizers.train(["the best of times"] * 9, spec)

@@ -1,5 +1,6 @@
 """The command line: every mistake is one sentence, exit code 2, no trace."""
 
+import dataclasses
 import errno
 import importlib
 import os
@@ -13,16 +14,18 @@ import time
 import jax
 import pytest
 
+import dsl_jax
 from benchmarks import kill_runs
 from dsl_jax import main
 from dsl_jax.data import packing
-from dsl_jax.modes import train
+from dsl_jax.modes import named_samplers, train
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import command as command_lib
+from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
+QUICKSTART = f"--config={ROOT / 'configs/quickstart.py:letters'}"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +127,10 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--mode=eval"], ["holds no checkpoint", "--mode=train"]),
     (["--mode=sample"], ["holds no checkpoint", "--mode=train"]),
     (["--mode=report"], ["run/config.json cannot be read", "--mode=train"]),
-    (["--wrkdir=x"], ["unknown flag --wrkdir", "'workdir'"]),
+    (["--wrkdir=x"], ["unknown flag --wrkdir", "'--workdir'"]),
+    (["--sample.path=masked"], ["did you mean '--config.sample.path'?"]),
+    (["--sampel.path", "masked"], ["did you mean '--config.sample.path'?"]),
+    (["--steps=3"], ["did you mean '--config."]),
     (["train"], ["'train' is not a flag"]),
     (["--text"], ["--text is ''; write --text=VALUE"]),
     (["--trace=a.html"], ["--trace is 'a.html'", "--mode=sample"]),
@@ -133,7 +139,8 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--workdir=FILE/run"], ["cannot be written"]),
     (["--config="], ["--config is missing"]),
     (["--config=nothing.py"], ["'nothing.py', not a file"]),
-    ([f"{QUICKSTART}:big"], ["no variant 'big'; it has none"]),
+    (["--config=quickstart:big"], ["no variant 'big'; it has letters"]),
+    (["--config=quikstart"], ["'quikstart', not", "mean 'quickstart'"]),
     (["--config=FILE"], ["FILE fails with", "nothing_here"]),
   ],
 )
@@ -170,23 +177,58 @@ def test_a_full_disk_leads_with_the_reason(run, tmp_path, monkeypatch):
   assert err.startswith(f"error: No space left on device: {tmp_path / 'run'}; ")
 
 
-def test_the_module_runs_and_lists_its_modes():
-  def run_module(flag):
-    return subprocess.run(
-      [sys.executable, "-m", "dsl_jax.main", flag],
+def test_the_module_runs():
+  for module in ("dsl_jax", "dsl_jax.main"):
+    result = subprocess.run(
+      [sys.executable, "-m", module, QUICKSTART],
       cwd=ROOT,
       capture_output=True,
       text=True,
       check=False,
     )
+    assert result.returncode == 2
+    words = "error: --workdir is missing; write --workdir=PATH.\n"
+    assert result.stderr == words
 
-  result = run_module(QUICKSTART)
-  assert result.returncode == 2
-  assert result.stderr == "error: --workdir is missing; write --workdir=PATH.\n"
-  result = run_module("--help")
-  assert result.returncode == 0
+
+@pytest.mark.parametrize(
+  "args", [[], ["-h"], ["--help"], ["report", "--help"], ["--mode=x", "-h"]]
+)
+def test_help_lists_modes_flags_keys_and_samplers(capsys, args):
+  assert main.main(["dsl-jax", *args]) == 0
+  text = capsys.readouterr().out
   for name, mode in main.MODES.items():
-    assert f"  {name:<10} {mode.description}\n" in result.stdout
+    assert f"  {name:<11} {mode.description}\n" in text
+  for flag in ("--config=", "--workdir=", "--mode=", "--text=", "quickstart"):
+    assert flag in text
+  cfg, _, _ = command_lib.parse(["main", QUICKSTART, "--workdir=x"], main.MODES)
+  keys = config_lib.flatten(dataclasses.asdict(cfg))
+  lines = {line.split("=")[0].strip(): line for line in text.splitlines()}
+  for key in keys:
+    comment = lines[key].partition("=")[2].partition(" ")[2]
+    assert comment.strip(), f"{key} has no comment"
+  assert "train.batch_size=32" in lines["train.batch_size"]
+  assert "--config.eval.text=X" in text
+  for name in named_samplers.names():
+    assert name in text.split("samplers")[-1]
+
+
+def test_a_mode_may_come_first_and_a_mistyped_sampler_lists_all(run, capsys):
+  changes = {"sample.path": "maskd"}
+  code, err = run(changes, "--mode=sample")
+  assert code == 2 and "did you mean 'masked'?" in err
+  assert all(name in err for name in named_samplers.names())
+  cfg, workdir, mode = command_lib.parse(
+    ["dsl-jax", "eval", "--config=text8", "--workdir=x"], main.MODES
+  )
+  assert (cfg.name, workdir, mode) == ("text8", "x", "eval")
+
+
+def test_the_version_is_the_same_everywhere():
+  version = dsl_jax.__version__
+  assert f'version="{version}"' in (ROOT / "setup.py").read_text()
+  assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+  assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_a_signal_before_the_first_step_ends_with_zero(rows, tmp_path):

@@ -20,7 +20,7 @@ TINY = {"net.width": 16, "net.depth": 1, "net.heads": 2, "train.batch_size": 32}
 
 def run_plan(capsys, topology, *extra):
   """Returns the exit code, stdout and stderr of --mode=plan."""
-  config = f"--config={ROOT / 'configs/quickstart.py'}"
+  config = f"--config={ROOT / 'configs/quickstart.py:letters'}"
   flags = ["--mode=plan", f"--topology={topology}"]
   flags += [f"--config.{key}={value}" for key, value in TINY.items()]
   code = main.main(["main", config, *flags, *extra])

@@ -133,7 +133,7 @@ def test_every_config_is_valid(name, millions):
 
 
 def test_overrides_are_typed_in_any_order():
-  config = f"--config={CONFIGS / 'quickstart.py'}"
+  config = f"--config={CONFIGS / 'quickstart.py:letters'}"
   base, _, _ = parse(config, "--workdir=x")
   cfg, _, mode = parse(
     "--config.seed=7",

@@ -42,8 +42,8 @@ def sums(nll, tokens, bad=0.0):
   return {name: jnp.float32(x) for name, x in values.items()}
 
 
-def make_recorder(tmp_path, start=0):
-  return metrics.Recorder(tmp_path, start=start, steps=9, log_every=2)
+def make_recorder(tmp_path, start=0, **limits):
+  return metrics.Recorder(tmp_path, start=start, steps=9, log_every=2, **limits)
 
 
 def lines(tmp_path):
@@ -68,6 +68,19 @@ def test_means_are_over_tokens_not_steps(tmp_path, capsys):
     "grad_norm": 10.0,
   }
   assert "step 2  train  loss 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("deadline, minutes", [(1e9, (7, 5)), (300.0, (3, 1))])
+def test_the_console_shows_the_time_left(
+  tmp_path, capsys, monkeypatch, deadline, minutes
+):
+  recorder = make_recorder(tmp_path, deadline=deadline)
+  for step in range(1, 5):  # one a minute, of nine
+    monkeypatch.setattr(time, "monotonic", lambda t=step: 60.0 * t)
+    recorder.add(step, sums(10.0, 10.0))
+  recorder.close()
+  for line, left in zip(capsys.readouterr().out.splitlines(), minutes):
+    assert line.endswith(f"  {left}.0 minutes left")
 
 
 def test_a_restart_writes_no_step_twice(tmp_path):

@@ -23,7 +23,7 @@ from benchmarks import kill_runs
 from dsl_jax.data import batches
 from dsl_jax.modes import train
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, loop, metrics
+from dsl_jax.runtime import checkpoint, loop, metrics, optim
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import state as state_lib
 
@@ -315,3 +315,27 @@ def test_several_steps_in_one_program_are_the_same_steps(
   assert saved_steps(tmp_path) == [8, 12]
   mean = np.mean([expected[step, "train"] for step in range(6, 11)])
   assert losses[10, "train"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_rate_falls_by_the_end_of_the_time(rows, monkeypatch):
+  changes = {"optim.schedule": "cosine", "optim.warmup_steps": 2}
+  cfg = config(rows, **changes, **{"train.max_minutes": 1.0})
+  tx = optim.make(cfg.optim, cfg.train.steps)
+  state = state_lib.create({"head": {"kernel": jnp.ones(3)}}, tx)
+
+  def rate(cfg, step, now):
+    monkeypatch.setattr(train.time, "monotonic", lambda: now)
+    new = train.follow_clock(cfg, state, step, deadline=160.0)
+    (update,) = jax.tree.leaves(
+      tx.update(state.params, new.opt_state, state.params)[0]
+    )
+    return -float(update[0])
+
+  assert rate(cfg, 0, 130.0) == 0  # of the warm-up
+  half = float(optim.schedule(cfg.optim, 12)(6))
+  assert rate(cfg, 3, 130.0) == pytest.approx(half, rel=1e-4)
+  assert rate(cfg, 11, 130.0) < half / 5  # faster than the clock
+  assert rate(cfg, 3, 160.0) == rate(cfg, 3, 170.0) == 0
+  for other in (changes, {"train.max_minutes": 1.0}):
+    cfg = config(rows, **other)
+    assert train.follow_clock(cfg, state, 3, 160.0) is state

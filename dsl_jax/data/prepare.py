@@ -11,6 +11,21 @@ import tqdm
 from absl import app, flags, logging
 
 from dsl_jax.data import corpora, packing, tokenizers
+from dsl_jax.runtime import storage
+
+
+def _train(path, spec, texts):
+  """Trains a vocabulary, unless there are rows made with it."""
+  folder = os.path.dirname(path)
+  has_rows = any(packing.is_finished(folder, split) for split in texts.splits)
+  if "train" not in texts.splits:
+    raise ValueError(
+      f"tokenizer is {spec!r} but no text is for training; give another."
+    )
+  if not (has_rows and os.path.exists(path)):
+    model = tokenizers.train(texts.splits["train"], spec)
+    with storage.replacing(path) as file:
+      file.write(model)
 
 
 def prepare(
@@ -25,10 +40,14 @@ def prepare(
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
 
-  Of several processes with one directory one writes and the others wait. See
-  `corpora.load`, `tokenizers.load` and `packing.write` for the arguments.
+  A vocabulary that is to be trained is trained on the training documents and
+  stored with the rows, whose manifests have its hash. Of several processes with
+  one directory one writes and the others wait. See `corpora.load`,
+  `tokenizers.load` and `packing.write` for the arguments.
   """
-  encoder = tokenizers.load(tokenizer)
+  to_train = tokenizers.trained_file(tokenizer, out)
+  if not to_train:
+    encoder = tokenizers.load(tokenizer)
   cache = os.path.join(out, "corpus")
   texts = corpora.load(corpus, cache=cache, held_out=held_out)
   names = list(texts.splits if splits is None else splits)
@@ -45,6 +64,9 @@ def prepare(
       os.makedirs(out, exist_ok=True)
       lock = stack.enter_context(open(os.path.join(out, ".lock"), "w"))
       fcntl.flock(lock, fcntl.LOCK_EX)  # waits for other writers
+    if to_train:
+      _train(to_train, tokenizer, texts)
+      encoder = tokenizers.load(tokenizer, out)
     for name in names:
       quiet = packing.is_finished(out, name)
       documents = tqdm.tqdm(

@@ -1,23 +1,28 @@
 """Tokenizers by spec: characters, GPT-2's byte-level BPE, SentencePiece."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from dsl_jax.runtime import errors
 
-SPECS = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR", "sentencepiece:FILE")
+SPECS: tuple[str, ...] = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR")
+SPECS += ("sentencepiece:FILE", "sentencepiece-train:PIECES")
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
+_SENTENCES = 20_000  # that a vocabulary is trained on
+# SentencePiece drops longer sentences than 4,192 bytes without a word.
+_SENTENCE = re.compile(r"(?s).{1,1000}(?=\s)|.{1,1000}")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORDS = "zero one two three four five six seven eight nine"
 _DIGITS = {ord("0") + n: f" {word} " for n, word in enumerate(_WORDS.split())}
@@ -152,7 +157,7 @@ def _find_gpt2(directory: str) -> list[str]:
 class SentencePieceTokenizer:
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
-    with errors.reading(path, "train a model with spm_train."):
+    with errors.reading(path, "prepare the rows, or train it with spm_train."):
       content = pathlib.Path(path).read_bytes()
       if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError("it is empty")
@@ -173,8 +178,44 @@ class SentencePieceTokenizer:
     return self._model.decode(np.asarray(ids).tolist())
 
 
-def load(spec: str) -> Tokenizer:
-  """Makes the tokenizer that a spec of `SPECS` names."""
+def trained_file(spec: str, folder: str) -> str:
+  """Returns the file of a vocabulary that is to be trained, otherwise ""."""
+  name, _, pieces = spec.partition(":")
+  path = os.path.join(folder, f"sentencepiece-{pieces}.model")
+  return path if name == "sentencepiece-train" and pieces else ""
+
+
+def train(documents: Iterable[str], spec: str) -> bytes:
+  """Trains a SentencePiece model; the same documents give the same bytes.
+
+  It restores every text (U+2581 as a space): rare characters become bytes.
+  Uses the first 20 million characters, about.
+  """
+  library, model = errors.require("sentencepiece", "data"), io.BytesIO()
+  sentences = itertools.chain.from_iterable(map(_SENTENCE.findall, documents))
+  try:
+    library.SentencePieceTrainer.train(
+      sentence_iterator=itertools.islice(sentences, _SENTENCES),
+      model_writer=model,
+      vocab_size=int(spec.partition(":")[2]),
+      byte_fallback=True,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      num_threads=16,  # not that of the machine, which would change the result
+      minloglevel=2,
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).rpartition("] ")[2].rstrip(". ")
+    raise ValueError(
+      f"tokenizer is {spec!r} but no such vocabulary can be made of this text "
+      f"({reason}); choose another number of pieces, 256 of which are bytes."
+    ) from error
+  return model.getvalue()
+
+
+def load(spec: str, folder: str = "") -> Tokenizer:
+  """Makes the tokenizer of a spec of `SPECS`, with its `trained_file`."""
   name, _, where = spec.partition(":")
   if spec == "text8":
     return CharTokenizer(spec, [" ", *_LETTERS])
@@ -184,4 +225,6 @@ def load(spec: str) -> Tokenizer:
     return Gpt2Tokenizer(*_find_gpt2(where))
   if name == "sentencepiece" and where:
     return SentencePieceTokenizer(where)
+  if path := trained_file(spec, folder):
+    return SentencePieceTokenizer(path)
   raise ValueError(f"tokenizer is {spec!r}{errors.nearest(name, SPECS)}")

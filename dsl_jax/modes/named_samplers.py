@@ -136,7 +136,8 @@ def check(cfg: config_lib.Config) -> None:
   """Raises a UserError if values of the sample section do not fit its path."""
   c, mistake = cfg.sample, ""
   if c.path not in _PATHS:
-    mistake = f"sample.path is {c.path!r}{errors.nearest(c.path, _PATHS)}"
+    hint = errors.nearest(c.path, _PATHS, whole=True)
+    mistake = f"sample.path is {c.path!r}{hint}"
   elif c.path == "hybrid" and c.steps < 2:
     mistake = f"sample.steps is {c.steps}; the hybrid path needs at least 2."
   elif c.path == "lognormal" and not cfg.law.sigma > 0:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable
 
@@ -148,6 +149,16 @@ def make_held_out_loss(
   return held_out_loss
 
 
+def follow_clock(cfg: config_lib.Config, state, step: int, deadline: float):
+  """Lets the learning rate fall by the deadline of train.max_minutes, too."""
+  c, o = cfg.train, cfg.optim
+  if o.schedule == "constant" or not c.max_minutes or step < o.warmup_steps:
+    return state
+  left = max(0.0, deadline - time.monotonic()) / (60 * c.max_minutes)
+  count = max(step, int((1 - left) * c.steps))
+  return state._replace(opt_state=optim.set_schedule(state.opt_state, count))
+
+
 def record_call(recorder: metrics.Recorder, first: int, sums_K: dict, count):
   """Records the sums of every step of a call; waits for the devices."""
   sums_K = jax.device_get(sums_K)
@@ -162,7 +173,8 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   notice of preemption), and after cfg.train.max_minutes. Raises
   FloatingPointError if the loss or the gradient is not finite.
   """
-  start_time, c = time.monotonic(), cfg.train
+  c = cfg.train
+  deadline = time.monotonic() + 60 * (c.max_minutes or math.inf)
   with errors.user_errors():
     mesh, packed, held_out, converted = open_run(cfg, workdir)
 
@@ -191,7 +203,12 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
 
   peak = costs.peak(cfg.net, cfg.data.length)
   recorder = metrics.Recorder(
-    workdir, start=start, steps=c.steps, log_every=c.log_every, peak=peak
+    workdir,
+    start=start,
+    steps=c.steps,
+    log_every=c.log_every,
+    peak=peak,
+    deadline=deadline,
   )
   load = make_loader(cfg, mesh, packed)
   edges = c.log_every, c.eval_every, c.checkpoint_every
@@ -214,13 +231,13 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     for (first, count), (tokens_KBL, count_here) in loop.prefetch(load, calls):
       step = first + count
       note(f"waiting for the devices at step {step}")
+      state = follow_clock(cfg, state, first, deadline)
       state, sums_K = step_fn(state, tokens_KBL, count_here)
       if pending:
         record_call(recorder, *pending)
       pending = first, sums_K, count
-      minutes = (time.monotonic() - start_time) / 60
       stopped = stopping(step)
-      timed_out = 0 < c.max_minutes <= minutes
+      timed_out = time.monotonic() >= deadline
       last = step == c.steps or stopped or timed_out
       # After a signal there may be time for a save, but not for more.
       evaluating = loop.due(step, c.eval_every, last) and not stopped

@@ -21,12 +21,16 @@ from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 
-def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
-  """Opens the packed rows of a split; packs the King James Bible first."""
-  data = cfg.data
+def _rows_folder(data):
+  """The folder of the packed rows and of a vocabulary trained with them."""
   name = f"{data.corpus}_{data.tokenizer}_{data.length}"
   name += "_wrapped" if data.wrap else ""
-  folder = data.dir or "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
+  return data.dir or "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
+
+
+def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
+  """Opens the packed rows of a split; packs the King James Bible first."""
+  data, folder = cfg.data, _rows_folder(cfg.data)
   keys = ("corpus", "tokenizer", "length", "wrap")
   settings = {key: getattr(data, key) for key in keys} | {"out": folder}
   if data.corpus:
@@ -138,7 +142,7 @@ def describe(
 
 def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
   """Loads the tokenizer of the run, whose ids must be the network's."""
-  tokenizer = tokenizers.load(cfg.data.tokenizer)
+  tokenizer = tokenizers.load(cfg.data.tokenizer, _rows_folder(cfg.data))
   if tokenizer.vocab_size != cfg.net.vocab_size:
     raise errors.UserError(
       f"net.vocab_size is {cfg.net.vocab_size}; set it to the "

@@ -33,11 +33,8 @@ class NetConfig:
   cond_dim: int = 128  # width of adaLN's condition
   mlp_ratio: int = 4  # hidden width of the MLP over M
   dropout: float = 0.0  # on the residual branches, in training only
-  # Of matrix products and the residual stream, or "bfloat16"; parameters and
-  # statistics stay in f32.
-  dtype: str = "float32"
-  # What the backward pass recomputes: "dots" (all but products) or "full".
-  remat: str = "none"
+  dtype: str = "float32"  # of products and residuals, or bfloat16
+  remat: str = "none"  # or recompute "dots" (all but products) or "full"
   unroll: int = 0  # blocks per step of the layer scan, 0 for all
   attention: str = "xla"  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)
   beta_init: float = 1.0  # inverse temperature of the converter

@@ -10,13 +10,15 @@ where h' is h without its oldest token and P_0 = 1 / V. After a history that the
 training text does not contain, P_n = P_{n-1}.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
 def probabilities(
   train_tokens: np.ndarray, test_tokens: np.ndarray, vocab_size: int, order: int
-) -> np.ndarray:
-  """Returns P(token | the tokens before it) for every token of a text, [n].
+) -> Iterator[np.ndarray]:
+  """Yields P_1 to P_order of every token of a text, [n], given those before it.
 
   The first tokens, which have shorter histories, use the lower orders.
   """
@@ -40,21 +42,8 @@ def probabilities(
     mixed = (seen_count + t * prob[n:]) / np.maximum(c + t, 1)
     # The last n-gram of the training text may have no successor: c is 0.
     prob[n:] = np.where((test_history >= 0) & (c > 0), mixed, prob[n:])
+    yield prob.copy()
 
     # The number of an n-gram is that of a history of the next order.
     train_history, num_histories = gram[:-1], len(keys)
     test_history = np.where(seen, index, -1)[:-1]
-  return prob
-
-
-def bits(
-  train_tokens: np.ndarray, test_tokens: np.ndarray, vocab_size: int, order: int
-) -> float:
-  """Returns the held-out cross-entropy in bits per token; see `probabilities`.
-
-  Rows are joined to one text: left context makes the baseline harder to beat.
-  """
-  prob = probabilities(
-    np.ravel(train_tokens), np.ravel(test_tokens), vocab_size, order
-  )
-  return float(-np.log2(prob).mean())

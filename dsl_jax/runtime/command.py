@@ -3,8 +3,12 @@
 Unlike `ml_collections.config_flags`, in any order and with one-line errors.
 """
 
+import dataclasses
+import inspect
 import os
+import pathlib
 import runpy
+import typing
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -32,9 +36,49 @@ _ABBREVIATIONS = {
 _BOOLEANS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
-def _split(args):
-  """Returns {name: value} of --name=value and --name value, "" without one."""
+def _find_configs():
+  """The files of --config=NAME by name, of the wheel or else the checkout."""
+  folder = pathlib.Path(__file__).parent.parent / "configs"
+  folder = folder if folder.is_dir() else folder.parent.parent / "configs"
+  return {path.stem: str(path) for path in sorted(folder.glob("*.py"))}
+
+
+def _describe_keys(section, prefix=""):
+  """Yields a line for every key: name, default or type, and its comment."""
+  kinds = typing.get_type_hints(section)
+  lines = inspect.getsource(section).splitlines()
+  for field in dataclasses.fields(section):
+    name, kind = prefix + field.name, kinds[field.name]
+    if dataclasses.is_dataclass(kind):
+      yield from _describe_keys(kind, name + ".")
+      continue
+    (line,) = (x for x in lines if x.startswith(f"  {field.name}: "))
+    required = field.default is dataclasses.MISSING
+    value = kind.__name__ if required else field.default
+    yield f"  {f'{name}={value}':<33} {line.partition('  # ')[2]}"
+
+
+def help_text(intro: str, modes: Mapping[str, Mode]) -> str:
+  """Returns what --help prints: modes, flags that abbreviate keys, keys."""
+  lines = [intro, "modes:"]
+  lines += [f"  {name:<12}{mode.description}" for name, mode in modes.items()]
+  configs = ", ".join(_find_configs())
+  lines += ["\nflags:", f"  --config=NAME[:VARIANT] of {configs}, or FILE"]
+  lines += ["  --workdir=DIR of the run", "  --mode=MODE, which may come first"]
+  for name, (key, of) in _ABBREVIATIONS.items():
+    lines.append(f"  --{name}=X is --config.{key}=X of {', '.join(of)}")
+  lines += ["\nkeys, as --config.KEY=VALUE, with their defaults:"]
+  return "\n".join([*lines, *_describe_keys(config_lib.Config)])
+
+
+def _split(args, modes):
+  """Returns {name: value} of --name=value and --name value, "" without one.
+
+  The first argument may be a mode.
+  """
   args, flags = list(args), {}
+  if args and args[0] in modes:
+    flags["mode"] = args.pop(0)
   while args:
     arg = args.pop(0)
     if not arg.startswith("-"):
@@ -47,10 +91,13 @@ def _split(args):
 
 
 def _load(config):
-  """Calls get_config of FILE[:variant]."""
+  """Calls get_config of FILE[:variant] or of a config of the package."""
   path, _, arg = config.partition(":")
-  if not os.path.isfile(path):
-    raise errors.UserError(f"--config is {config!r}, not a file; see configs/.")
+  known = _find_configs()
+  path = path if os.path.isfile(path) else known.get(path)
+  if not path:
+    hint = errors.nearest(config, known)
+    raise errors.UserError(f"--config is {config!r}, not a file{hint}")
   try:
     return config_dict.ConfigDict(runpy.run_path(path)["get_config"](arg))
   except errors.UserError:
@@ -60,13 +107,22 @@ def _load(config):
     raise errors.UserError(f"{path} fails with {reason}; fix it.") from error
 
 
+def _suggest(name, defaults):
+  """A hint for an unknown flag, which may be a key without "config."."""
+  for key in defaults:
+    if f".{key}".endswith(f".{name}"):
+      return f"; did you mean '--config.{key}'?"
+  known = ["config", "workdir", "mode", *_ABBREVIATIONS]
+  known += [f"config.{key}" for key in defaults]
+  return errors.nearest(f"--{name}", [f"--{flag}" for flag in known])
+
+
 def _override(name, text, mode, defaults):
   """Returns the config key that a flag sets, and the value in its type."""
   prefix, _, key = name.partition(".")
   if not key or prefix not in ("config", "noconfig"):
     if name not in _ABBREVIATIONS:
-      known = ["config", "workdir", "mode", *_ABBREVIATIONS]
-      hint = errors.nearest(name, known)
+      hint = _suggest(name, defaults)
       raise errors.UserError(f"unknown flag --{name}{hint}")
     key, modes = _ABBREVIATIONS[name]
     if not text or mode not in modes:
@@ -89,13 +145,13 @@ def _override(name, text, mode, defaults):
 def parse(
   argv: Sequence[str], modes: Mapping[str, Mode]
 ) -> tuple[config_lib.Config | None, str, str]:
-  """Parses --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
+  """Parses --config=NAME[:variant] --workdir=DIR --mode=M --config.key=value.
 
   --text=X abbreviates --config.eval.text=X, and so on; the first mode is the
   default. Returns the config (None if the mode needs none and none is given),
   the workdir and the mode.
   """
-  flags = _split(argv[1:])
+  flags = _split(argv[1:], modes)
   mode = flags.pop("mode", next(iter(modes)))
   if mode not in modes:
     raise errors.UserError(f"--mode is {mode!r}" + errors.nearest(mode, modes))

@@ -22,16 +22,18 @@ def user_errors() -> Iterator[None]:
     raise UserError(" ".join(str(error).split())) from error
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], *, whole: bool = False) -> str:
   """Returns "; did you mean 'x'?", or all known words when none is close.
 
-  What follows the last dot of dotted words is compared too.
+  What follows the last dot of dotted words is compared too. With `whole` all
+  known words follow in any case.
   """
   known = sorted(known)
   last = {name.split(".")[-1]: name for name in known}
   close = difflib.get_close_matches(word, known, 1)
   for match in close or difflib.get_close_matches(word.split(".")[-1], last, 1):
-    return f"; did you mean {last.get(match, match)!r}?"
+    hint = f"; did you mean {last.get(match, match)!r}?"
+    return f"{hint} There are {', '.join(known)}." if whole else hint
   return f"; use one of {', '.join(known)}."
 
 

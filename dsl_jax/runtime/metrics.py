@@ -17,7 +17,9 @@ class Recorder:
 
   metrics.jsonl gets one line per report, {"step", "split": "train" |
   "validation", ...}. Lines of steps after `start`, which will be done again,
-  are removed. `peak` is in tokens/s; the reached share of it is the MFU.
+  are removed. `peak` is in tokens/s; the reached share of it is the MFU. The
+  console shows the time left until the last step or the deadline, a time of
+  `time.monotonic`.
   """
 
   def __init__(
@@ -28,8 +30,9 @@ class Recorder:
     steps: int,
     log_every: int,
     peak: float | None = None,
+    deadline: float = math.inf,
   ):
-    self._log_every, self._peak = log_every, peak
+    self._log_every, self._peak, self._deadline = log_every, peak, deadline
     self._sums: collections.Counter = collections.Counter()
     self._file = None
     if jax.process_index() == 0:
@@ -65,7 +68,12 @@ class Recorder:
     if step % self._log_every:
       return
     loss = self._sums["nll"] / self._sums["tokens"]
-    rate = self._timed / (time.monotonic() - self._clock)
+    now = time.monotonic()
+    rate = self._timed / (now - self._clock)
+    tokens = self._sums["tokens"] / self._sums["steps"]
+    left = self._deadline - now
+    if rate:
+      left = min(left, (self._bar.total - step) * tokens / rate)
     row = {
       "loss": loss,
       "bits": loss / math.log(2),
@@ -75,18 +83,18 @@ class Recorder:
     if self._peak:
       row["mfu"] = rate / self._peak
     self._bar.set_postfix({"loss": loss, "tokens/s": rate})
-    self.write(step, "train", row)
+    self.write(step, "train", row, f"  {max(left, 0) / 60:.1f} minutes left")
     self._sums.clear()
     self.restart_clock()
 
-  def write(self, step: int, split: str, row: dict) -> None:
+  def write(self, step: int, split: str, row: dict, note: str = "") -> None:
     """Writes one line of means."""
     if not self._file:
       return
     self._file.write(json.dumps({"step": step, "split": split} | row) + "\n")
     self._file.flush()
     values = "  ".join(f"{k} {v:.5g}" for k, v in row.items())
-    tqdm.tqdm.write(f"step {step}  {split}  {values}")
+    tqdm.tqdm.write(f"step {step}  {split}  {values}{note}")
 
   def restart_clock(self) -> None:
     """Restarts the timing, so that other work does not count as training."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dsl_jax.runtime import config as config_lib
@@ -97,6 +98,13 @@ def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
       return chain.update(grads, state, params, **extra)
 
   return optax.GradientTransformationExtraArgs(chain.init, update)
+
+
+def set_schedule(opt_state: optax.OptState, count: int) -> optax.OptState:
+  """Moves the schedule to the rate after `count` updates."""
+  *others, schedule = opt_state
+  count = jax.device_put(np.int32(count), schedule.count.sharding)
+  return (*others, schedule._replace(count=count))
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:

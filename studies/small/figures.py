@@ -3,6 +3,7 @@
 python -m studies.small.figures
 """
 
+import argparse
 import json
 import pathlib
 
@@ -157,4 +158,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  argparse.ArgumentParser(description=__doc__).parse_args()  # --help, no more
   main()

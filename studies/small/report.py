@@ -3,6 +3,7 @@
 python -m studies.small.report
 """
 
+import argparse
 import pathlib
 
 from studies.small import tables
@@ -17,4 +18,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  argparse.ArgumentParser(description=__doc__).parse_args()  # --help, no more
   main()
