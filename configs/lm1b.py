@@ -21,6 +21,7 @@ def get_config(arg=""):
     sphere_dim=64,  # [O] as for OpenWebText
     cond_dim=128,  # [M]
     dropout=0.1,  # [M]
+    f32_residual=True,  # [M] autocast rounds products, not the stream
     dtype="bfloat16",  # [M]
     unroll=1,  # [O] a rolled scan compiles sooner on accelerators
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start

@@ -20,6 +20,7 @@ def get_config(arg=""):
     sphere_dim=64,  # [P] OpenWebText
     cond_dim=128,  # [P]
     dropout=0.1,  # [P]
+    f32_residual=True,  # [M] autocast rounds products, not the stream
     dtype="bfloat16",  # [M] from scratch
     remat="dots",  # [O] L = 1024 in little memory
     unroll=1,  # [O] a rolled scan compiles sooner on accelerators

@@ -20,6 +20,7 @@ def get_config(arg=""):
     sphere_dim=16,  # [P] text8
     cond_dim=128,  # [P]
     dropout=0.1,  # [P]
+    f32_residual=True,  # [M] autocast rounds products, not the stream
     dtype="bfloat16",  # [M] from scratch
     unroll=1,  # [O] a rolled scan compiles sooner on accelerators
     beta_init=1.0,  # [O] Bayes; the authors start at 1 / sqrt(D)

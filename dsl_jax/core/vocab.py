@@ -380,6 +380,7 @@ def draw(
   temperature: jax.Array | float = 1.0,
   top_p: jax.Array | float = 1.0,
   strict: bool = False,
+  truncated: bool = False,
   chunks: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws tokens from softmax(<h, w_v> + b_v), exactly, rare tokens included.
@@ -392,6 +393,7 @@ def draw(
     temperature: divides the logits; 0 takes the arg-max.
     top_p: nucleus mass in (0, 1], applied after the temperature.
     strict: the nucleus rule, see `draws.nucleus`.
+    truncated: returns logp_BL after temperature and truncation.
     chunks: tiles of positions; None chooses.
 
   Returns:
@@ -408,10 +410,33 @@ def draw(
       temperature=temperature,
       top_p=top_p,
       strict=strict,
+      truncated=truncated,
     )
 
   key_data = jax.random.key_data(key)
   return _map_rows(draw_rows, h_BLM, head_VM, bias_V, key_data, num=chunks)
+
+
+def truncated_expectation(
+  h_BLM: jax.Array,
+  head_VM: jax.Array,
+  values_VC: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  **how,
+) -> jax.Array:
+  """`expectation` under what `draw` draws from: mean_BLC, f32.
+
+  Args:
+    **how: temperature, top_p and strict, see `draws.truncate`.
+  """
+  values_VC = values_VC.astype(jnp.float32)
+
+  def mean_rows(logits_NV):
+    p_NV = jax.nn.softmax(draws.truncate(logits_NV, **how))
+    return jnp.matmul(p_NV, values_VC, precision="highest")
+
+  return _map_rows(mean_rows, h_BLM, head_VM, bias_V)
 
 
 def entropy(

@@ -34,6 +34,7 @@ class NetConfig:
   # Of matrix products and the residual stream, or "bfloat16"; parameters and
   # statistics stay in f32.
   dtype: str = "float32"
+  f32_residual: bool = False  # the stream in f32 whatever dtype, as in MDLM
   # What the backward pass recomputes: "dots" (all but products) or "full".
   remat: str = "none"
   unroll: int = 0  # blocks per step of the layer scan, 0 for all
