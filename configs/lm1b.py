@@ -61,7 +61,13 @@ def get_config(arg=""):
       checkpoint_every=10_000,
     ),
     eval=config_lib.Eval(batch_size=64, sequences=4096),
-    sample=config_lib.Sample(path="masked", steps=128, num=64, batch_size=64),
+    sample=config_lib.Sample(
+      path="masked",
+      steps=128,
+      num=64,
+      batch_size=64,
+      snr_max=100.0,  # [O] the integral's cut-off and clean_snr
+    ),
   )
   variants = {"": config}
   return config_lib.to_config_dict(config_lib.variant(arg, variants, "lm1b.py"))

@@ -1,5 +1,6 @@
 """Corpora: KJV, text8, local files of every kind, the hub, TFDS."""
 
+import bz2
 import gzip
 import hashlib
 import json
@@ -20,7 +21,12 @@ import zstandard
 from dsl_jax.data import corpora
 
 TEXTS = [f"document {i} é\r\nline two\u2028\n end" for i in range(40)]
-PACKERS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+PACKERS = {
+  "": bytes,
+  ".gz": gzip.compress,
+  ".xz": lzma.compress,
+  ".bz2": bz2.compress,
+}
 ENDINGS = [".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl.zst"] + [
   ".txt" + ending for ending in PACKERS
 ]
@@ -39,7 +45,7 @@ def write(path, texts, column="text"):
         writer.write_table(table)
     return
   content = "\n<|endoftext|>\n".join(texts)
-  if ".jsonl" in path.name:
+  if "json" in path.name.lower():
     content = "".join(json.dumps(row) + "\n" for row in rows)
   packers = PACKERS | {".zst": zstandard.ZstdCompressor().compress}
   path.write_bytes(packers.get(path.suffix, bytes)(content.encode()))
@@ -69,23 +75,27 @@ def test_kjv_is_english_prose_split_without_overlap(tmp_path):
   assert not set("".join(everything)) & set("[]æ0123456789")
 
 
-def test_text8_splits_restore_the_text(tmp_path, monkeypatch):
+def test_text8_splits_restore_the_text(tmp_path, monkeypatch, caplog):
   text = " anarchism originated as a term of abuse" * 30
   (tmp_path / "text8").write_text(text)
+  (tmp_path / "html").write_text(text[:-1] + "<")
   with zipfile.ZipFile(tmp_path / "text8.zip", "w") as archive:
     archive.write(tmp_path / "text8", "text8")
   with zipfile.ZipFile(tmp_path / "enwik8.zip", "w") as archive:
     archive.writestr("enwik8", "x")
   for name, reason in (
     ("text8", "1200 characters .* text8 has 100000000"),
+    ("html", "1200 characters .* a-z and spaces"),
     ("enwik8.zip", "no item named 'text8'"),
     ("text9", "No such file"),
   ):
     with pytest.raises(ValueError, match=f"{reason}.*; download text8.zip"):
       load(f"text8:{tmp_path / name}", tmp_path)
   md5 = hashlib.md5(text.encode()).hexdigest()
-  monkeypatch.setattr(corpora, "_TEXT8_MD5", md5)
   monkeypatch.setattr(corpora, "_TEXT8_ENDS", (1080, 1140, 1200))
+  assert load(f"text8:{tmp_path / 'text8'}", tmp_path).source == md5
+  assert "another text" in caplog.text
+  monkeypatch.setattr(corpora, "_TEXT8_MD5", md5)
   monkeypatch.setattr(corpora, "_DOCUMENT", 50)
   for name in ("text8", "text8.zip"):
     splits = as_lists(load(f"text8:{tmp_path / name}", tmp_path))
@@ -123,6 +133,14 @@ def test_texts_have_documents_between_separators_or_files(tmp_path):
   assert train[-1].startswith("one file")
   assert splits["test"][-2].strip() == TEXTS[-1]
   assert not any("endoftext" in x for part in splits.values() for x in part)
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, ".JSONL", ".ndjson", ".txt.bz2"])
+def test_a_file_is_read_as_documents_whatever_its_form(tmp_path, ending):
+  write(tmp_path / f"a{ending}", TEXTS)
+  for place in (f"{tmp_path}/a{ending}", f"{tmp_path}/*"):
+    documents = corpora.read(place, str(tmp_path / "cache"))
+    assert [x.strip() for x in documents] == TEXTS and len(documents) == 40
 
 
 @pytest.mark.parametrize("ending", ENDINGS[:5])

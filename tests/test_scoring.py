@@ -1,5 +1,6 @@
 """The modes that score: eval, analyze, correct and reproduce; user errors."""
 
+import gzip
 import json
 import pathlib
 import sys
@@ -77,11 +78,11 @@ def arguments(tmp_path_factory):
   root = tmp_path_factory.mktemp("scoring")
   (root / "rows").mkdir()
   chapters = corpora.kjv().splits["validation"]
-  for split, text in (("train", chapters[:1]), ("validation", chapters[1:2])):
+  for i, split in enumerate(("train", "validation", "test")):
     packing.write(
       str(root / "rows"),
       split,
-      text,
+      chapters[i : i + 1],
       tokenizers.load("text8"),
       length=16,
       origin=packing.Origin("text", "two chapters", "text8"),
@@ -122,7 +123,8 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
   assert list(result["bounds"]) == [*names, "ngram_2", "ngram_3"]
   for name in names:
     row = result["bounds"][name]
-    assert row["bits_per_token"] == pytest.approx(row["bits_per_char"])
+    for unit in ("char", "byte"):
+      assert row["bits_per_token"] == pytest.approx(row[f"bits_per_{unit}"])
     assert row["perplexity"] == pytest.approx(2 ** row["bits_per_token"])
     slope = np.log(2) * row["perplexity"]
     error = row["stderr"]
@@ -135,20 +137,80 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
   assert mode("eval", **{"eval.bounds": bounds, "eval.draws": 2}) == 0
   assert (root / "run/eval.json").read_text() == text  # it repeats itself
 
+  # Fewer rows, fewer bounds and another split do not replace it.
+  for changes in (
+    {"eval.bounds": bounds, "eval.sequences": 9},
+    {"eval.bounds": "endpoint"},
+    {"eval.bounds": bounds, "eval.split": "test", "eval.sequences": 0},
+  ):
+    assert mode("eval", **changes) == 0
+    name = capsys.readouterr().out.splitlines()[-1]
+    assert name.startswith(str(root / "run/eval-"))
+    assert (root / "run/eval.json").read_text() == text
+  result = json.loads(pathlib.Path(name).read_text())
+  rows = packing.load(str(root / "rows"), "test")
+  assert result["split"] == "test" and result["sequences"] == len(
+    rows.tokens_NL
+  )
+  assert result["source"]["dropped"] == rows.manifest["dropped"]
+  drawn = trained.draw_rows(rows, 0, seed=0)  # every row once
+  assert sorted(drawn.tolist()) == sorted(rows.tokens_NL.tolist())
 
-def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path):
+
+def scored_text(root, out):
+  """The result of the text that was scored last."""
+  path = pathlib.Path(out.splitlines()[-1])
+  assert path.parent == root / "run"
+  return path, json.loads(path.read_text())
+
+
+def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path, capsys):
   root, mode = run
   text = tmp_path / "verse.txt"
   text.write_text("In the beginning, God created: the heaven and the earth.")
   assert mode("eval", f"--text={text}") == 0
-  result = json.loads((root / "run/eval-verse.json").read_text())
+  path, result = scored_text(root, out := capsys.readouterr().out)
+  assert path.name.startswith("eval-verse-")
   assert result["sequences"] == 3 and "ngram_2" not in result["bounds"]
+  assert "6 of its 54 tokens come after the last full row" in out
   tokens = tokenizers.load("text8").encode(
     "in the beginning god created the heaven and the earth "
   )
   cfg = quickstart(f"--text={text}", "--config.data.length=16")
-  rows = trained.text_rows(cfg, tokenizers.load("text8"))
+  rows, counts = trained.text_rows(cfg, tokenizers.load("text8"))
   np.testing.assert_array_equal(rows.reshape(-1), tokens[:48])
+  assert counts["dropped"] == 6 and counts["characters"] == 54
+
+  # A single row has many draws and an error, and its text another file.
+  (tmp_path / "other").mkdir()
+  text = tmp_path / "other" / "verse.txt"
+  text.write_text("in the beginning")
+  assert mode("eval", f"--text={text}") == 0
+  other, result = scored_text(root, capsys.readouterr().out)
+  assert other.name.startswith("eval-verse-") and other != path
+  assert result["sequences"] == 1 and result["settings"]["draws"] == 64
+  for row in result["bounds"].values():
+    assert 0 < row["stderr"] < 0.2 * row["bits_per_token"]
+    assert 0 < row["bits_per_char_stderr"] < row["bits_per_char"]
+
+
+def test_scored_text_is_read_as_the_corpus_is(tmp_path):
+  lines = ["one\r\ntwo\r\n", "three\r\n"]
+  content = "\ufeff" + "<|endoftext|>\r\n".join(lines)
+  (tmp_path / "a.txt").write_bytes(content.encode())
+  (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content.encode()))
+  rows = "".join(json.dumps({"text": x}) + "\n" for x in lines)
+  (tmp_path / "a.JSONL").write_text(rows)
+  (tmp_path / "b.jsonl").write_text(rows.replace("text", "body"))
+  corpus = corpora.load(f"text:{tmp_path}/a.JSONL", cache=str(tmp_path / "c"))
+  byte = tokenizers.load("bytes")
+  expected = [x for line in lines for x in [*line.encode(), 256]]
+  assert [x for part in corpus.splits.values() for x in part] == lines
+  for name in ("a.txt", "a.txt.gz", "a.JSONL", "b.jsonl#body"):
+    cfg = quickstart(f"--text={tmp_path / name}")
+    ids, counts = trained.text_ids(cfg, byte)
+    assert ids.tolist() == expected, name
+    assert (counts["documents"], counts["bytes"]) == (2, len(expected) - 2)
 
 
 def test_analysis_writes_numbers_plots_and_a_page(run):
@@ -200,8 +262,9 @@ def test_correction_marks_and_keeps_the_rest(run, tmp_path, capsys):
   text.write_text("and the lord said unto moses in the wilderness of sinai")
   code = mode("correct", f"--text={text}", **{"eval.suspicion": 0.04})
   assert code == 0
-  result = json.loads((root / "run/correct-letter.json").read_text())
-  after = (root / "run/correct-letter.txt").read_text()
+  (path,) = (root / "run").glob("correct-letter-*.json")
+  result = json.loads(path.read_text())
+  after = path.with_suffix(".txt").read_text()
   before = text.read_text()
   assert result["tokens"] == len(before) == len(after)
   assert result["marked"] == len(result["marks"]) > 0
@@ -244,7 +307,7 @@ def test_windows_cover_a_text_once():
     ("eval", {"eval.text": "nowhere.txt"}, "'nowhere.txt' cannot be"),
     ("eval", {"eval.text": "SHORT"}, "shorter than the context of 16"),
     ("eval", {"eval.text": "EMPTY"}, "is empty"),
-    ("eval", {"eval.text": "BYTES"}, "give a UTF-8 text file"),
+    ("eval", {"eval.text": "BYTES"}, "text in UTF-8"),
     ("correct", {}, "eval.text is empty"),
     ("correct", {"eval.text": "EMPTY"}, "is empty"),
     ("correct", {"eval.suspicion": 1.5}, "eval.suspicion is 1.5"),
@@ -354,11 +417,45 @@ def test_texts_of_others_are_scored_once(run, tmp_path, monkeypatch, capsys):
 
   for content, words in (
     ('{"text": "a"}\n{"words": "b"}', "line 2 of eval.text"),
+    ('{"text": "a"}\n{"text": ', "line 2 of eval.text"),
     ('{"text": "a"}', "with 1 texts; there are"),
   ):
     text.write_text(content)
     assert mode("reproduce", f"--text={text}") == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("a.json", '{"generated_seqs": ["one", "two\\nlines"], "metric": 3}'),
+    ("a.json", '["one", "two\\nlines"]'),
+    ("a.json", '[{"text": "one"},\n {"text": "two\\nlines"}]'),
+    ("a.JSONL", '\ufeff{"text": "one"}\r\n\r\n{"text": "two\\nlines"}\r\n'),
+    ("a.jsonl.gz", '{"text": "one"}\n{"text": "two\\nlines"}'),
+  ],
+)
+def test_samples_of_peers_are_read_in_their_form(tmp_path, name, content):
+  data, path = content.encode(), tmp_path / name
+  path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+  texts = [entry["text"] for entry in reproduce.load_texts(str(path))]
+  assert texts == ["one", "two\nlines"]
+
+
+def test_rows_as_texts_score_as_themselves(tmp_path):
+  mdlm = tokenizers.load("text8-mdlm")
+  rows = np.array([[2, 7, 33, 33, 8, 3], [6, 4, 9, 33, 10, 5]], np.int32)
+  path = tmp_path / "rows.jsonl"
+  lines = [{"text": mdlm.decode(row)} for row in rows]
+  path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+  entries = reproduce.load_texts(str(path))
+  found = reproduce._their_texts(entries, mdlm).ids
+  np.testing.assert_array_equal(found, rows)
+  # Texts of several encodings keep the ids that they were written from.
+  entries = [{"text": "x", "ids": [1, 2], "tokenizer": mdlm.fingerprint}]
+  assert reproduce._their_texts(entries, mdlm).ids[0].tolist() == [1, 2]
+  entries[0]["tokenizer"] = "another"
+  assert len(reproduce._their_texts(entries, mdlm).ids[0]) == 1
 
 
 def test_hosts_a_missing_judge_and_package_are_errors_before_sampling(

@@ -91,7 +91,7 @@ def truncate(
   *,
   temperature: jax.Array | float,
   top_p: jax.Array | float,
-  strict: bool,
+  strict: bool = False,
 ) -> jax.Array:
   """Returns logits after temperature and nucleus, 0 at the largest of a row.
 

@@ -379,9 +379,8 @@ def draw(
   bias_V: jax.Array | None = None,
   temperature: jax.Array | float = 1.0,
   top_p: jax.Array | float = 1.0,
-  strict: bool = False,
-  truncated: bool = False,
   chunks: int | None = None,
+  **rules: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws tokens from softmax(<h, w_v> + b_v), exactly, rare tokens included.
 
@@ -392,9 +391,9 @@ def draw(
     key: typed random key, or one for every position, [B, L].
     temperature: divides the logits; 0 takes the arg-max.
     top_p: nucleus mass in (0, 1], applied after the temperature.
-    strict: the nucleus rule, see `draws.nucleus`.
-    truncated: returns logp_BL after temperature and truncation.
     chunks: tiles of positions; None chooses.
+    **rules: strict, the nucleus rule, see `draws.nucleus`; truncated, to return
+      logp_BL after temperature and truncation. Both are False by default.
 
   Returns:
     tokens_BL, int32, and logp_BL, f32: the log-probability in nats that the
@@ -409,8 +408,7 @@ def draw(
       logits_NV,
       temperature=temperature,
       top_p=top_p,
-      strict=strict,
-      truncated=truncated,
+      **rules,
     )
 
   key_data = jax.random.key_data(key)

@@ -1,5 +1,6 @@
 """Corpora by spec: named splits, each a sized iterable of documents."""
 
+import bz2
 import dataclasses
 import functools
 import glob
@@ -14,7 +15,9 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
+
+from absl import logging
 
 from dsl_jax.data import tokenizers
 from dsl_jax.runtime import errors
@@ -34,8 +37,14 @@ _CUTS = (0.9, 0.95)  # where train ends and where validation ends
 _TEXT8_MD5 = "3bea1919949baf155f99411df5fada7e"
 _TEXT8_ENDS = (90_000_000, 95_000_000, 100_000_000)  # of its splits
 _DOCUMENT = 1_000_000  # characters of a document of text8, about
-_TABLE = re.compile(r"\.(arrow|json|jsonl|parquet)(\.gz|\.xz|\.zst)?$")
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}  # of texts
+_TABLE = re.compile(
+  r"\.(arrow|json|jsonl|ndjson|parquet)(\.bz2|\.gz|\.xz|\.zst)?$", re.IGNORECASE
+)
+_OPENERS: dict[str, Any] = {  # of texts
+  ".bz2": bz2.open,
+  ".gz": gzip.open,
+  ".xz": lzma.open,
+}
 _INTACT = "replace it with an intact file, text in UTF-8."
 
 
@@ -87,7 +96,10 @@ def kjv() -> Corpus:
 
 
 def text8(path: str) -> Corpus:
-  """Opens text8.zip or the file in it; documents are cut at spaces."""
+  """Opens text8.zip or the file in it; documents are cut at spaces.
+
+  Another text of the same form and size is accepted with a warning.
+  """
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
   with errors.reading(path, fix):
     if zipfile.is_zipfile(path):
@@ -96,11 +108,13 @@ def text8(path: str) -> Corpus:
     else:
       content = pathlib.Path(path).read_bytes()
   md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-  if md5 != _TEXT8_MD5:
+  if len(content) != _TEXT8_ENDS[-1] or re.search(rb"[^a-z ]", content):
     raise ValueError(
       f"{path} has {len(content)} characters with md5 {md5} but text8 has "
-      f"{_TEXT8_ENDS[-1]} with {_TEXT8_MD5}; {fix}"
+      f"{_TEXT8_ENDS[-1]}, a-z and spaces, with {_TEXT8_MD5}; {fix}"
     )
+  if md5 != _TEXT8_MD5:
+    logging.warning("%s has the form of text8, but is another text", path)
   splits, start = {}, 0
   for name, stop in zip(_SPLITS, _TEXT8_ENDS):
     text = content[start:stop].decode("ascii")
@@ -120,20 +134,22 @@ def _cut_text(text: str, part: int) -> str:
   return text[edges[part] : edges[part + 1]].strip()
 
 
+def open_text(path: str) -> TextIO:
+  """Opens a text file, perhaps compressed; a byte order mark is dropped."""
+  opener = _OPENERS.get(os.path.splitext(path)[1].lower(), open)
+  return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
 def _read_text(path: str, part: int | None) -> Iterator[str]:
   """Yields the documents of a text file, or of one of its three parts.
 
-  A byte order mark and empty documents are dropped, CRLF is kept.
+  Empty documents are dropped, CRLF is kept.
   """
 
   def is_separator(line):
     return line.rstrip() == "<|endoftext|>"
 
-  opener = _OPENERS.get(os.path.splitext(path)[1], open)
-  with (
-    errors.reading(path, _INTACT),
-    opener(path, "rt", encoding="utf-8-sig", newline="") as file,
-  ):
+  with errors.reading(path, _INTACT), open_text(path) as file:
     lines: Iterable[str] = file
     if part is not None:
       lines = io.StringIO(_cut_text(file.read(), part), newline="")
@@ -184,7 +200,8 @@ def _open_files(
   files = []
   for path in paths:
     if table := _TABLE.search(path):
-      builder = table[1].removesuffix("l")  # that of .jsonl is json
+      kind = table[1].lower()
+      builder = "json" if "json" in kind else kind
       place = {"data_files": [glob.escape(path)], "cache_dir": cache}
       rows = _open_table(path, column, _INTACT, builder, **place)
       files.append(_slice(rows, [int(x * len(rows)) for x in cuts]))
@@ -215,10 +232,10 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
 def text(place: str, cache: str) -> Corpus:
   """Opens GLOB[#COLUMN], each file cut 90/5/5 into train, validation and test.
 
-  Files that end in .parquet, .arrow, .json or .jsonl, perhaps with .gz, .xz or
-  .zst, are tables with one document a row, by default in the column `text`.
-  Others are UTF-8 text, perhaps .gz or .xz: a line `<|endoftext|>` separates
-  documents, otherwise a file is one.
+  Files that end in .parquet, .arrow, .json, .jsonl or .ndjson, perhaps with
+  .bz2, .gz, .xz or .zst, are tables with one document a row, by default in the
+  column `text`. Others are UTF-8 text, perhaps .bz2, .gz or .xz: a line
+  `<|endoftext|>` separates documents, otherwise a file is one.
   """
   paths, column = _find_files("text", place)
   digest = hashlib.sha256()
@@ -230,6 +247,14 @@ def text(place: str, cache: str) -> Corpus:
   source = digest.hexdigest()
   splits = _open_files(paths, column, os.path.join(cache, source[:16]), _CUTS)
   return Corpus("text", source, dict(zip(_SPLITS, splits)))
+
+
+def read(place: str, cache: str) -> Documents:
+  """Opens all documents of a file, or of GLOB[#COLUMN], read as by `text`."""
+  paths, column = [place], "text"
+  if not os.path.isfile(place):
+    paths, column = _find_files("text", place)
+  return _open_files(paths, column, cache, ())[0]
 
 
 def openwebtext(place: str, cache: str, held_out: int) -> Corpus:

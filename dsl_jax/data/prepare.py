@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ def prepare(
   splits: Sequence[str] | None = None,
   wrap: bool | None = None,
   held_out: int = 100_000,
+  max_unknown: float = 0.05,
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
 
@@ -51,7 +53,14 @@ def prepare(
         texts.splits[name], name, unit=" documents", disable=quiet
       )
       packed[name] = packing.write(
-        out, name, documents, encoder, length=length, origin=origin, wrap=wrap
+        out,
+        name,
+        documents,
+        encoder,
+        length=length,
+        origin=origin,
+        wrap=wrap,
+        max_unknown=max_unknown,
       )
   return packed
 
@@ -61,15 +70,19 @@ def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags are --name=value.")
   logging.set_verbosity(logging.WARNING)
-  names = ("corpus", "tokenizer", "length", "out", "splits", "wrap", "held_out")
+  names = inspect.signature(prepare).parameters
   values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
   for name, rows in prepare(**values).items():
-    manifest = rows.manifest
+    counts = rows.manifest
     print(
-      f"{name}: {manifest['rows']} rows of {manifest['length']} tokens from "
-      f"{manifest['documents']} documents ({manifest['dropped']} tokens left "
-      f"over), in {values['out']}"
+      f"{name}: {counts['rows']} rows of {counts['length']} tokens from "
+      f"{counts['documents']} documents ({counts['dropped']} tokens left "
+      f"over, {packing.unknown_share(counts):.2%} unknown), in {values['out']}"
     )
+  encoder = tokenizers.load(values["tokenizer"])
+  (ids,) = packing.encode_documents(["a\nb"], encoder)
+  if "\n" not in encoder.decode(ids):
+    print(f"line breaks are not kept by {values['tokenizer']}")
 
 
 if __name__ == "__main__":
@@ -80,6 +93,7 @@ if __name__ == "__main__":
   flags.DEFINE_list("splits", None, "splits to pack, by default all")
   flags.DEFINE_bool("wrap", None, "BOS and EOS at the ends of every row")
   flags.DEFINE_integer("held_out", 100_000, "OpenWebText's held-out documents")
+  flags.DEFINE_float("max_unknown", 0.05, "share of unknown tokens, at most")
   flags.mark_flags_as_required(["corpus", "tokenizer", "length", "out"])
   try:
     app.run(_main, flags_parser=flags.FLAGS)

@@ -10,11 +10,15 @@ import numpy as np
 from absl import logging
 
 from dsl_jax import likelihood
+from dsl_jax.data import packing
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.quality import estimate, ngrams
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
+_SCORES = 64  # draws over all rows, at least
+_SOURCE = {"char": "characters", "byte": "bytes"}
+_COUNTED = ("documents", "tokens", "dropped", "unknown", *_SOURCE.values())
 _NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick reference
 _PROTOCOLS = {
   "endpoint": "masked bound, L E_k[mean cross-entropy], k ~ U{0..L-1} visible",
@@ -25,6 +29,7 @@ _PROTOCOLS = {
 _COLUMNS = {  # number -> its standard error
   "bits_per_token": "stderr",
   "bits_per_char": "bits_per_char_stderr",
+  "bits_per_byte": "bits_per_byte_stderr",
   "perplexity": "perplexity_stderr",
 }
 
@@ -73,18 +78,14 @@ def table(bounds: dict[str, dict]) -> str:
   return "\n".join(lines)
 
 
-def _count_characters(cfg, rows_NL):
-  """Counts the characters of every row; None without a tokenizer."""
-  try:
-    tokenizer = trained.load_tokenizer(cfg)
-  except errors.UserError:
-    raise
-  except (ValueError, ImportError) as error:
-    logging.warning("no bits per character: %s", error)
-    return None
-  markers = [x for x in (tokenizer.bos_id, tokenizer.eos_id) if x is not None]
-  texts = [tokenizer.decode(row[~np.isin(row, markers)]) for row in rows_NL]
-  return np.array([len(text) for text in texts])
+def _characters(counts, name):
+  """Characters, or bytes, of the source per token; None if not counted."""
+  if name in counts:
+    return counts[name] / counts["tokens"]
+  if str(counts.get("tokenizer")).startswith("text8"):
+    return 1.0  # rows of an earlier version; a token is a character
+  logging.warning("no bits per %s: prepare the rows again", name)
+  return None
 
 
 def _path_bound(cfg, path_nats, params, key, tokens_BL):
@@ -126,25 +127,27 @@ def _score(cfg, params, rows_NL, sections):
   return {name: scores[name] for name in sections}  # a tree has sorted keys
 
 
-def _numbers(score, length, characters_N):
-  """Returns bits per token and character, perplexity, and their errors."""
+def _numbers(score, length, per_row):
+  """Returns bits per token and character, perplexity, and their errors.
+
+  per_row: characters and bytes of the source that a row stands for.
+  """
   nats_N, stderr_N = score
-  sizes = {"bits_per_token": np.full(len(nats_N), length)}
-  if characters_N is not None and characters_N.sum():
-    sizes["bits_per_char"] = characters_N
+  draws = float(np.sqrt(np.square(stderr_N).sum()) / len(nats_N))
   numbers = {}
-  for name, size_N in sizes.items():
-    bits = estimate.ratio(nats_N / math.log(2), size_N, group=likelihood.GROUP)
+  for name, size in {"bits_per_token": length, **per_row}.items():
+    scale = math.log(2) * size
+    bits = estimate.ratio(
+      nats_N / scale, np.ones(len(nats_N)), group=likelihood.GROUP
+    )
     numbers[name] = bits.value
-    if math.isfinite(bits.stderr):
-      numbers[_COLUMNS[name]] = bits.stderr
+    # A single row has only the spread of its draws.
+    numbers[_COLUMNS[name]] = draws / scale if len(nats_N) == 1 else bits.stderr
+  slope = math.log(2) * 2 ** numbers["bits_per_token"]
   numbers["perplexity"] = 2 ** numbers["bits_per_token"]
-  if "stderr" in numbers:
-    slope = math.log(2) * numbers["perplexity"]
-    numbers["perplexity_stderr"] = slope * numbers["stderr"]
-  if np.isfinite(stderr_N).all():
-    over_draws = np.sqrt(np.square(stderr_N).sum()) / (len(nats_N) * length)
-    numbers["stderr_draws"] = float(over_draws / math.log(2))
+  numbers["perplexity_stderr"] = slope * numbers["stderr"]
+  if math.isfinite(draws):
+    numbers["stderr_draws"] = draws / math.log(2) / length
   return numbers
 
 
@@ -161,30 +164,55 @@ def _description(cfg, name, section):
   return {"protocol": protocol, "seed": cfg.seed, "settings": settings}
 
 
+def _target(cfg, workdir, result, rows_NL):
+  """The file of a result; fewer rows or bounds replace no larger result."""
+  path = pathlib.Path(workdir) / "eval.json"
+  if not cfg.eval.text:
+    if not path.exists():
+      return path
+    old = storage.read_json(path, "delete it.")
+    smaller = old.get("sequences", 0) > len(rows_NL)
+    smaller |= old.get("split") != result["split"]
+    if not smaller and set(old.get("bounds", ())) <= set(result["bounds"]):
+      return path
+  made = [result["split"], result["settings"], rows_NL.tolist()]
+  stem = pathlib.Path(cfg.eval.text or cfg.eval.split).stem
+  return path.with_name(f"eval-{stem}-{trained.digest(made)}.json")
+
+
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   """Scores held-out rows, or a text file, with the averaged weights.
 
-  Writes WORKDIR/eval.json, or eval-NAME.json for the text eval.text. Standard
-  errors are over sequences and include that over noise draws.
+  Writes WORKDIR/eval.json, or eval-NAME-HASH.json for the text eval.text and
+  for fewer rows or bounds than eval.json has. Standard errors are over
+  sequences and include that over noise draws.
   """
   with errors.user_errors():
     c, data_hash = cfg.eval, None
     sections = parse_bounds(cfg)
     if c.text:
-      rows_NL = trained.text_rows(cfg, trained.load_tokenizer(cfg))
+      rows_NL, counts = trained.text_rows(cfg, trained.load_tokenizer(cfg))
     else:
       train_rows = trained.open_rows(cfg, "train")
-      test_rows = trained.open_rows(cfg, "validation")
+      test_rows = trained.open_rows(cfg, c.split)
       rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
-      data_hash = train_rows.manifest["data_sha256"]
-    characters_N = _count_characters(cfg, rows_NL)
+      data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
     params, step = trained.restore(cfg, workdir, data_hash)
+    N, L = rows_NL.shape
+    # Few rows have more draws, so that every number has an error.
+    c = dataclasses.replace(
+      c, draws=max(c.draws, -(-_SCORES // N)), batch_size=min(c.batch_size, N)
+    )
+    cfg = dataclasses.replace(cfg, eval=c)
 
   scores = _score(cfg, params, rows_NL, sections)
   mmse_NT = trained.mmse_rows(cfg, params, rows_NL, "mmse")
+  inner, per_row = L - 2 * cfg.data.wrap, {}
+  for name in ("char", "byte"):
+    if per_token := _characters(counts, _SOURCE[name]):
+      per_row[f"bits_per_{name}"] = per_token * inner
   bounds = {
-    name: _numbers(score, rows_NL.shape[1], characters_N)
-    | _description(cfg, name, sections[name])
+    name: _numbers(score, L, per_row) | _description(cfg, name, sections[name])
     for name, score in scores.items()
   }
   if not c.text and cfg.net.vocab_size <= _NGRAM_VOCABULARY:
@@ -196,11 +224,18 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   result = trained.describe(cfg, step, rows_NL, c.text)
   result["settings"]["sample_steps"] = cfg.sample.steps
   result |= {
+    "source": {name: counts[name] for name in _COUNTED if name in counts},
     "bounds": bounds,
     "snr_grid": c.snr_grid().tolist(),
     "mmse": mmse_NT.mean(axis=0).tolist(),
   }
   if jax.process_index() == 0:
-    name = f"eval-{pathlib.Path(c.text).stem}" if c.text else "eval"
     print(table(bounds))
-    storage.write_json(f"{workdir}/{name}.json", result)
+    print(
+      f"{N} rows of {result['split']}; {counts['dropped']} of its "
+      f"{counts['tokens']} tokens come after the last full row and are not "
+      f"scored; {packing.unknown_share(counts):.2%} are unknown"
+    )
+    target = _target(cfg, workdir, result, rows_NL)
+    storage.write_json(target, result)
+    print(target)

@@ -45,6 +45,7 @@ _count = _within(lambda v: 1 <= v < 2**32, "use at least 1, below 2**32")
 _path_steps = _within(lambda v: 1 <= v <= 10**5, "use 1 to 100,000")
 _thousand = _within(lambda v: 1 <= v <= 1000, "use 1 to 1,000")
 _millions = _within(lambda v: 1 <= v <= 10**7, "use 1 to 10,000,000")
+_rows = _within(lambda v: 0 <= v <= 10**7, "use 0 (all) to 10,000,000")
 _several = _within(lambda v: 2 <= v <= 10**7, "use 2 to 10,000,000")
 _devices = _within(lambda v: v == -1 or v >= 1, "use 1 or more, or -1")
 _not_negative = _within(lambda v: 0 <= v < 2**32, "use 0 or more, below 2**32")
@@ -148,7 +149,8 @@ class Eval(_Section):
   bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
   text: str = ""  # a text file to score or correct instead of held-out rows
   batch_size: int = _millions(32)
-  sequences: int = _millions(256)  # held-out rows, without replacement
+  split: str = _one_of("validation", "test")  # whose rows are measured
+  sequences: int = _rows(256)  # of it, without replacement; 0 for all
   draws: int = _millions(1)  # noise draws per sequence and SNR
   snr_min: float = _positive(0.01)
   snr_max: float = _positive(100.0)

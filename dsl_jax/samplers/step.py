@@ -18,7 +18,6 @@ from dsl_jax.core import channel, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 
-
 CONFIDENCES = ("probability", "truncated", "entropy")
 
 
