@@ -111,6 +111,13 @@ def run(arguments, monkeypatch):
   return root, lambda *args, **kwargs: main.main(of(*args, **kwargs))
 
 
+def scored_text(root, out):
+  """The result of the text that was scored last."""
+  path = pathlib.Path(out.splitlines()[-1])
+  assert path.parent == root / "run"
+  return path, json.loads(path.read_text())
+
+
 def test_every_number_has_its_error_and_protocol(run, capsys):
   root, mode = run
   bounds = "endpoint,integral,masked,left_to_right:16,continuous:4"
@@ -130,7 +137,7 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
     error = row["stderr"]
     assert row["perplexity_stderr"] == pytest.approx(slope * error) and error
     assert row["stderr_draws"] >= 0 and row["protocol"] and "seed" in row
-    assert row["settings"]["draws"] == 2
+    assert row["settings"]["draws"] == 3  # of few rows more than asked
   assert result["bounds"]["continuous_4_steps"]["settings"]["steps"] == 4
   out = capsys.readouterr().out
   assert "bits/char" in out and "\nleft_to_right_16_steps" in out
@@ -138,30 +145,25 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
   assert (root / "run/eval.json").read_text() == text  # it repeats itself
 
   # Fewer rows, fewer bounds and another split do not replace it.
-  for changes in (
-    {"eval.bounds": bounds, "eval.sequences": 9},
-    {"eval.bounds": "endpoint"},
-    {"eval.bounds": bounds, "eval.split": "test", "eval.sequences": 0},
-  ):
-    assert mode("eval", **changes) == 0
-    name = capsys.readouterr().out.splitlines()[-1]
-    assert name.startswith(str(root / "run/eval-"))
-    assert (root / "run/eval.json").read_text() == text
-  result = json.loads(pathlib.Path(name).read_text())
+  test = {"eval.bounds": "endpoint", "eval.split": "test", "eval.sequences": 0}
+  assert mode("eval", **test) == 0
+  path, other = scored_text(root, capsys.readouterr().out)
+  assert path.name.startswith("eval-test-")
+  assert (root / "run/eval.json").read_text() == text
   rows = packing.load(str(root / "rows"), "test")
-  assert result["split"] == "test" and result["sequences"] == len(
-    rows.tokens_NL
-  )
-  assert result["source"]["dropped"] == rows.manifest["dropped"]
+  assert (other["split"], other["sequences"]) == ("test", len(rows.tokens_NL))
+  assert other["source"]["dropped"] == rows.manifest["dropped"]
   drawn = trained.draw_rows(rows, 0, seed=0)  # every row once
   assert sorted(drawn.tolist()) == sorted(rows.tokens_NL.tolist())
-
-
-def scored_text(root, out):
-  """The result of the text that was scored last."""
-  path = pathlib.Path(out.splitlines()[-1])
-  assert path.parent == root / "run"
-  return path, json.loads(path.read_text())
+  cfg, full = quickstart(), np.zeros((11, 16), int)
+  for changes, rows_NL in (
+    ({}, full[:9]),
+    ({"split": "test"}, full),
+    ({"bounds": {"endpoint": {}}}, full),
+  ):
+    place = evaluate._target(cfg, root / "run", result | changes, rows_NL)
+    assert place.name.startswith("eval-validation-")
+  assert evaluate._target(cfg, root / "run", result, full).name == "eval.json"
 
 
 def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path, capsys):
@@ -188,7 +190,7 @@ def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path, capsys):
   assert mode("eval", f"--text={text}") == 0
   other, result = scored_text(root, capsys.readouterr().out)
   assert other.name.startswith("eval-verse-") and other != path
-  assert result["sequences"] == 1 and result["settings"]["draws"] == 64
+  assert result["sequences"] == 1 and result["settings"]["draws"] == 32
   for row in result["bounds"].values():
     assert 0 < row["stderr"] < 0.2 * row["bits_per_token"]
     assert 0 < row["bits_per_char_stderr"] < row["bits_per_char"]
@@ -315,7 +317,7 @@ def test_windows_cover_a_text_once():
     ("reproduce", {"eval.table": "owt_mauve:x"}, "write owt_mauve:128,256"),
     ("reproduce", {"eval.table": "owt_mauve:0"}, "write owt_mauve:128,256"),
     ("reproduce", {"eval.table": "frontier:-1"}, "write frontier:0.7,0.8"),
-    ("reproduce", {"eval.samples": 10**6}, "validation rows"),
+    ("reproduce", {"eval.samples": 10**6}, "held-out rows"),
     ("reproduce", {"eval.samples": 1}, "eval.samples is 1"),
     ("analyze", {"eval.control": "nowhere"}, "nowhere/config.json"),
     ("analyze", {"eval.control": "SAME"}, "are (27, 16, True), not"),

@@ -16,7 +16,7 @@ from dsl_jax.quality import estimate, ngrams
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
-_SCORES = 64  # draws over all rows, at least
+_SCORES = 32  # draws over all rows, at least
 _SOURCE = {"char": "characters", "byte": "bytes"}
 _COUNTED = ("documents", "tokens", "dropped", "unknown", *_SOURCE.values())
 _NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick reference
