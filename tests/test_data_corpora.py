@@ -18,7 +18,7 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from dsl_jax.data import corpora
+from dsl_jax.data import corpora, detokenizers
 
 TEXTS = [f"document {i} é\r\nline two\u2028\n end" for i in range(40)]
 PACKERS = {
@@ -265,6 +265,54 @@ def test_tfds_reads_the_newest_version_or_the_one_named(tmp_path, monkeypatch):
     info.write_text(content)
     with pytest.raises(ValueError, match=r"lm1b in .* cannot be read"):
       load(f"lm1b:{tmp_path}", tmp_path)
+
+
+def test_lm1b_is_read_from_its_archive(tmp_path):
+  for kind, counts in (("training", (3, 2)), ("heldout", (1,))):
+    folder = tmp_path / f"{kind}-monolingual.tokenized.shuffled"
+    folder.mkdir()
+    for i, count in enumerate(counts, 1):
+      lines = "".join(f"{kind} {i} {n} .\n" for n in range(count))
+      (folder / f"news.en-0000{i}-of-00100").write_text(lines)
+  corpus = load(f"lm1b:{tmp_path}", tmp_path)
+  splits = as_lists(corpus)
+  assert splits["train"][-2:] == ["training 2 0 .", "training 2 1 ."]
+  assert len(splits["train"]) == 5 and corpus.name == "lm1b"
+  assert splits["validation"] == ["heldout 1 0 ."]
+  documents = corpora.read(f"lm1b:{tmp_path}", str(tmp_path))
+  assert list(documents) == splits["validation"]
+
+
+@pytest.mark.parametrize(
+  ("name", "before", "after"),
+  [
+    (
+      "wikitext",
+      " \n = = Sub @-@ title = = \n In 1 @,@ 000 ( ca . ) , the big "
+      "house 's door [ a ] cost N or so , it was 3 @.@ 5 ° C ; ok ! \n",
+      "\n== Sub-title ==\nIn 1,000 (ca.), the big house's door [a] "
+      "cost 1 or so, it was 3.5°C; ok!\n",
+    ),
+    (
+      "ptb",
+      "the company 's board did n't say $ N N N or <unk> 1\\/2 traders ' pay",
+      "the company's board didn't say $1 1 1 or ? 1/2 traders' pay",
+    ),
+    (
+      "lm1b",
+      "He said , \" it 's at http : / / a ; ( yes ) : $ 5 or £ 6 ? no ! ok .",
+      "He said, \" it's at http://a; (yes): $5 or £6? no! ok.",
+    ),
+    ("lambada", "  “ Yes , ” he said \n", '\n" Yes , " he said'),
+    ("none", " a , b .", " a , b ."),
+  ],
+)
+def test_detokenizers_follow_the_published_rules(name, before, after):
+  assert detokenizers.make(name)(before) == after
+  assert detokenizers.resolve("", "lm1b:DIR") == "lm1b"
+  assert detokenizers.resolve("none", "lm1b") == "none"
+  with pytest.raises(ValueError, match="did you mean 'wikitext'"):
+    detokenizers.resolve("wikitxt", "kjv")
 
 
 def test_reading_needs_no_tensorflow_network_or_home(tmp_path):

@@ -427,6 +427,31 @@ def test_texts_of_others_are_scored_once(run, tmp_path, monkeypatch, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_zero_shot_reads_documents_and_undoes_their_tokens(
+  run, tmp_path, capsys
+):
+  root, mode = run
+  for name, lines in (
+    ("ptb", ["the company 's board did n't say", "more than N years"]),
+    ("lambada", ["in the beginning was the word"]),
+  ):
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
+  table = f"zero_shot:ptb={tmp_path}/ptb.jsonl,lambada={tmp_path}/lambada.jsonl"
+  assert mode("reproduce", f"--table={table}") == 0
+  out = capsys.readouterr().out
+  assert " 95.26 " in out and " 47.52 " in out
+  (path,) = (root / "run").glob("zero_shot-*.json")
+  results = json.loads(path.read_text())
+  text = "the company s board didn t say more than one years"  # N is 1
+  assert results["ptb"]["source"]["tokens"] == len(text)
+  assert results["ptb"]["source"]["documents"] == 2
+  row = results["lambada"]["bounds"]["endpoint"]
+  assert row["perplexity_stderr"] > 0 and list(results) == ["ptb", "lambada"]
+  assert mode("reproduce", "--table=zero_shot:ptp") == 2
+  assert "did you mean 'ptb'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ("name", "content"),
   [

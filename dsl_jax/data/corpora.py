@@ -167,8 +167,9 @@ def _open_table(
   library.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for local files
   library.disable_progress_bars()
   library.logging.set_verbosity(library.logging.CRITICAL)
+  settings = {"split": "train"} | settings
   with errors.reading(name, fix):
-    table = library.load_dataset(builder, split="train", **settings)
+    table = library.load_dataset(builder, **settings)
   kind = getattr(table.features.get(column), "dtype", "")
   if not kind.endswith("string") or table.data.column(column).null_count:
     raise ValueError(
@@ -249,14 +250,6 @@ def text(place: str, cache: str) -> Corpus:
   return Corpus("text", source, dict(zip(_SPLITS, splits)))
 
 
-def read(place: str, cache: str) -> Documents:
-  """Opens all documents of a file, or of GLOB[#COLUMN], read as by `text`."""
-  paths, column = [place], "text"
-  if not os.path.isfile(place):
-    paths, column = _find_files("text", place)
-  return _open_files(paths, column, cache, ())[0]
-
-
 def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
   """Opens OpenWebText; its last `held_out` documents are validation.
 
@@ -315,6 +308,47 @@ def tfds(place: str) -> Corpus:
   return Corpus("tfds", builder.info.full_name, splits)
 
 
+def hub(place: str) -> Documents:
+  """Opens NAME[:CONFIG][@SPLIT][#COLUMN] of the Hugging Face hub."""
+  pattern = r"([^:@#]+)(?::([^@#]+))?(?:@([^#]+))?(?:#(\w+))?"
+  match = re.fullmatch(pattern, place)
+  if not match:
+    raise ValueError(
+      f"'hub:{place}' is not hub:NAME[:CONFIG][@SPLIT][#COLUMN]."
+    )
+  name, config, split, column = match.groups()
+  fix = "check the connection, or use a local copy: FILE.parquet#COLUMN."
+  settings = {"split": split or "train"} | ({"name": config} if config else {})
+  return _open_table(
+    f"{name} of the hub", column or "text", fix, name, **settings
+  )
+
+
+def lm1b(place: str) -> Corpus:
+  """Opens LM1B: the archive's own folder, unpacked, or a TFDS directory.
+
+  Unpack 1-billion-word-language-modeling-benchmark-r13output.tar.gz of
+  statmt.org/lm-benchmark: its held-out lines are validation, as in TFDS.
+  """
+  folder = os.path.expanduser(place)
+  splits, facts = {}, []
+  for split, kind in (("train", "training"), ("validation", "heldout")):
+    pattern = f"{glob.escape(folder)}/{kind}-monolingual*/news.en*-of-*"
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+      return tfds(f"lm1b@{place}")._replace(name="lm1b")
+    facts += [(os.path.basename(x), os.path.getsize(x)) for x in paths]
+
+    def lines(paths=paths):
+      for path in paths:
+        with errors.reading(path, _INTACT), open_text(path) as file:
+          yield from (line.rstrip("\n") for line in file)
+
+    splits[split] = Documents(sum(1 for _ in lines()), lines)
+  source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+  return Corpus("lm1b", source, splits)
+
+
 def check(spec: str) -> None:
   """Raises ValueError if a spec names no corpus."""
   name, _, place = spec.partition(":")
@@ -325,8 +359,7 @@ def check(spec: str) -> None:
 def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   """Opens the corpus that a spec names; see the function of that name.
 
-  `lm1b:DIR` is short for `tfds:lm1b@DIR`. `cache` is a directory for
-  memory-mapped copies of local tables.
+  `cache` is a directory for memory-mapped copies of local tables.
   """
   check(spec)
   name, _, place = spec.partition(":")
@@ -339,5 +372,23 @@ def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   if name == "openwebtext":
     return openwebtext(place, cache, held_out)
   if name == "lm1b":
-    return tfds(f"lm1b@{place}")._replace(name="lm1b")
+    return lm1b(place)
   return tfds(place)
+
+
+def read(place: str, cache: str) -> Documents:
+  """Opens documents that are scored, read as those of a corpus.
+
+  All of a file or GLOB[#COLUMN], see `text`, or the held-out ones of hub:...,
+  tfds:... or lm1b[:DIR].
+  """
+  kind, _, rest = place.partition(":")
+  if kind == "hub":
+    return hub(rest)
+  if kind in ("lm1b", "tfds") and not os.path.isfile(place):
+    held_out = load(place, cache=cache).splits["validation"]
+    return Documents(len(held_out), lambda: iter(held_out))
+  paths, column = [place], "text"
+  if not os.path.isfile(place):
+    paths, column = _find_files("text", place)
+  return _open_files(paths, column, cache, ())[0]

@@ -37,6 +37,7 @@ class Origin(NamedTuple):
   corpus: str  # `corpora.Corpus.name`
   source: str  # `corpora.Corpus.source`
   tokenizer: str  # spec of `tokenizers.load`
+  detokenizer: str = "none"  # name of `detokenizers.make`
 
 
 def encode_documents(
@@ -204,14 +205,16 @@ def write(
     "fingerprint": tokenizer.fingerprint,
     "corpus": origin.corpus,
     "source": origin.source,
+    "detokenizer": origin.detokenizer,
   }
   stem = os.path.join(directory, split)
   if is_finished(directory, split):
     packed = load(directory, split)
+    found = {"detokenizer": "none"} | packed.manifest  # a newer key
     for name, value in settings.items():
-      if packed.manifest[name] != value:
+      if found[name] != value:
         raise ValueError(
-          f"{stem}.json was prepared with {name}={packed.manifest[name]!r} "
+          f"{stem}.json was prepared with {name}={found[name]!r} "
           f"instead of {value!r}; choose another output directory or delete it."
         )
     return packed

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,19 @@ from typing import Any
 import tqdm
 from absl import app, flags, logging
 
-from dsl_jax.data import corpora, packing, tokenizers
+from dsl_jax.data import corpora, detokenizers, packing, tokenizers
+
+_FLAGS = (
+  "corpus",
+  "tokenizer",
+  "length",
+  "out",
+  "splits",
+  "wrap",
+  "detokenizer",
+  "held_out",
+  "max_unknown",
+)
 
 
 def prepare(
@@ -22,17 +33,21 @@ def prepare(
   out: str,
   splits: Sequence[str] | None = None,
   wrap: bool | None = None,
-  held_out: int = 100_000,
-  max_unknown: float = 0.05,
+  detokenizer: str = "",
+  **limits: Any,
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
 
   Of several processes with one directory one writes and the others wait. See
-  `corpora.load`, `tokenizers.load` and `packing.write` for the arguments.
+  `corpora.load`, `tokenizers.load` and `packing.write` for the arguments;
+  limits are held_out and max_unknown.
   """
+  detokenizer = detokenizers.resolve(detokenizer, corpus)
   encoder = tokenizers.load(tokenizer)
   cache = os.path.join(out, "corpus")
-  texts = corpora.load(corpus, cache=cache, held_out=held_out)
+  texts = corpora.load(
+    corpus, cache=cache, held_out=limits.get("held_out", 100_000)
+  )
   names = list(texts.splits if splits is None else splits)
   for name in names:
     if name not in texts.splits:
@@ -40,7 +55,7 @@ def prepare(
         f"splits has {name!r} but corpus {corpus!r} has "
         f"{', '.join(texts.splits)}; choose from these."
       )
-  origin = packing.Origin(texts.name, texts.source, tokenizer)
+  origin = packing.Origin(texts.name, texts.source, tokenizer, detokenizer)
   packed = {}
   with contextlib.ExitStack() as stack:
     if not all(packing.is_finished(out, name) for name in names):
@@ -55,12 +70,12 @@ def prepare(
       packed[name] = packing.write(
         out,
         name,
-        documents,
+        map(detokenizers.make(detokenizer), documents),
         encoder,
         length=length,
         origin=origin,
         wrap=wrap,
-        max_unknown=max_unknown,
+        max_unknown=limits.get("max_unknown", 0.05),
       )
   return packed
 
@@ -70,8 +85,7 @@ def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags are --name=value.")
   logging.set_verbosity(logging.WARNING)
-  names = inspect.signature(prepare).parameters
-  values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+  values: dict[str, Any] = {name: flags.FLAGS[name].value for name in _FLAGS}
   for name, rows in prepare(**values).items():
     counts = rows.manifest
     print(
@@ -93,6 +107,7 @@ if __name__ == "__main__":
   flags.DEFINE_list("splits", None, "splits to pack, by default all")
   flags.DEFINE_bool("wrap", None, "BOS and EOS at the ends of every row")
   flags.DEFINE_integer("held_out", 100_000, "OpenWebText's held-out documents")
+  flags.DEFINE_string("detokenizer", "", "wikitext, ptb, lm1b, lambada or none")
   flags.DEFINE_float("max_unknown", 0.05, "share of unknown tokens, at most")
   flags.mark_flags_as_required(["corpus", "tokenizer", "length", "out"])
   try:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -164,6 +165,35 @@ def _description(cfg, name, section):
   return {"protocol": protocol, "seed": cfg.seed, "settings": settings}
 
 
+def measure(
+  cfg: config_lib.Config,
+  params: dict,
+  rows_NL: np.ndarray,
+  counts: Mapping[str, int],
+) -> tuple[config_lib.Config, dict[str, dict]]:
+  """Measures eval.bounds on rows, whose source `packing` has counted.
+
+  Returns the config that was used, and the bounds: few rows have more draws,
+  so that every number has an error.
+  """
+  N, L = rows_NL.shape
+  c = dataclasses.replace(
+    cfg.eval,
+    draws=max(cfg.eval.draws, -(-_SCORES // N)),
+    batch_size=min(cfg.eval.batch_size, N),
+  )
+  cfg = dataclasses.replace(cfg, eval=c)
+  inner, per_row = L - 2 * cfg.data.wrap, {}
+  for name in ("char", "byte"):
+    if per_token := _characters(counts, _SOURCE[name]):
+      per_row[f"bits_per_{name}"] = per_token * inner
+  sections = parse_bounds(cfg)
+  return cfg, {
+    name: _numbers(score, L, per_row) | _description(cfg, name, sections[name])
+    for name, score in _score(cfg, params, rows_NL, sections).items()
+  }
+
+
 def _target(cfg, workdir, result, rows_NL):
   """The file of a result; fewer rows or bounds replace no larger result."""
   path = pathlib.Path(workdir) / "eval.json"
@@ -189,7 +219,7 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   """
   with errors.user_errors():
     c, data_hash = cfg.eval, None
-    sections = parse_bounds(cfg)
+    parse_bounds(cfg)
     if c.text:
       rows_NL, counts = trained.text_rows(cfg, trained.load_tokenizer(cfg))
     else:
@@ -198,23 +228,9 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
       rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
       data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
     params, step = trained.restore(cfg, workdir, data_hash)
-    N, L = rows_NL.shape
-    # Few rows have more draws, so that every number has an error.
-    c = dataclasses.replace(
-      c, draws=max(c.draws, -(-_SCORES // N)), batch_size=min(c.batch_size, N)
-    )
-    cfg = dataclasses.replace(cfg, eval=c)
 
-  scores = _score(cfg, params, rows_NL, sections)
+  cfg, bounds = measure(cfg, params, rows_NL, counts)
   mmse_NT = trained.mmse_rows(cfg, params, rows_NL, "mmse")
-  inner, per_row = L - 2 * cfg.data.wrap, {}
-  for name in ("char", "byte"):
-    if per_token := _characters(counts, _SOURCE[name]):
-      per_row[f"bits_per_{name}"] = per_token * inner
-  bounds = {
-    name: _numbers(score, L, per_row) | _description(cfg, name, sections[name])
-    for name, score in scores.items()
-  }
   if not c.text and cfg.net.vocab_size <= _NGRAM_VOCABULARY:
     fitted_NL, tested_NL = train_rows.tokens_NL, test_rows.tokens_NL
     for order in (2, 3):
@@ -226,13 +242,13 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   result |= {
     "source": {name: counts[name] for name in _COUNTED if name in counts},
     "bounds": bounds,
-    "snr_grid": c.snr_grid().tolist(),
+    "snr_grid": cfg.eval.snr_grid().tolist(),
     "mmse": mmse_NT.mean(axis=0).tolist(),
   }
   if jax.process_index() == 0:
     print(table(bounds))
     print(
-      f"{N} rows of {result['split']}; {counts['dropped']} of its "
+      f"{len(rows_NL)} rows of {result['split']}; {counts['dropped']} of its "
       f"{counts['tokens']} tokens come after the last full row and are not "
       f"scored; {packing.unknown_share(counts):.2%} are unknown"
     )

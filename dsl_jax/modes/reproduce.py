@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 from dsl_jax.data import corpora
-from dsl_jax.modes import named_samplers, trained
+from dsl_jax.modes import named_samplers, trained, zero_shot
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
@@ -173,7 +173,7 @@ def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
   """
   name, _, columns = cfg.eval.table.partition(":")
   if name not in _COLUMNS:
-    near = errors.nearest(name, _COLUMNS)
+    near = errors.nearest(name, ["zero_shot", *_COLUMNS])
     raise errors.UserError(f"eval.table is {cfg.eval.table!r}{near}")
   number, default = _COLUMNS[name]
   try:
@@ -324,6 +324,9 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
   WORKDIR/reproduce: finished cells are not computed again, and other settings
   are other files. With eval.text, scores those texts instead.
   """
+  if cfg.eval.table.partition(":")[0] == "zero_shot" and not cfg.eval.text:
+    zero_shot.zero_shot(cfg, workdir)
+    return
   text, folder = cfg.eval.text, pathlib.Path(workdir) / "reproduce"
   with errors.user_errors():
     if jax.process_count() > 1:

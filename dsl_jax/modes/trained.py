@@ -15,7 +15,14 @@ import numpy as np
 import tqdm
 
 from dsl_jax import likelihood
-from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
+from dsl_jax.data import (
+  batches,
+  corpora,
+  detokenizers,
+  packing,
+  prepare,
+  tokenizers,
+)
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
@@ -30,7 +37,7 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
   name = f"{data.corpus}_{data.tokenizer}_{data.length}"
   name += "_wrapped" if data.wrap else ""
   folder = data.dir or "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
-  keys = ("corpus", "tokenizer", "length", "wrap")
+  keys = ("corpus", "tokenizer", "length", "wrap", "detokenizer")
   settings = {key: getattr(data, key) for key in keys} | {"out": folder}
   if data.corpus == "kjv":  # comes with a package and is packed in seconds
     prepare.prepare(**settings)
@@ -52,6 +59,11 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
     ("data.tokenizer", kind, manifest["tokenizer"].partition(":")[0]),
     ("data.length", data.length, manifest["length"]),
     ("data.wrap", data.wrap, manifest["wrap"]),
+    (
+      "data.detokenizer",
+      detokenizers.resolve(data.detokenizer, data.corpus),
+      manifest.get("detokenizer", "none"),
+    ),
     ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
   ):
     if value != packed_value:
@@ -180,7 +192,11 @@ def text_ids(
     tempfile.TemporaryDirectory() as cache,
     errors.reading(name, "give a file with text, as a corpus has."),
   ):
-    documents = corpora.read(cfg.eval.text, cache)
+    rules = cfg.eval.detokenizer or cfg.data.detokenizer
+    rules = detokenizers.resolve(rules, cfg.data.corpus)
+    documents = map(
+      detokenizers.make(rules), corpora.read(cfg.eval.text, cache)
+    )
     parts = list(packing.count_documents(documents, tokenizer, counts))
   if not counts["tokens"]:
     raise errors.UserError(f"{name} is empty; give a file with text.")

@@ -63,6 +63,7 @@ class Data(_Section):
 
   corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
   tokenizer: str = "text8"  # or gpt2[:DIR], sentencepiece:FILE
+  detokenizer: str = ""  # wikitext, ptb, lm1b, ... or none; "" by the corpus
   length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
   dir: str = ""  # of the packed rows; "" is a folder of its own in data_cache
@@ -148,6 +149,7 @@ class Eval(_Section):
 
   bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
   text: str = ""  # a text file to score or correct instead of held-out rows
+  detokenizer: str = ""  # of this text; "" is data.detokenizer
   batch_size: int = _millions(32)
   split: str = _one_of("validation", "test")  # whose rows are measured
   sequences: int = _rows(256)  # of it, without replacement; 0 for all
