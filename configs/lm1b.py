@@ -1,7 +1,12 @@
 """The One Billion Word benchmark, from scratch.
 
-python -m dsl_jax.data.prepare --corpus=lm1b --tokenizer=gpt2 --length=128
+python -m dsl_jax.data.prepare --corpus=lm1b:DIR --tokenizer=gpt2 --length=128
   --wrap=True --out=data_cache/lm1b
+
+DIR is the unpacked archive 1-billion-word-language-modeling-benchmark-r13output
+of statmt.org/lm-benchmark; `lm1b` alone is a set that TFDS has prepared. Texts
+are detokenised as in MDLM. MDLM has a sentence a row, padded, and BERT's word
+pieces (hf:bert-base-uncased and its vocab_size): perplexities do not compare.
 
 [P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe, from
 which the paper starts; [O] our choice. The paper has no LM1B run: the law and
@@ -35,7 +40,7 @@ def get_config(arg=""):
       corpus="lm1b",
       tokenizer="gpt2",
       length=128,  # [M]
-      wrap=True,  # [M]
+      wrap=True,  # [O] MDLM has a sentence a row
       dir="data_cache/lm1b",
     ),
     law=config_lib.TrainingLaw(
