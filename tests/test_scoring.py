@@ -196,6 +196,29 @@ def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path, capsys):
     assert 0 < row["bits_per_char_stderr"] < row["bits_per_char"]
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+def test_bits_per_character_are_those_of_the_source(monkeypatch, wrap):
+  nats_N = np.full(8, 20 * np.log(2))
+  scores = {"endpoint": (nats_N, np.zeros(8))}
+  monkeypatch.setattr(evaluate, "_score", lambda *args: scores)
+  cfg = quickstart(
+    "--config.eval.bounds=endpoint", f"--config.data.wrap={wrap}"
+  )
+  counts = {"tokens": 100, "characters": 400, "bytes": 700}
+  rows_NL, inner = np.zeros((8, 10), int), 8 if wrap else 10
+  bounds = evaluate.measure(cfg, None, rows_NL, counts)[1]["endpoint"]
+  assert bounds["bits_per_token"] == pytest.approx(2)
+  assert bounds["bits_per_char"] == pytest.approx(20 / (4 * inner))
+  assert bounds["bits_per_byte"] == pytest.approx(20 / (7 * inner))
+  # Rows of earlier versions did not count: letters are characters.
+  old = {"tokens": 100, "tokenizer": "text8"}
+  bounds = evaluate.measure(cfg, None, rows_NL, old)[1]["endpoint"]
+  assert bounds["bits_per_char"] == pytest.approx(20 / inner)
+  old["tokenizer"] = "gpt2"
+  bounds = evaluate.measure(cfg, None, rows_NL, old)[1]["endpoint"]
+  assert "bits_per_char" not in bounds
+
+
 def test_scored_text_is_read_as_the_corpus_is(tmp_path):
   lines = ["one\r\ntwo\r\n", "three\r\n"]
   content = "\ufeff" + "<|endoftext|>\r\n".join(lines)

@@ -18,7 +18,7 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
 _SCORES = 32  # draws over all rows, at least
-_SOURCE = {"char": "characters", "byte": "bytes"}
+_SOURCE = {"bits_per_char": "characters", "bits_per_byte": "bytes"}
 _COUNTED = ("documents", "tokens", "dropped", "unknown", *_SOURCE.values())
 _NGRAM_VOCABULARY = 256  # up to here n-grams are a fair, quick reference
 _PROTOCOLS = {
@@ -77,16 +77,6 @@ def table(bounds: dict[str, dict]) -> str:
       line += f"{format(row[error], '.2g') if error in row else '':>9}"
     lines.append(line)
   return "\n".join(lines)
-
-
-def _characters(counts, name):
-  """Characters, or bytes, of the source per token; None if not counted."""
-  if name in counts:
-    return counts[name] / counts["tokens"]
-  if str(counts.get("tokenizer")).startswith("text8"):
-    return 1.0  # rows of an earlier version; a token is a character
-  logging.warning("no bits per %s: prepare the rows again", name)
-  return None
 
 
 def _path_bound(cfg, path_nats, params, key, tokens_BL):
@@ -183,10 +173,13 @@ def measure(
     batch_size=min(cfg.eval.batch_size, N),
   )
   cfg = dataclasses.replace(cfg, eval=c)
-  inner, per_row = L - 2 * cfg.data.wrap, {}
-  for name in ("char", "byte"):
-    if per_token := _characters(counts, _SOURCE[name]):
-      per_row[f"bits_per_{name}"] = per_token * inner
+  source = {name: counts.get(kind) for name, kind in _SOURCE.items()}
+  if str(counts.get("tokenizer")).startswith("text8"):
+    source = dict.fromkeys(_SOURCE, counts["tokens"])  # letters, one a token
+  if None in source.values():
+    logging.warning("no bits per character: prepare the rows again")
+  per_token = (L - 2 * cfg.data.wrap) / counts["tokens"]
+  per_row = {name: x * per_token for name, x in source.items() if x}
   sections = parse_bounds(cfg)
   return cfg, {
     name: _numbers(score, L, per_row) | _description(cfg, name, sections[name])

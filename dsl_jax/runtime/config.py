@@ -62,7 +62,7 @@ class Data(_Section):
   """Text and rows: the settings of `python -m dsl_jax.data.prepare`."""
 
   corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
-  tokenizer: str = "text8"  # or gpt2[:DIR], sentencepiece:FILE
+  tokenizer: str = "text8"  # or gpt2[:DIR], sentencepiece:FILE, hf:NAME, bytes
   detokenizer: str = ""  # wikitext, ptb, lm1b, ... or none; "" by the corpus
   length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
