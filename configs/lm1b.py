@@ -1,7 +1,12 @@
 """The One Billion Word benchmark, from scratch.
 
-python -m dsl_jax.data.prepare --corpus=lm1b --tokenizer=gpt2 --length=128
+python -m dsl_jax.data.prepare --corpus=lm1b:DIR --tokenizer=gpt2 --length=128
   --wrap=True --out=data_cache/lm1b
+
+DIR is the unpacked archive 1-billion-word-language-modeling-benchmark-r13output
+of statmt.org/lm-benchmark; `lm1b` alone is a set that TFDS has prepared. Texts
+are detokenised as in MDLM. MDLM has a sentence a row, padded, and BERT's word
+pieces (hf:bert-base-uncased and its vocab_size): perplexities do not compare.
 
 [P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe, from
 which the paper starts; [O] our choice. The paper has no LM1B run: the law and
@@ -21,6 +26,7 @@ def get_config(arg=""):
     sphere_dim=64,  # [O] as for OpenWebText
     cond_dim=128,  # [M]
     dropout=0.1,  # [M]
+    f32_residual=True,  # [M] autocast rounds products, not the stream
     dtype="bfloat16",  # [M]
     unroll=1,  # [O] a rolled scan compiles sooner on accelerators
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
@@ -34,7 +40,7 @@ def get_config(arg=""):
       corpus="lm1b",
       tokenizer="gpt2",
       length=128,  # [M]
-      wrap=True,  # [M]
+      wrap=True,  # [O] MDLM has a sentence a row
       dir="data_cache/lm1b",
     ),
     law=config_lib.TrainingLaw(
@@ -60,7 +66,13 @@ def get_config(arg=""):
       checkpoint_every=10_000,
     ),
     eval=config_lib.Eval(batch_size=64, sequences=4096),
-    sample=config_lib.Sample(path="masked", steps=128, num=64, batch_size=64),
+    sample=config_lib.Sample(
+      path="masked",
+      steps=128,
+      num=64,
+      batch_size=64,
+      snr_max=100.0,  # [O] the integral's cut-off and clean_snr
+    ),
   )
   variants = {"": config}
   return config_lib.to_config_dict(config_lib.variant(arg, variants, "lm1b.py"))

@@ -87,6 +87,8 @@ def fine_tune():
       num=64,  # [P] 5,000 for the published numbers
       batch_size=16,
       top_p=0.9,  # [P]
+      strict_top_p=True,  # [P] ReMDM's rule, of the published figures
+      snr_max=100.0,  # [O] the integral's cut-off and clean_snr
     ),
   )
 
@@ -94,11 +96,14 @@ def fine_tune():
 def paper(base):
   """The authors' converter init and the SNR at which it reads as clean."""
   net = dataclasses.replace(base.net, beta_init=1 / math.sqrt(64))  # [P]
+  clean_snr = 100 * math.log(50_257) / math.log(35)  # [P] about 304
   return dataclasses.replace(
     base,
     name="owt_paper",
     net=net,
-    clean_snr=100 * math.log(50_257) / math.log(35),  # [P] about 304
+    clean_snr=clean_snr,
+    eval=dataclasses.replace(base.eval, snr_max=clean_snr),  # [O]
+    sample=dataclasses.replace(base.sample, snr_max=clean_snr),  # [O]
     # [P] the other law seen: with beta = 1/8 evidence is read at t = 50..300.
     law=dataclasses.replace(base.law, mu=4.0, sigma=1.5),
     optim=dataclasses.replace(base.optim, converter_lr_scale=1.0),  # [P]

@@ -20,6 +20,7 @@ def get_config(arg=""):
     sphere_dim=64,  # [P] OpenWebText
     cond_dim=128,  # [P]
     dropout=0.1,  # [P]
+    f32_residual=True,  # [M] autocast rounds products, not the stream
     dtype="bfloat16",  # [M] from scratch
     remat="dots",  # [O] L = 1024 in little memory
     unroll=1,  # [O] a rolled scan compiles sooner on accelerators
@@ -64,7 +65,13 @@ def get_config(arg=""):
     ),
     eval=config_lib.Eval(batch_size=32, sequences=1024),
     sample=config_lib.Sample(
-      path="masked", steps=128, num=64, batch_size=16, top_p=0.9
+      path="masked",
+      steps=128,
+      num=64,
+      batch_size=16,
+      top_p=0.9,  # [P]
+      strict_top_p=True,  # [P] ReMDM's rule, of the published figures
+      snr_max=100.0,  # [O] the integral's cut-off and clean_snr
     ),
   )
   variants = {"": config}

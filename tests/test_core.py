@@ -259,6 +259,8 @@ def test_forward_backward_remasks_as_much_as_it_reveals_anew():
   hide, _ = chain_rates(path)
   alpha = np.arange(50) / 50
   np.testing.assert_allclose(hide[5:40], (1 / 50 / alpha[5:40]), atol=0.02)
+  # In the last step of the chain too: the row after it reveals the rest.
+  assert hide[49] == pytest.approx(1 / 49, abs=0.01) and len(path) == 52
 
 
 @pytest.mark.parametrize("kind", ["cap", "loop"])

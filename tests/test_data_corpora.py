@@ -1,5 +1,6 @@
 """Corpora: KJV, text8, local files of every kind, the hub, TFDS."""
 
+import bz2
 import gzip
 import hashlib
 import json
@@ -17,10 +18,15 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from dsl_jax.data import corpora
+from dsl_jax.data import corpora, detokenizers
 
 TEXTS = [f"document {i} é\r\nline two\u2028\n end" for i in range(40)]
-PACKERS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+PACKERS = {
+  "": bytes,
+  ".gz": gzip.compress,
+  ".xz": lzma.compress,
+  ".bz2": bz2.compress,
+}
 ENDINGS = [".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl.zst"] + [
   ".txt" + ending for ending in PACKERS
 ]
@@ -39,7 +45,7 @@ def write(path, texts, column="text"):
         writer.write_table(table)
     return
   content = "\n<|endoftext|>\n".join(texts)
-  if ".jsonl" in path.name:
+  if "json" in path.name.lower():
     content = "".join(json.dumps(row) + "\n" for row in rows)
   packers = PACKERS | {".zst": zstandard.ZstdCompressor().compress}
   path.write_bytes(packers.get(path.suffix, bytes)(content.encode()))
@@ -69,23 +75,27 @@ def test_kjv_is_english_prose_split_without_overlap(tmp_path):
   assert not set("".join(everything)) & set("[]æ0123456789")
 
 
-def test_text8_splits_restore_the_text(tmp_path, monkeypatch):
+def test_text8_splits_restore_the_text(tmp_path, monkeypatch, caplog):
   text = " anarchism originated as a term of abuse" * 30
   (tmp_path / "text8").write_text(text)
+  (tmp_path / "html").write_text(text[:-1] + "<")
   with zipfile.ZipFile(tmp_path / "text8.zip", "w") as archive:
     archive.write(tmp_path / "text8", "text8")
   with zipfile.ZipFile(tmp_path / "enwik8.zip", "w") as archive:
     archive.writestr("enwik8", "x")
   for name, reason in (
     ("text8", "1200 characters .* text8 has 100000000"),
+    ("html", "1200 characters .* a-z and spaces"),
     ("enwik8.zip", "no item named 'text8'"),
     ("text9", "No such file"),
   ):
     with pytest.raises(ValueError, match=f"{reason}.*; download text8.zip"):
       load(f"text8:{tmp_path / name}", tmp_path)
   md5 = hashlib.md5(text.encode()).hexdigest()
-  monkeypatch.setattr(corpora, "_TEXT8_MD5", md5)
   monkeypatch.setattr(corpora, "_TEXT8_ENDS", (1080, 1140, 1200))
+  assert load(f"text8:{tmp_path / 'text8'}", tmp_path).source == md5
+  assert "another text" in caplog.text
+  monkeypatch.setattr(corpora, "_TEXT8_MD5", md5)
   monkeypatch.setattr(corpora, "_DOCUMENT", 50)
   for name in ("text8", "text8.zip"):
     splits = as_lists(load(f"text8:{tmp_path / name}", tmp_path))
@@ -123,6 +133,14 @@ def test_texts_have_documents_between_separators_or_files(tmp_path):
   assert train[-1].startswith("one file")
   assert splits["test"][-2].strip() == TEXTS[-1]
   assert not any("endoftext" in x for part in splits.values() for x in part)
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, ".JSONL", ".ndjson", ".txt.bz2"])
+def test_a_file_is_read_as_documents_whatever_its_form(tmp_path, ending):
+  write(tmp_path / f"a{ending}", TEXTS)
+  for place in (f"{tmp_path}/a{ending}", f"{tmp_path}/*"):
+    documents = corpora.read(place, str(tmp_path / "cache"))
+    assert [x.strip() for x in documents] == TEXTS and len(documents) == 40
 
 
 @pytest.mark.parametrize("ending", ENDINGS[:5])
@@ -247,6 +265,54 @@ def test_tfds_reads_the_newest_version_or_the_one_named(tmp_path, monkeypatch):
     info.write_text(content)
     with pytest.raises(ValueError, match=r"lm1b in .* cannot be read"):
       load(f"lm1b:{tmp_path}", tmp_path)
+
+
+def test_lm1b_is_read_from_its_archive(tmp_path):
+  for kind, counts in (("training", (3, 2)), ("heldout", (1,))):
+    folder = tmp_path / f"{kind}-monolingual.tokenized.shuffled"
+    folder.mkdir()
+    for i, count in enumerate(counts, 1):
+      lines = "".join(f"{kind} {i} {n} .\n" for n in range(count))
+      (folder / f"news.en-0000{i}-of-00100").write_text(lines)
+  corpus = load(f"lm1b:{tmp_path}", tmp_path)
+  splits = as_lists(corpus)
+  assert splits["train"][-2:] == ["training 2 0 .", "training 2 1 ."]
+  assert len(splits["train"]) == 5 and corpus.name == "lm1b"
+  assert splits["validation"] == ["heldout 1 0 ."]
+  documents = corpora.read(f"lm1b:{tmp_path}", str(tmp_path))
+  assert list(documents) == splits["validation"]
+
+
+@pytest.mark.parametrize(
+  ("name", "before", "after"),
+  [
+    (
+      "wikitext",
+      " \n = = Sub @-@ title = = \n In 1 @,@ 000 ( ca . ) , the big "
+      "house 's door [ a ] cost N or so , it was 3 @.@ 5 ° C ; ok ! \n",
+      "\n== Sub-title ==\nIn 1,000 (ca.), the big house's door [a] "
+      "cost 1 or so, it was 3.5°C; ok!\n",
+    ),
+    (
+      "ptb",
+      "the company 's board did n't say $ N N N or <unk> 1\\/2 traders ' pay",
+      "the company's board didn't say $1 1 1 or ? 1/2 traders' pay",
+    ),
+    (
+      "lm1b",
+      "He said , \" it 's at http : / / a ; ( yes ) : $ 5 or £ 6 ? no ! ok .",
+      "He said, \" it's at http://a; (yes): $5 or £6? no! ok.",
+    ),
+    ("lambada", "  “ Yes , ” he said \n", '\n" Yes , " he said'),
+    ("none", " a , b .", " a , b ."),
+  ],
+)
+def test_detokenizers_follow_the_published_rules(name, before, after):
+  assert detokenizers.make(name)(before) == after
+  assert detokenizers.resolve("", "lm1b:DIR") == "lm1b"
+  assert detokenizers.resolve("none", "lm1b") == "none"
+  with pytest.raises(ValueError, match="did you mean 'wikitext'"):
+    detokenizers.resolve("wikitxt", "kjv")
 
 
 def test_reading_needs_no_tensorflow_network_or_home(tmp_path):

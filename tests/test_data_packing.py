@@ -21,6 +21,8 @@ class Words:
   bos_id, eos_id = 8, 9
   fingerprint = "f"
 
+  unk_id = 7
+
   def encode_many(self, texts):
     return [np.array([len(x) for x in t.split()], np.int32) for t in texts]
 
@@ -52,6 +54,19 @@ def test_words_get_eos_after_every_document_and_a_wrap(tmp_path):
   assert plain.manifest["dropped"] == 1
 
 
+def test_the_source_is_counted_and_unknown_tokens_are_refused(tmp_path):
+  (other := tmp_path / "other").mkdir()
+  packed = write(tmp_path, ["aé b", "unknown " * 2], Words(), max_unknown=0.4)
+  counts = {k: packed.manifest[k] for k in ("characters", "bytes", "unknown")}
+  assert counts == {"characters": 20, "bytes": 21, "unknown": 2}
+  assert packed.manifest["tokens"] == 6  # with EOS after every document
+  with pytest.raises(ValueError, match=r"33.3% .* set max_unknown above 0.05"):
+    write(other, ["aé b", "unknown " * 2], Words())
+  # Characters are those of the normalised text.
+  chars = write(other, ["It's 1!"], length=3)
+  assert chars.manifest["characters"] == chars.manifest["tokens"] == 9
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 1 << 20])
 def test_rows_do_not_depend_on_buffers(tmp_path, monkeypatch, tokens):
   monkeypatch.setattr(packing, "_TOKENS", tokens)
@@ -70,8 +85,9 @@ def test_the_manifest_describes_the_rows(tmp_path):
   assert packed.manifest == {
     "split": "train", "length": 4, "rows": 1, "vocab_size": 27, "wrap": False,
     "corpus": "here", "source": "s", "tokenizer": "text8", "documents": 2,
+    "detokenizer": "none",
     "fingerprint": tokenizers.load("text8").fingerprint,
-    "tokens": 6, "dropped": 2,
+    "tokens": 6, "dropped": 2, "unknown": 0, "characters": 6, "bytes": 6,
     "text_sha256": hashlib.sha256(b"abc\0de\0").hexdigest(),
     "data_sha256": digest, "chunk_sha256": [digest],
     "manifest_sha256": packed.manifest["manifest_sha256"],

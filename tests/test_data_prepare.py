@@ -38,6 +38,8 @@ def test_the_command_packs_kjv_and_is_then_a_no_op(tmp_path):
   first = call(*flags)
   assert first.returncode == 0, first.stderr
   assert "validation: 2983 rows of 64 tokens from 59 documents" in first.stdout
+  assert "0.00% unknown" in first.stdout
+  assert "line breaks are not kept by text8" in first.stdout
   assert "59/59" in first.stderr  # the progress bar
   row = packing.load(out, "validation").tokens_NL[0]
   text = tokenizers.load("text8").decode(row)

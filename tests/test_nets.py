@@ -140,12 +140,19 @@ def test_unrolling_and_rematerialisation_change_no_number(changes):
   assert_close(value_and_grad(params, other), value_and_grad(params, cfg), 1e-4)
 
 
-def test_bf16_is_near_f32():
-  exact, low = hidden(evidence()), hidden(evidence(), dtype="bfloat16")
-  assert low.dtype == jnp.bfloat16
-  scale = jnp.sqrt(jnp.mean(exact**2))
-  error = jnp.sqrt(jnp.mean((low.astype(jnp.float32) - exact) ** 2))
-  assert 0 < error < 0.05 * scale
+def test_bf16_is_near_f32_and_nearer_with_its_residual_stream_in_f32():
+  def states(**changes):
+    cfg = dataclasses.replace(CFG, depth=8, **changes)
+    return make_denoiser(cfg).hidden(tiny(depth=8)[1], evidence(8, 16))
+
+  def error(h):
+    assert h.dtype == jnp.bfloat16
+    return jnp.std(h.astype(jnp.float32) - exact)
+
+  exact = states()
+  rounded = error(states(dtype="bfloat16"))
+  in_f32 = error(states(dtype="bfloat16", f32_residual=True))
+  assert 0 < in_f32 < 0.85 * rounded < 0.05 * jnp.std(exact)
 
 
 def test_a_sequence_keeps_its_dropout_in_any_batch():

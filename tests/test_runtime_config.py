@@ -127,6 +127,13 @@ def test_every_config_is_valid(name, millions):
   init = denoiser_lib.make_denoiser(cfg.net).init
   shapes = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
   assert sum(x.size for x in shapes) / 1e6 == pytest.approx(millions, rel=0.02)
+  # What is integrated and sampled ends together, and where training does.
+  assert cfg.eval.snr_max == cfg.sample.snr_max
+  last = np.exp(cfg.law.mu + 3.09 * cfg.law.sigma)  # but for one in a thousand
+  assert cfg.eval.snr_max <= 1.05 * min(last, cfg.clean_snr)
+  if name == "text8.py":  # the published protocol
+    assert cfg.clean_snr == pytest.approx(92.7, abs=0.01)
+    assert (cfg.eval.split, cfg.eval.sequences) == ("test", 0)
   if name == "owt.py:paper":  # the converter of the paper's authors
     assert (cfg.net.beta_init, cfg.net.mask_prior) == (1 / 8, 0.99)
     assert cfg.clean_snr == pytest.approx(304.5, abs=0.1)

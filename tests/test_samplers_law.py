@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 
-from dsl_jax import likelihood, paths, samplers
+from dsl_jax import Denoiser, likelihood, paths, samplers
 
 CLEAN = 100.0
 KEY = jax.random.key(0)
@@ -101,6 +101,41 @@ def test_temperature_and_nucleus_reach_the_draws(sample):
   narrow = np.asarray(sample(path, top_p=1e-6))
   assert (narrow == cold).all()
   assert len(np.unique(np.asarray(sample(path)), axis=0)) > 20
+
+
+@pytest.mark.parametrize(
+  ("settings", "expected"),
+  [
+    ({"temperature": 0.5}, [25 / 42, 16 / 42, 1 / 42]),
+    ({"temperature": 0.0}, [1, 0, 0]),
+    ({"top_p": 0.85}, [5 / 9, 4 / 9, 0]),
+    ({"top_p": 0.85, "strict_top_p": True}, [1, 0, 0]),
+    ({"top_p": 0.9, "temperature": 2.0}, None),
+  ],
+)
+@pytest.mark.parametrize("integrator", ["mean", "heun"])
+def test_temperature_and_nucleus_reach_the_mean(settings, expected, integrator):
+  p = np.float32([0.5, 0.4, 0.1])
+  if expected is None:  # nothing is left out at this temperature
+    expected = np.sqrt(p) / np.sqrt(p).sum()
+  constant = Denoiser(
+    init=None,
+    hidden=lambda params, z, key=None: jnp.zeros((1, 1, 3)),
+    head=lambda params: (jnp.eye(3), jnp.log(p)),
+    table=lambda params: jnp.eye(3),
+  )
+
+  def z_after_one_step(**options):
+    states = []
+    path = np.float32([[0], [2], [np.inf]])
+    options |= {"denoiser": constant, "integrator": integrator, "rows": 1}
+    options |= {"callback": lambda step, state: states.append(state)}
+    samplers.sample(None, KEY, path, clean_snr=CLEAN, **options)
+    return np.asarray(states[0].z_BLD)[0, 0]
+
+  # The noise is the same, so the means differ by half of what the z do.
+  mean = p + (z_after_one_step(**settings) - z_after_one_step()) / 2
+  np.testing.assert_allclose(mean, expected, atol=1e-5)
 
 
 def test_a_policy_replaces_steps_and_the_last_step_still_commits(law, sample):

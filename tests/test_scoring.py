@@ -1,6 +1,7 @@
 """The modes that score: eval, analyze, correct and reproduce; user errors."""
 
 import json
+import pathlib
 import sys
 import types
 
@@ -76,11 +77,11 @@ def arguments(tmp_path_factory):
   root = tmp_path_factory.mktemp("scoring")
   (root / "rows").mkdir()
   chapters = corpora.kjv().splits["validation"]
-  for split, text in (("train", chapters[:1]), ("validation", chapters[1:2])):
+  for i, split in enumerate(("train", "validation", "test")):
     packing.write(
       str(root / "rows"),
       split,
-      text,
+      chapters[i : i + 1],
       tokenizers.load("text8"),
       length=16,
       origin=packing.Origin("text", "two chapters", "text8"),
@@ -109,6 +110,13 @@ def run(arguments, monkeypatch):
   return root, lambda *args, **kwargs: main.main(of(*args, **kwargs))
 
 
+def scored_text(root, out):
+  """The result of the text that was scored last."""
+  path = pathlib.Path(out.splitlines()[-1])
+  assert path.parent == root / "run"
+  return path, json.loads(path.read_text())
+
+
 def test_every_number_has_its_error_and_protocol(run, capsys):
   root, mode = run
   bounds = "endpoint,integral,masked,left_to_right:16,continuous:4"
@@ -122,18 +130,40 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
   assert found == names and best.startswith("ngram_")
   for name in names:
     row = result["bounds"][name]
-    assert row["bits_per_token"] == pytest.approx(row["bits_per_char"])
+    for unit in ("char", "byte"):
+      assert row["bits_per_token"] == pytest.approx(row[f"bits_per_{unit}"])
     assert row["perplexity"] == pytest.approx(2 ** row["bits_per_token"])
     slope = np.log(2) * row["perplexity"]
     error = row["stderr"]
     assert row["perplexity_stderr"] == pytest.approx(slope * error) and error
     assert row["stderr_draws"] >= 0 and row["protocol"] and "seed" in row
-    assert row["settings"]["draws"] == 2
+    assert row["settings"]["draws"] == 3  # of few rows more than asked
   assert result["bounds"]["continuous_4_steps"]["settings"]["steps"] == 4
   out = capsys.readouterr().out
   assert "bits/char" in out and "\nleft_to_right_16_steps" in out
   assert mode("eval", **{"eval.bounds": bounds, "eval.draws": 2}) == 0
   assert (root / "run/eval.json").read_text() == text  # it repeats itself
+
+  # Fewer rows, fewer bounds and another split do not replace it.
+  test = {"eval.bounds": "endpoint", "eval.split": "test", "eval.sequences": 0}
+  assert mode("eval", **test) == 0
+  path, other = scored_text(root, capsys.readouterr().out)
+  assert path.name.startswith("eval-test-")
+  assert (root / "run/eval.json").read_text() == text
+  rows = packing.load(str(root / "rows"), "test")
+  assert (other["split"], other["sequences"]) == ("test", len(rows.tokens_NL))
+  assert other["source"]["dropped"] == rows.manifest["dropped"]
+  drawn = trained.draw_rows(rows, 0, seed=0)  # every row once
+  assert sorted(drawn.tolist()) == sorted(rows.tokens_NL.tolist())
+  cfg, full = quickstart(), np.zeros((11, 16), int)
+  for changes, rows_NL in (
+    ({}, full[:9]),
+    ({"split": "test"}, full),
+    ({"bounds": {"endpoint": {}}}, full),
+  ):
+    place = evaluate._target(cfg, root / "run", result | changes, rows_NL)
+    assert place.name.startswith("eval-validation-")
+  assert evaluate._target(cfg, root / "run", result, full).name == "eval.json"
 
 
 def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
@@ -158,21 +188,36 @@ def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
   assert nats_N.mean() / 6 == pytest.approx(np.log(2), rel=0.05)
 
 
-def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path):
+def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path, capsys):
   root, mode = run
   text = tmp_path / "verse.txt"
   text.write_text("In the beginning, God created: the heaven and the earth.")
   assert mode("eval", f"--text={text}") == 0
-  result = json.loads((root / "run/eval-verse.json").read_text())
+  path, result = scored_text(root, out := capsys.readouterr().out)
+  assert path.name.startswith("eval-verse-")
   assert result["sequences"] == 3 and not any(
     x.startswith("ngram") for x in result["bounds"]
   )
+  assert "6 of its 54 tokens come after the last full row" in out
   tokens = tokenizers.load("text8").encode(
     "in the beginning god created the heaven and the earth "
   )
   cfg = quickstart(f"--text={text}", "--config.data.length=16")
-  rows = trained.text_rows(cfg, tokenizers.load("text8"))
+  rows, counts = trained.text_rows(cfg, tokenizers.load("text8"))
   np.testing.assert_array_equal(rows.reshape(-1), tokens[:48])
+  assert counts["dropped"] == 6 and counts["characters"] == 54
+
+  # A single row has many draws and an error, and its text another file.
+  (tmp_path / "other").mkdir()
+  text = tmp_path / "other" / "verse.txt"
+  text.write_text("in the beginning")
+  assert mode("eval", f"--text={text}") == 0
+  other, result = scored_text(root, capsys.readouterr().out)
+  assert other.name.startswith("eval-verse-") and other != path
+  assert result["sequences"] == 1 and result["settings"]["draws"] == 32
+  for row in result["bounds"].values():
+    assert 0 < row["stderr"] < 0.2 * row["bits_per_token"]
+    assert 0 < row["bits_per_char_stderr"] < row["bits_per_char"]
 
 
 def test_analysis_writes_numbers_plots_and_a_page(run):
@@ -224,8 +269,9 @@ def test_correction_marks_and_keeps_the_rest(run, tmp_path, capsys):
   text.write_text("and the lord said unto moses in the wilderness of sinai")
   code = mode("correct", f"--text={text}", **{"eval.suspicion": 0.04})
   assert code == 0
-  result = json.loads((root / "run/correct-letter.json").read_text())
-  after = (root / "run/correct-letter.txt").read_text()
+  (path,) = (root / "run").glob("correct-letter-*.json")
+  result = json.loads(path.read_text())
+  after = path.with_suffix(".txt").read_text()
   before = text.read_text()
   assert result["tokens"] == len(before) == len(after)
   assert result["marked"] == len(result["marks"]) > 0
@@ -268,7 +314,7 @@ def test_windows_cover_a_text_once():
     ("eval", {"eval.text": "nowhere.txt"}, "'nowhere.txt' cannot be"),
     ("eval", {"eval.text": "SHORT"}, "shorter than the context of 16"),
     ("eval", {"eval.text": "EMPTY"}, "is empty"),
-    ("eval", {"eval.text": "BYTES"}, "give a UTF-8 text file"),
+    ("eval", {"eval.text": "BYTES"}, "text in UTF-8"),
     ("correct", {}, "eval.text is empty"),
     ("correct", {"eval.text": "EMPTY"}, "is empty"),
     ("correct", {"eval.suspicion": 1.5}, "eval.suspicion is 1.5"),
@@ -276,7 +322,7 @@ def test_windows_cover_a_text_once():
     ("reproduce", {"eval.table": "owt_mauve:x"}, "write owt_mauve:128,256"),
     ("reproduce", {"eval.table": "owt_mauve:0"}, "write owt_mauve:128,256"),
     ("reproduce", {"eval.table": "frontier:-1"}, "write frontier:0.7,0.8"),
-    ("reproduce", {"eval.samples": 10**6}, "validation rows"),
+    ("reproduce", {"eval.samples": 10**6}, "held-out rows"),
     ("reproduce", {"eval.samples": 1}, "eval.samples is 1"),
     ("analyze", {"eval.control": "nowhere"}, "; name the folder of a"),
     ("analyze", {"eval.control": "SAME"}, "are (27, 16, True), not"),
@@ -378,11 +424,37 @@ def test_texts_of_others_are_scored_once(run, tmp_path, monkeypatch, capsys):
 
   for content, words in (
     ('{"text": "a"}\n{"words": "b"}', "line 2 of eval.text"),
+    ('{"text": "a"}\n{"text": ', "line 2 of eval.text"),
     ('{"text": "a"}', "with 1 texts; there are"),
   ):
     text.write_text(content)
     assert mode("reproduce", f"--text={text}") == 2
     assert words in capsys.readouterr().err
+
+
+def test_zero_shot_reads_documents_and_undoes_their_tokens(
+  run, tmp_path, capsys
+):
+  root, mode = run
+  for name, lines in (
+    ("ptb", ["the company 's board did n't say", "more than N years"]),
+    ("lambada", ["in the beginning was the word"]),
+  ):
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
+  table = f"zero_shot:ptb={tmp_path}/ptb.jsonl,lambada={tmp_path}/lambada.jsonl"
+  assert mode("reproduce", f"--table={table}") == 0
+  out = capsys.readouterr().out
+  assert " 95.26 " in out and " 47.52 " in out
+  (path,) = (root / "run").glob("zero_shot-*.json")
+  results = json.loads(path.read_text())
+  text = "the company s board didn t say more than one years"  # N is 1
+  assert results["ptb"]["source"]["tokens"] == len(text)
+  assert results["ptb"]["source"]["documents"] == 2
+  row = results["lambada"]["bounds"]["endpoint"]
+  assert row["perplexity_stderr"] > 0 and list(results) == ["ptb", "lambada"]
+  assert mode("reproduce", "--table=zero_shot:ptp") == 2
+  assert "did you mean 'ptb'" in capsys.readouterr().err
 
 
 def test_hosts_a_missing_judge_and_package_are_errors_before_sampling(

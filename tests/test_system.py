@@ -132,6 +132,7 @@ def test_every_named_sampler_is_a_path_that_keeps_its_budget():
       rises = bool((path[1:] >= path[:-1]).all())
       assert rises or named_samplers.may_fall(name), name
       within = max(steps, 3 if name == "blocks" else 1)
+      within += name == "remask_forward_backward"  # reveals what it remasked
       assert len(paths.compact(path)) - 1 <= within, name
 
 

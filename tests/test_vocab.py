@@ -164,7 +164,7 @@ def frequencies(tokens, vocab_size):
 def test_draws_follow_the_law_and_return_its_log_probability():
   p = jnp.array([0.4, 0.3, 0.2, 0.1 - 1e-7, 1e-7])
   draw = functools.partial(
-    jax.jit(vocab.draw, static_argnames="strict"),
+    jax.jit(vocab.draw, static_argnames=("strict", "truncated")),
     KEY,
     jnp.zeros((4000, 6, 2)),
     jnp.zeros((5, 2)),
@@ -182,6 +182,9 @@ def test_draws_follow_the_law_and_return_its_log_probability():
     np.testing.assert_allclose(found, expected, atol=0.012)
     assert not found[np.asarray(expected) == 0].any()
     np.testing.assert_allclose(logp, jnp.log(p)[tokens], rtol=1e-5)
+    _, kept = draw(**settings, truncated=True)
+    truth = jnp.log(jnp.asarray(expected))[tokens]
+    np.testing.assert_allclose(kept, truth, rtol=1e-5, atol=1e-6)
 
 
 def test_rare_tokens_are_drawn_at_their_rate():

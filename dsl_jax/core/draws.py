@@ -86,34 +86,54 @@ def _categorical(key, logits_V):
   return jnp.minimum(token, len(logits_V) - 1)
 
 
-def draw(
-  key_N: jax.Array,
+def truncate(
   logits_NV: jax.Array,
   *,
   temperature: jax.Array | float,
   top_p: jax.Array | float,
-  strict: bool,
+  strict: bool = False,
+) -> jax.Array:
+  """Returns logits after temperature and nucleus, 0 at the largest of a row.
+
+  Args:
+    logits_NV: f32.
+    temperature: divides the logits; 0 takes the arg-max.
+    top_p: nucleus mass in (0, 1], applied after the temperature.
+    strict: the nucleus rule, see `nucleus`.
+  """
+  gap_NV = logits_NV - jnp.max(logits_NV, axis=-1, keepdims=True)
+  scaled_NV = _divide(gap_NV, temperature)
+  # A Python number decides at trace time: plain sampling needs no nucleus.
+  if isinstance(top_p, (int, float)) and top_p >= 1:
+    return scaled_NV
+  keep_NV = nucleus(jnp.exp(scaled_NV), top_p, strict=strict)
+  return jnp.where(keep_NV, scaled_NV, NEG_INF)
+
+
+def draw(
+  key_N: jax.Array,
+  logits_NV: jax.Array,
+  *,
+  truncated: bool = False,
+  **how,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws one token from each row of logits.
 
   Args:
     key_N: a typed random key for every row.
     logits_NV: f32.
-    temperature: divides the logits; 0 takes the arg-max.
-    top_p: nucleus mass in (0, 1], applied after the temperature.
-    strict: the nucleus rule, see `nucleus`.
+    truncated: which probability is returned.
+    **how: temperature, top_p and strict, see `truncate`.
 
   Returns:
     tokens_N, int32, and logp_N, f32: the log-probability in nats before
-    temperature and truncation.
+    temperature and truncation, or with `truncated` after them.
   """
-  gap_NV = logits_NV - jnp.max(logits_NV, axis=-1, keepdims=True)
-  norm_N = jnp.log(jnp.sum(jnp.exp(gap_NV), axis=-1))
-  scaled_NV = _divide(gap_NV, temperature)
-  # A Python number decides at trace time: plain sampling needs no nucleus.
-  if not (isinstance(top_p, (int, float)) and top_p >= 1):
-    keep_NV = nucleus(jnp.exp(scaled_NV), top_p, strict=strict)
-    scaled_NV = jnp.where(keep_NV, scaled_NV, NEG_INF)
+  scaled_NV = truncate(logits_NV, **how)
   tokens_N = jax.vmap(_categorical)(key_N, scaled_NV)
+  gap_NV = scaled_NV
+  if not truncated:
+    gap_NV = logits_NV - jnp.max(logits_NV, axis=-1, keepdims=True)
+  norm_N = jnp.log(jnp.sum(jnp.exp(gap_NV), axis=-1))
   chosen_N = jnp.take_along_axis(gap_NV, tokens_N[:, None], axis=-1)[:, 0]
   return tokens_N, chosen_N - norm_N

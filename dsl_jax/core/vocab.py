@@ -379,8 +379,8 @@ def draw(
   bias_V: jax.Array | None = None,
   temperature: jax.Array | float = 1.0,
   top_p: jax.Array | float = 1.0,
-  strict: bool = False,
   chunks: int | None = None,
+  **rules: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws tokens from softmax(<h, w_v> + b_v), exactly, rare tokens included.
 
@@ -391,8 +391,9 @@ def draw(
     key: typed random key, or one for every position, [B, L].
     temperature: divides the logits; 0 takes the arg-max.
     top_p: nucleus mass in (0, 1], applied after the temperature.
-    strict: the nucleus rule, see `draws.nucleus`.
     chunks: tiles of positions; None chooses.
+    **rules: strict, the nucleus rule, see `draws.nucleus`; truncated, to return
+      logp_BL after temperature and truncation. Both are False by default.
 
   Returns:
     tokens_BL, int32, and logp_BL, f32: the log-probability in nats that the
@@ -407,11 +408,33 @@ def draw(
       logits_NV,
       temperature=temperature,
       top_p=top_p,
-      strict=strict,
+      **rules,
     )
 
   key_data = jax.random.key_data(key)
   return _map_rows(draw_rows, h_BLM, head_VM, bias_V, key_data, num=chunks)
+
+
+def truncated_expectation(
+  h_BLM: jax.Array,
+  head_VM: jax.Array,
+  values_VC: jax.Array,
+  *,
+  bias_V: jax.Array | None = None,
+  **how,
+) -> jax.Array:
+  """`expectation` under what `draw` draws from: mean_BLC, f32.
+
+  Args:
+    **how: temperature, top_p and strict, see `draws.truncate`.
+  """
+  values_VC = values_VC.astype(jnp.float32)
+
+  def mean_rows(logits_NV):
+    p_NV = jax.nn.softmax(draws.truncate(logits_NV, **how))
+    return jnp.matmul(p_NV, values_VC, precision="highest")
+
+  return _map_rows(mean_rows, h_BLM, head_VM, bias_V)
 
 
 def entropy(

@@ -1,5 +1,6 @@
 """Corpora by spec: named splits, each a sized iterable of documents."""
 
+import bz2
 import dataclasses
 import functools
 import glob
@@ -14,7 +15,9 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
+
+from absl import logging
 
 from dsl_jax.data import tokenizers
 from dsl_jax.runtime import errors
@@ -34,8 +37,14 @@ _CUTS = (0.9, 0.95)  # where train ends and where validation ends
 _TEXT8_MD5 = "3bea1919949baf155f99411df5fada7e"
 _TEXT8_ENDS = (90_000_000, 95_000_000, 100_000_000)  # of its splits
 _DOCUMENT = 1_000_000  # characters of a document of text8, about
-_TABLE = re.compile(r"\.(arrow|json|jsonl|parquet)(\.gz|\.xz|\.zst)?$")
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}  # of texts
+_TABLE = re.compile(
+  r"\.(arrow|json|jsonl|ndjson|parquet)(\.bz2|\.gz|\.xz|\.zst)?$", re.IGNORECASE
+)
+_OPENERS: dict[str, Any] = {  # of texts
+  ".bz2": bz2.open,
+  ".gz": gzip.open,
+  ".xz": lzma.open,
+}
 _INTACT = "replace it with an intact file, text in UTF-8."
 
 
@@ -87,7 +96,10 @@ def kjv() -> Corpus:
 
 
 def text8(path: str) -> Corpus:
-  """Opens text8.zip or the file in it; documents are cut at spaces."""
+  """Opens text8.zip or the file in it; documents are cut at spaces.
+
+  Another text of the same form and size is accepted with a warning.
+  """
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
   with errors.reading(path, fix):
     if zipfile.is_zipfile(path):
@@ -96,11 +108,13 @@ def text8(path: str) -> Corpus:
     else:
       content = pathlib.Path(path).read_bytes()
   md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-  if md5 != _TEXT8_MD5:
+  if len(content) != _TEXT8_ENDS[-1] or re.search(rb"[^a-z ]", content):
     raise ValueError(
       f"{path} has {len(content)} characters with md5 {md5} but text8 has "
-      f"{_TEXT8_ENDS[-1]} with {_TEXT8_MD5}; {fix}"
+      f"{_TEXT8_ENDS[-1]}, a-z and spaces, with {_TEXT8_MD5}; {fix}"
     )
+  if md5 != _TEXT8_MD5:
+    logging.warning("%s has the form of text8, but is another text", path)
   splits, start = {}, 0
   for name, stop in zip(_SPLITS, _TEXT8_ENDS):
     text = content[start:stop].decode("ascii")
@@ -120,20 +134,22 @@ def _cut_text(text: str, part: int) -> str:
   return text[edges[part] : edges[part + 1]].strip()
 
 
+def open_text(path: str) -> TextIO:
+  """Opens a text file, perhaps compressed; a byte order mark is dropped."""
+  opener = _OPENERS.get(os.path.splitext(path)[1].lower(), open)
+  return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
 def _read_text(path: str, part: int | None) -> Iterator[str]:
   """Yields the documents of a text file, or of one of its three parts.
 
-  A byte order mark and empty documents are dropped, CRLF is kept.
+  Empty documents are dropped, CRLF is kept.
   """
 
   def is_separator(line):
     return line.rstrip() == "<|endoftext|>"
 
-  opener = _OPENERS.get(os.path.splitext(path)[1], open)
-  with (
-    errors.reading(path, _INTACT),
-    opener(path, "rt", encoding="utf-8-sig", newline="") as file,
-  ):
+  with errors.reading(path, _INTACT), open_text(path) as file:
     lines: Iterable[str] = file
     if part is not None:
       lines = io.StringIO(_cut_text(file.read(), part), newline="")
@@ -151,8 +167,9 @@ def _open_table(
   library.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for local files
   library.disable_progress_bars()
   library.logging.set_verbosity(library.logging.CRITICAL)
+  settings = {"split": "train"} | settings
   with errors.reading(name, fix):
-    table = library.load_dataset(builder, split="train", **settings)
+    table = library.load_dataset(builder, **settings)
   kind = getattr(table.features.get(column), "dtype", "")
   if not kind.endswith("string") or table.data.column(column).null_count:
     raise ValueError(
@@ -184,7 +201,8 @@ def _open_files(
   files = []
   for path in paths:
     if table := _TABLE.search(path):
-      builder = table[1].removesuffix("l")  # that of .jsonl is json
+      kind = table[1].lower()
+      builder = "json" if "json" in kind else kind
       place = {"data_files": [glob.escape(path)], "cache_dir": cache}
       rows = _open_table(path, column, _INTACT, builder, **place)
       files.append(_slice(rows, [int(x * len(rows)) for x in cuts]))
@@ -215,10 +233,10 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
 def text(place: str, cache: str) -> Corpus:
   """Opens GLOB[#COLUMN], each file cut 90/5/5 into train, validation and test.
 
-  Files that end in .parquet, .arrow, .json or .jsonl, perhaps with .gz, .xz or
-  .zst, are tables with one document a row, by default in the column `text`.
-  Others are UTF-8 text, perhaps .gz or .xz: a line `<|endoftext|>` separates
-  documents, otherwise a file is one.
+  Files that end in .parquet, .arrow, .json, .jsonl or .ndjson, perhaps with
+  .bz2, .gz, .xz or .zst, are tables with one document a row, by default in the
+  column `text`. Others are UTF-8 text, perhaps .bz2, .gz or .xz: a line
+  `<|endoftext|>` separates documents, otherwise a file is one.
   """
   paths, column = _find_files("text", place)
   digest = hashlib.sha256()
@@ -290,6 +308,47 @@ def tfds(place: str) -> Corpus:
   return Corpus("tfds", builder.info.full_name, splits)
 
 
+def hub(place: str) -> Documents:
+  """Opens NAME[:CONFIG][@SPLIT][#COLUMN] of the Hugging Face hub."""
+  pattern = r"([^:@#]+)(?::([^@#]+))?(?:@([^#]+))?(?:#(\w+))?"
+  match = re.fullmatch(pattern, place)
+  if not match:
+    raise ValueError(
+      f"'hub:{place}' is not hub:NAME[:CONFIG][@SPLIT][#COLUMN]."
+    )
+  name, config, split, column = match.groups()
+  fix = "check the connection, or use a local copy: FILE.parquet#COLUMN."
+  settings = {"split": split or "train"} | ({"name": config} if config else {})
+  return _open_table(
+    f"{name} of the hub", column or "text", fix, name, **settings
+  )
+
+
+def lm1b(place: str) -> Corpus:
+  """Opens LM1B: the archive's own folder, unpacked, or a TFDS directory.
+
+  Unpack 1-billion-word-language-modeling-benchmark-r13output.tar.gz of
+  statmt.org/lm-benchmark: its held-out lines are validation, as in TFDS.
+  """
+  folder = os.path.expanduser(place)
+  splits, facts = {}, []
+  for split, kind in (("train", "training"), ("validation", "heldout")):
+    pattern = f"{glob.escape(folder)}/{kind}-monolingual*/news.en*-of-*"
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+      return tfds(f"lm1b@{place}")._replace(name="lm1b")
+    facts += [(os.path.basename(x), os.path.getsize(x)) for x in paths]
+
+    def lines(paths=paths):
+      for path in paths:
+        with errors.reading(path, _INTACT), open_text(path) as file:
+          yield from (line.rstrip("\n") for line in file)
+
+    splits[split] = Documents(sum(1 for _ in lines()), lines)
+  source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+  return Corpus("lm1b", source, splits)
+
+
 def check(spec: str) -> None:
   """Raises ValueError if a spec names no corpus."""
   name, _, place = spec.partition(":")
@@ -300,8 +359,7 @@ def check(spec: str) -> None:
 def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   """Opens the corpus that a spec names; see the function of that name.
 
-  `lm1b:DIR` is short for `tfds:lm1b@DIR`. `cache` is a directory for
-  memory-mapped copies of local tables.
+  `cache` is a directory for memory-mapped copies of local tables.
   """
   check(spec)
   name, _, place = spec.partition(":")
@@ -314,5 +372,23 @@ def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   if name == "openwebtext":
     return openwebtext(place, cache, held_out)
   if name == "lm1b":
-    return tfds(f"lm1b@{place}")._replace(name="lm1b")
+    return lm1b(place)
   return tfds(place)
+
+
+def read(place: str, cache: str) -> Documents:
+  """Opens documents that are scored, read as those of a corpus.
+
+  All of a file or GLOB[#COLUMN], see `text`, or the held-out ones of hub:...,
+  tfds:... or lm1b[:DIR].
+  """
+  kind, _, rest = place.partition(":")
+  if kind == "hub":
+    return hub(rest)
+  if kind in ("lm1b", "tfds") and not os.path.isfile(place):
+    held_out = load(place, cache=cache).splits["validation"]
+    return Documents(len(held_out), lambda: iter(held_out))
+  paths, column = [place], "text"
+  if not os.path.isfile(place):
+    paths, column = _find_files("text", place)
+  return _open_files(paths, column, cache, ())[0]

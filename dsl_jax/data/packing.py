@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ class Origin(NamedTuple):
   corpus: str  # `corpora.Corpus.name`
   source: str  # `corpora.Corpus.source`
   tokenizer: str  # spec of `tokenizers.load`
+  detokenizer: str = "none"  # name of `detokenizers.make`
 
 
 def encode_documents(
@@ -67,6 +68,33 @@ def encode_documents(
   while batch := list(itertools.islice(documents, _DOCUMENTS)):
     for ids in tokenizer.encode_many(batch):
       yield np.append(ids, end).astype(np.int32)
+
+
+def count_documents(
+  documents: Iterable[str],
+  tokenizer: tokenizers.Tokenizer,
+  counts: collections.Counter,
+) -> Iterator[np.ndarray]:
+  """Yields what `encode_documents` does, and counts.
+
+  Adds documents, tokens, unknown tokens, and the characters and bytes of the
+  source; to a character tokenizer the source is the normalised text.
+  """
+
+  def source():
+    for text in documents:
+      size = len(text.encode("utf-8", "surrogatepass"))
+      counts.update(characters=len(text), bytes=size)
+      yield text
+
+  unknown = getattr(tokenizer, "unk_id", None)
+  for ids in encode_documents(source(), tokenizer):
+    counts.update(documents=1, tokens=ids.size, unknown=0)
+    if unknown is not None:
+      counts.update(unknown=int((ids == unknown).sum()))
+    yield ids
+  if isinstance(tokenizer, tokenizers.CharTokenizer):
+    counts["characters"] = counts["bytes"] = counts["tokens"]
 
 
 def add_markers(
@@ -152,13 +180,10 @@ def _check_wrap(
   return wrap
 
 
-def _cut_rows(
-  arrays: Iterable[np.ndarray], inner: int, counts: collections.Counter
-) -> Iterator[np.ndarray]:
-  """Yields whole rows of `inner` tokens; counts documents and tokens."""
+def _cut_rows(arrays: Iterable[np.ndarray], inner: int) -> Iterator[np.ndarray]:
+  """Yields whole rows of `inner` tokens."""
   buffer, size = [np.zeros(0, np.int32)], 0
   for ids in arrays:
-    counts.update(documents=1, tokens=ids.size)
     buffer.append(ids)
     size += ids.size
     if size >= max(_TOKENS, inner):
@@ -167,6 +192,11 @@ def _cut_rows(
       yield tokens[:edge].reshape(-1, inner)
       buffer, size = [tokens[edge:]], size - edge
   yield np.concatenate(buffer)[: size // inner * inner].reshape(-1, inner)
+
+
+def unknown_share(counts: Mapping[str, int]) -> float:
+  """Returns the share of unknown tokens; 0 of rows of earlier versions."""
+  return counts.get("unknown", 0) / max(counts["tokens"], 1)
 
 
 def write(
@@ -178,12 +208,13 @@ def write(
   length: int,
   origin: Origin,
   wrap: bool | None = None,
+  max_unknown: float = 0.05,
 ) -> Packed:
   """Tokenises and packs one split, unless that has been done already.
 
   With `wrap` a row is `length - 2` tokens between BOS and EOS. The last,
   incomplete row is dropped. A split that exists with other settings or damaged
-  is a ValueError.
+  is a ValueError, and so is a share of unknown tokens above `max_unknown`.
   """
   wrap = _check_wrap(wrap, length, tokenizer)
   settings = {
@@ -194,28 +225,30 @@ def write(
     "fingerprint": tokenizer.fingerprint,
     "corpus": origin.corpus,
     "source": origin.source,
+    "detokenizer": origin.detokenizer,
   }
   stem = os.path.join(directory, split)
   if is_finished(directory, split):
     packed = load(directory, split)
+    found = {"detokenizer": "none"} | packed.manifest  # a newer key
     for name, value in settings.items():
-      if packed.manifest[name] != value:
+      if found[name] != value:
         raise ValueError(
-          f"{stem}.json was prepared with {name}={packed.manifest[name]!r:.80} "
+          f"{stem}.json was prepared with {name}={found[name]!r:.80} "
           f"instead of {value!r}; choose another output directory or delete it."
         )
     return packed
   digest, inner = hashlib.sha256(), length - 2 * wrap
-  counts = collections.Counter(rows=0, documents=0, tokens=0)
+  counts = collections.Counter(rows=0, documents=0, tokens=0, unknown=0)
 
   def hashed():
     for text in documents:
       digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
       yield text
 
-  arrays = encode_documents(hashed(), tokenizer)
+  arrays = count_documents(hashed(), tokenizer, counts)
   with storage.replacing(f"{stem}.bin") as file:
-    for rows_NL in _cut_rows(arrays, inner, counts):
+    for rows_NL in _cut_rows(arrays, inner):
       counts["rows"] += len(rows_NL)
       if wrap:
         rows_NL = add_markers(rows_NL, tokenizer)
@@ -224,6 +257,12 @@ def write(
       raise ValueError(
         f"length is {length} but split {split!r} of corpus {origin.corpus!r} "
         f"has only {counts['tokens']} tokens; lower it or use more text."
+      )
+    if counts["unknown"] > max_unknown * counts["tokens"]:
+      raise ValueError(
+        f"{unknown_share(counts):.1%} of the tokens of split {split!r} are "
+        f"unknown to {origin.tokenizer!r}; use a tokenizer for this text, or "
+        f"set max_unknown above {max_unknown:g}."
       )
   data = np.memmap(f"{stem}.bin", np.uint8, "r").data
   blocks = range(-(-len(data) // _HASHED))

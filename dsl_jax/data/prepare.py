@@ -10,11 +10,23 @@ from typing import Any
 import tqdm
 from absl import app, flags, logging
 
-from dsl_jax.data import corpora, packing, tokenizers
+from dsl_jax.data import corpora, detokenizers, packing, tokenizers
 from dsl_jax.runtime import storage
 
+_FLAGS = (
+  "corpus",
+  "tokenizer",
+  "length",
+  "out",
+  "splits",
+  "wrap",
+  "detokenizer",
+  "held_out",
+  "max_unknown",
+)
 
-def _train(path, spec, texts):
+
+def _train(path, spec, texts, clean):
   """Trains a vocabulary, unless there are rows made with it."""
   folder = os.path.dirname(path)
   has_rows = any(packing.is_finished(folder, split) for split in texts.splits)
@@ -23,7 +35,7 @@ def _train(path, spec, texts):
       f"tokenizer is {spec!r} but no text is for training; give another."
     )
   if not (has_rows and os.path.exists(path)):
-    model = tokenizers.train(texts.splits["train"], spec)
+    model = tokenizers.train(map(clean, texts.splits["train"]), spec)
     with storage.replacing(path) as file:
       file.write(model)
 
@@ -36,20 +48,26 @@ def prepare(
   out: str,
   splits: Sequence[str] | None = None,
   wrap: bool | None = None,
-  held_out: int = 100_000,
+  detokenizer: str = "",
+  **limits: Any,
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
 
   A vocabulary that is to be trained is trained on the training documents and
   stored with the rows, whose manifests have its hash. Of several processes with
   one directory one writes and the others wait. See `corpora.load`,
-  `tokenizers.load` and `packing.write` for the arguments.
+  `tokenizers.load` and `packing.write` for the arguments; limits are held_out
+  and max_unknown.
   """
+  detokenizer = detokenizers.resolve(detokenizer, corpus)
+  clean = detokenizers.make(detokenizer)
   to_train = tokenizers.trained_file(tokenizer, out)
   if not to_train:
     encoder = tokenizers.load(tokenizer)
   cache = os.path.join(out, "corpus")
-  texts = corpora.load(corpus, cache=cache, held_out=held_out)
+  texts = corpora.load(
+    corpus, cache=cache, held_out=limits.get("held_out", 100_000)
+  )
   names = list(texts.splits if splits is None else splits)
   for name in names:
     if name not in texts.splits:
@@ -57,7 +75,7 @@ def prepare(
         f"splits has {name!r} but corpus {corpus!r} has "
         f"{', '.join(texts.splits)}; choose from these."
       )
-  origin = packing.Origin(texts.name, texts.source, tokenizer)
+  origin = packing.Origin(texts.name, texts.source, tokenizer, detokenizer)
   packed = {}
   with contextlib.ExitStack() as stack:
     if not all(packing.is_finished(out, name) for name in names):
@@ -65,7 +83,7 @@ def prepare(
       lock = stack.enter_context(open(os.path.join(out, ".lock"), "w"))
       fcntl.flock(lock, fcntl.LOCK_EX)  # waits for other writers
     if to_train:
-      _train(to_train, tokenizer, texts)
+      _train(to_train, tokenizer, texts, clean)
       encoder = tokenizers.load(tokenizer, out)
     for name in names:
       quiet = packing.is_finished(out, name)
@@ -73,7 +91,14 @@ def prepare(
         texts.splits[name], name, unit=" documents", disable=quiet
       )
       packed[name] = packing.write(
-        out, name, documents, encoder, length=length, origin=origin, wrap=wrap
+        out,
+        name,
+        map(clean, documents),
+        encoder,
+        length=length,
+        origin=origin,
+        wrap=wrap,
+        max_unknown=limits.get("max_unknown", 0.05),
       )
   return packed
 
@@ -83,15 +108,18 @@ def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags are --name=value.")
   logging.set_verbosity(logging.WARNING)
-  names = ("corpus", "tokenizer", "length", "out", "splits", "wrap", "held_out")
-  values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+  values: dict[str, Any] = {name: flags.FLAGS[name].value for name in _FLAGS}
   for name, rows in prepare(**values).items():
-    manifest = rows.manifest
+    counts = rows.manifest
     print(
-      f"{name}: {manifest['rows']} rows of {manifest['length']} tokens from "
-      f"{manifest['documents']} documents ({manifest['dropped']} tokens left "
-      f"over), in {values['out']}"
+      f"{name}: {counts['rows']} rows of {counts['length']} tokens from "
+      f"{counts['documents']} documents ({counts['dropped']} tokens left "
+      f"over, {packing.unknown_share(counts):.2%} unknown), in {values['out']}"
     )
+  encoder = tokenizers.load(values["tokenizer"], values["out"])
+  (ids,) = packing.encode_documents(["a\nb"], encoder)
+  if "\n" not in encoder.decode(ids):
+    print(f"line breaks are not kept by {values['tokenizer']}")
 
 
 if __name__ == "__main__":
@@ -102,6 +130,8 @@ if __name__ == "__main__":
   flags.DEFINE_list("splits", None, "splits to pack, by default all")
   flags.DEFINE_bool("wrap", None, "BOS and EOS at the ends of every row")
   flags.DEFINE_integer("held_out", 100_000, "OpenWebText's held-out documents")
+  flags.DEFINE_string("detokenizer", "", "wikitext, ptb, lm1b, lambada or none")
+  flags.DEFINE_float("max_unknown", 0.05, "share of unknown tokens, at most")
   flags.mark_flags_as_required(["corpus", "tokenizer", "length", "out"])
   try:
     app.run(_main, flags_parser=flags.FLAGS)

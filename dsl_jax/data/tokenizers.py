@@ -1,4 +1,8 @@
-"""Tokenizers by spec: characters, GPT-2's byte-level BPE, SentencePiece."""
+"""Tokenizers by spec: characters, bytes, BPE, SentencePiece, Hugging Face's.
+
+A marker such as <|endoftext|>, </s> or [EOS] in a text is the marker's id, and
+decoding writes it: texts with markers come back as the ids that they were.
+"""
 
 import hashlib
 import io
@@ -7,15 +11,23 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from dsl_jax.runtime import errors
 
-SPECS: tuple[str, ...] = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR")
-SPECS += ("sentencepiece:FILE", "sentencepiece-train:PIECES")
+SPECS = (
+  "text8",
+  "text8-mdlm",
+  "bytes",
+  "gpt2",
+  "gpt2:DIR",
+  "sentencepiece:FILE",
+  "sentencepiece-train:PIECES",
+  "hf:NAME_OR_DIR",
+)
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
@@ -27,6 +39,11 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORDS = "zero one two three four five six seven eight nine"
 _DIGITS = {ord("0") + n: f" {word} " for n, word in enumerate(_WORDS.split())}
 _SPELLED = str.maketrans(_LETTERS.upper(), _LETTERS) | _DIGITS
+# Names of markers in tokenizer.json files, the first that is there.
+_BOS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "[CLS]", "<|endoftext|>")
+_EOS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]", "<|endoftext|>")
+_HF_FIX = "give a directory or file with a tokenizer.json, or a name online."
+_UNK = ("[UNK]", "<unk>", "<|unk|>")
 _MDLM_SPECIALS = "[CLS] [SEP] [BOS] [EOS] [PAD] [RESERVED] [UNK]"
 
 
@@ -37,17 +54,45 @@ class Tokenizer(Protocol):
   vocab_size: int  # ids are 0..vocab_size-1
   bos_id: int | None  # row markers, if it has them
   eos_id: int | None
+  unk_id: int | None  # of what the vocabulary does not have
   fingerprint: str  # sha256 of the vocabulary, not of its files
 
   def encode(self, text: str) -> np.ndarray:
-    """Returns int32 [n], without markers."""
+    """Returns int32 [n], with the markers in the text and no others."""
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Encodes every text, in parallel where the library can."""
     return [self.encode(text) for text in texts]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Returns the text of ids."""
+    """Returns the text of ids, markers included."""
+
+
+class _Markers:
+  """Finds markers in texts and in ids; encodes and decodes what is between."""
+
+  def __init__(self, id_of: Mapping[str, int]):
+    self._id_of = id_of
+    self._name_of = {token: name for name, token in id_of.items()}
+    names = sorted(id_of, key=len, reverse=True)
+    self._pattern = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+
+  def encode(self, text: str, encode: Callable) -> np.ndarray:
+    parts = [np.zeros(0, np.int32)]
+    for number, part in enumerate(self._pattern.split(text)):
+      if part:
+        ids = [self._id_of[part]] if number % 2 else encode(part)
+        parts.append(np.asarray(ids, np.int32))
+    return np.concatenate(parts)
+
+  def decode(self, ids, decode: Callable) -> str:
+    ids, text = np.asarray(ids).tolist(), ""
+    for marked, group in itertools.groupby(ids, self._name_of.__contains__):
+      if marked:
+        text += "".join(self._name_of[token] for token in group)
+      else:
+        text += decode(list(group))
+    return text
 
 
 def cut(text: str, size: int, edge: str) -> Iterator[str]:
@@ -73,6 +118,9 @@ class CharTokenizer(Tokenizer):
     has_markers = "[BOS]" in symbols
     self.bos_id = symbols.index("[BOS]") if has_markers else None
     self.eos_id = symbols.index("[EOS]") if has_markers else None
+    self.unk_id: int | None = None
+    names = {x: i for i, x in enumerate(symbols) if len(x) > 1}
+    self._markers = _Markers(names)
     listing = "\n".join(symbols)
     self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     self._symbols = np.array(symbols, object)
@@ -82,6 +130,9 @@ class CharTokenizer(Tokenizer):
         self._id_of[ord(symbol)] = token
 
   def encode(self, text: str) -> np.ndarray:
+    return self._markers.encode(text, self._encode)
+
+  def _encode(self, text):
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     tokens = self._id_of[np.minimum(codes, 255)]
     if tokens.size and tokens.min() < 0:
@@ -102,39 +153,53 @@ class CharTokenizer(Tokenizer):
     return "".join(self._symbols[ids])
 
 
-class Gpt2Tokenizer:
-  """GPT-2's byte-level BPE."""
+class LibraryTokenizer:
+  """A model of the package tokenizers, with the markers its names tell.
 
-  def __init__(self, vocab_path: str, merges_path: str):
-    library = errors.require("tokenizers", "data")
-    tables = f"{vocab_path} and {merges_path}"
-    with errors.reading(tables, "use the directory of GPT-2's own files."):
-      text = library.ByteLevelBPETokenizer(vocab_path, merges_path).to_str()
-      self._bpe = library.Tokenizer.from_str(text)
-      model = json.loads(text)["model"]
-      vocab, merges = model["vocab"], model["merges"]
-      if sorted(vocab.values()) != list(range(_GPT2_VOCAB)):
-        raise ValueError(f"{len(vocab)} ids instead of {_GPT2_VOCAB}")
-    self.name = "gpt2"
-    self.vocab_size = _GPT2_VOCAB
-    self.bos_id: int | None = 50256  # <|endoftext|>
-    self.eos_id: int | None = 50256
-    content = json.dumps([sorted(vocab, key=vocab.get), merges])
-    self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+  The vocabulary has the size of the model's, tokens added to it included.
+  """
+
+  def __init__(self, name: str, model, fingerprint: str):
+    vocab = model.get_vocab(with_added_tokens=True)
+    self.name, self.fingerprint, self._model = name, fingerprint, model
+    self.vocab_size = max(vocab.values()) + 1
+    self.bos_id, self.eos_id, self.unk_id = (
+      next((vocab[x] for x in names if x in vocab), None)
+      for names in (_BOS, _EOS, _UNK)
+    )
 
   def encode(self, text: str) -> np.ndarray:
-    parts = cut(text, _ENCODED, _WORD)
-    ids = [self._bpe.encode(part).ids for part in parts]
+    # Only BPE of bytes is known to encode parts as it does the whole.
+    parts = cut(text, _ENCODED, _WORD) if self.name == "gpt2" else [text]
+    ids = [self._model.encode(x, add_special_tokens=False).ids for x in parts]
     return np.array(list(itertools.chain(*ids)), np.int32)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     if max(map(len, texts), default=0) > _ENCODED:
       return [self.encode(text) for text in texts]
-    encodings = self._bpe.encode_batch_fast(list(texts))
-    return [np.array(encoding.ids, np.int32) for encoding in encodings]
+    batch = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, np.int32) for encoding in batch]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    return self._bpe.decode(np.asarray(ids).tolist())
+    ids = np.asarray(ids).tolist()
+    return self._model.decode(ids, skip_special_tokens=False)
+
+
+def _load_gpt2(vocab_path: str, merges_path: str) -> LibraryTokenizer:
+  """GPT-2's byte-level BPE from its tables."""
+  library = errors.require("tokenizers", "data")
+  tables = f"{vocab_path} and {merges_path}"
+  with errors.reading(tables, "use the directory of GPT-2's own files."):
+    text = library.ByteLevelBPETokenizer(vocab_path, merges_path).to_str()
+    model = library.Tokenizer.from_str(text)
+    facts = json.loads(text)["model"]
+    vocab, merges = facts["vocab"], facts["merges"]
+    if sorted(vocab.values()) != list(range(_GPT2_VOCAB)):
+      raise ValueError(f"{len(vocab)} ids instead of {_GPT2_VOCAB}")
+  model.add_special_tokens(["<|endoftext|>"])
+  content = json.dumps([sorted(vocab, key=vocab.get), merges])
+  fingerprint = hashlib.sha256(content.encode()).hexdigest()
+  return LibraryTokenizer("gpt2", model, fingerprint)
 
 
 def _find_gpt2(directory: str) -> list[str]:
@@ -166,16 +231,58 @@ class SentencePieceTokenizer:
     self.vocab_size = self._model.vocab_size()
     markers = self._model.bos_id(), self._model.eos_id()  # -1 if it has none
     self.bos_id, self.eos_id = (None if x < 0 else x for x in markers)
+    self.unk_id: int | None = self._model.unk_id()
+    model, ids = self._model, range(self.vocab_size)
+    marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
+    self._markers = _Markers({model.id_to_piece(x): x for x in marks})
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
-    return np.array(self._model.encode(text), np.int32)
+    return self._markers.encode(text, self._model.encode)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [np.array(x, np.int32) for x in self._model.encode(list(texts))]
+    return [self.encode(text) for text in texts]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    return self._model.decode(np.asarray(ids).tolist())
+    return self._markers.decode(ids, self._model.decode)
+
+
+class ByteTokenizer(Tokenizer):
+  """UTF-8 bytes, and one marker before and after a row."""
+
+  name = "bytes"
+  vocab_size = 257
+  bos_id = eos_id = 256
+  unk_id = None
+  fingerprint = hashlib.sha256(b"bytes and <|endoftext|>").hexdigest()
+  _markers = _Markers({"<|endoftext|>": 256})
+
+  def encode(self, text: str) -> np.ndarray:
+    return self._markers.encode(text, lambda x: list(x.encode()))
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    return self._markers.decode(
+      ids, lambda x: bytes(x).decode(errors="replace")
+    )
+
+
+def _load_hf(where: str) -> LibraryTokenizer:
+  """A tokenizer.json: a file, in a directory, or of a name on the hub."""
+  library = errors.require("tokenizers", "data")
+  path = os.path.expanduser(where)
+  if os.path.isdir(path):
+    path = os.path.join(path, "tokenizer.json")
+  with errors.reading(f"the tokenizer hf:{where}", _HF_FIX):
+    if not (os.path.exists(path) or path.endswith(".json")):
+      hub = errors.require("huggingface_hub", "data")
+      path = hub.hf_hub_download(where, "tokenizer.json")
+    content = pathlib.Path(path).read_text("utf-8")
+    model = library.Tokenizer.from_str(content)
+    model.no_padding()
+    model.no_truncation()
+    facts = json.dumps(json.loads(content), sort_keys=True)
+  fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+  return LibraryTokenizer("hf", model, fingerprint)
 
 
 def trained_file(spec: str, folder: str) -> str:
@@ -222,9 +329,13 @@ def load(spec: str, folder: str = "") -> Tokenizer:
   if spec == "text8-mdlm":  # MDLM's numbering without its mask row
     return CharTokenizer(spec, [*_MDLM_SPECIALS.split(), *_LETTERS, " "])
   if name == "gpt2":
-    return Gpt2Tokenizer(*_find_gpt2(where))
+    return _load_gpt2(*_find_gpt2(where))
   if name == "sentencepiece" and where:
     return SentencePieceTokenizer(where)
   if path := trained_file(spec, folder):
     return SentencePieceTokenizer(path)
+  if name == "hf" and where:
+    return _load_hf(where)
+  if spec == "bytes":
+    return ByteTokenizer()
   raise ValueError(f"tokenizer is {spec!r}{errors.nearest(name, SPECS)}")

@@ -226,7 +226,7 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     errors.require("matplotlib.figure", "demo")
     for section in _watched_sections(cfg):
       named_samplers.check(dataclasses.replace(cfg, sample=section))
-    packed = trained.open_rows(cfg, "validation")
+    packed = trained.open_rows(cfg, cfg.eval.split)
     rows_NL = trained.draw_rows(packed, cfg.eval.sequences, cfg.seed)
     params, step = trained.restore(cfg, workdir)
     run = Run(cfg, params, rows_NL)

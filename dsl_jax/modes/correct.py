@@ -133,7 +133,9 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     if not cfg.eval.text:
       raise errors.UserError("eval.text is empty; write --text=FILE.")
     tokenizer = trained.load_tokenizer(cfg)
-    ids = trained.text_ids(cfg, tokenizer)
+    ids, _ = trained.text_ids(cfg, tokenizer)
+    if len(ids) > 1 and ids[-1] == tokenizer.eos_id:
+      ids = ids[:-1]  # the end of the text is not a token of it
     params, step = trained.restore(cfg, workdir)
 
   index_NL = windows(len(ids), cfg.data.length - 2 * cfg.data.wrap)
@@ -155,7 +157,8 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     "marks": marks,
   }
   if jax.process_index() == 0:
-    name = f"correct-{pathlib.Path(cfg.eval.text).stem}"
+    made = trained.digest([cfg.eval.text, ids.tolist(), cfg.eval.suspicion])
+    name = f"correct-{pathlib.Path(cfg.eval.text).stem}-{made}"
     storage.write_json(f"{workdir}/{name}.json", result)
     storage.write_text(f"{workdir}/{name}.txt", tokenizer.decode(repaired))
     print(show(ids, repaired, marks, tokenizer.decode))

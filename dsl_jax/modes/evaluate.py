@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -17,6 +18,9 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
 _NGRAM_TOKENS = 10**8  # of training: up to here n-grams are counted quickly
+_SCORES = 32  # draws over all rows, at least
+_SOURCE = {"bits_per_char": "characters", "bits_per_byte": "bytes"}
+_COUNTED = ("documents", "tokens", "dropped", "unknown", *_SOURCE.values())
 _PROTOCOLS = {
   "endpoint": "masked bound, L E_k[mean cross-entropy], k ~ U{0..L-1} visible",
   "integral": "I-MMSE integral up to eval.snr_max, then factorised read-out",
@@ -27,6 +31,7 @@ _PROTOCOLS = {
 _COLUMNS = {  # number -> its standard error
   "bits_per_token": "stderr",
   "bits_per_char": "bits_per_char_stderr",
+  "bits_per_byte": "bits_per_byte_stderr",
   "perplexity": "perplexity_stderr",
 }
 
@@ -76,20 +81,6 @@ def table(bounds: dict[str, dict]) -> str:
   return "\n".join(lines)
 
 
-def _count_characters(cfg, rows_NL):
-  """Counts the characters of every row; None without a tokenizer."""
-  try:
-    tokenizer = trained.load_tokenizer(cfg)
-  except errors.UserError:
-    raise
-  except (ValueError, ImportError) as error:
-    logging.warning("no bits per character: %s", error)
-    return None
-  markers = [x for x in (tokenizer.bos_id, tokenizer.eos_id) if x is not None]
-  texts = [tokenizer.decode(row[~np.isin(row, markers)]) for row in rows_NL]
-  return np.array([len(text) for text in texts])
-
-
 def _path_bound(cfg, path_nats, params, key, tokens_BL):
   """Scores along cfg.sample.path; draws the path again for every draw."""
   nats_SB = []
@@ -129,25 +120,27 @@ def _score(cfg, params, rows_NL, sections):
   return {name: scores[name] for name in sections}  # a tree has sorted keys
 
 
-def _numbers(score, length, characters_N):
-  """Returns bits per token and character, perplexity, and their errors."""
+def _numbers(score, length, per_row):
+  """Returns bits per token and character, perplexity, and their errors.
+
+  per_row: characters and bytes of the source that a row stands for.
+  """
   nats_N, stderr_N = score
-  sizes = {"bits_per_token": np.full(len(nats_N), length)}
-  if characters_N is not None and characters_N.sum():
-    sizes["bits_per_char"] = characters_N
+  draws = float(np.sqrt(np.square(stderr_N).sum()) / len(nats_N))
   numbers = {}
-  for name, size_N in sizes.items():
-    bits = estimate.ratio(nats_N / math.log(2), size_N, group=likelihood.GROUP)
+  for name, size in {"bits_per_token": length, **per_row}.items():
+    scale = math.log(2) * size
+    bits = estimate.ratio(
+      nats_N / scale, np.ones(len(nats_N)), group=likelihood.GROUP
+    )
     numbers[name] = bits.value
-    if math.isfinite(bits.stderr):
-      numbers[_COLUMNS[name]] = bits.stderr
+    # A single row has only the spread of its draws.
+    numbers[_COLUMNS[name]] = draws / scale if len(nats_N) == 1 else bits.stderr
+  slope = math.log(2) * 2 ** numbers["bits_per_token"]
   numbers["perplexity"] = 2 ** numbers["bits_per_token"]
-  if "stderr" in numbers:
-    slope = math.log(2) * numbers["perplexity"]
-    numbers["perplexity_stderr"] = slope * numbers["stderr"]
-  if np.isfinite(stderr_N).all():
-    over_draws = np.sqrt(np.square(stderr_N).sum()) / (len(nats_N) * length)
-    numbers["stderr_draws"] = float(over_draws / math.log(2))
+  numbers["perplexity_stderr"] = slope * numbers["stderr"]
+  if math.isfinite(draws):
+    numbers["stderr_draws"] = draws / math.log(2) / length
   return numbers
 
 
@@ -183,45 +176,99 @@ def _description(cfg, name, section):
   return {"protocol": protocol, "seed": cfg.seed, "settings": settings}
 
 
+def _units(cfg, counts):
+  """Characters and bytes of the source in a row, by the names of bits."""
+  source = {name: counts.get(kind) for name, kind in _SOURCE.items()}
+  if str(counts.get("tokenizer")).startswith("text8"):
+    source = dict.fromkeys(_SOURCE, counts["tokens"])  # letters, one a token
+  if None in source.values():
+    logging.warning("no bits per character: prepare the rows again")
+  per_token = (cfg.data.length - 2 * cfg.data.wrap) / counts["tokens"]
+  return {name: x * per_token for name, x in source.items() if x}
+
+
+def measure(
+  cfg: config_lib.Config,
+  params: dict,
+  rows_NL: np.ndarray,
+  counts: Mapping[str, int],
+) -> tuple[config_lib.Config, dict[str, dict]]:
+  """Measures eval.bounds on rows, whose source `packing` has counted.
+
+  Returns the config that was used, and the bounds: few rows have more draws,
+  so that every number has an error.
+  """
+  N, L = rows_NL.shape
+  c = dataclasses.replace(
+    cfg.eval,
+    draws=max(cfg.eval.draws, -(-_SCORES // N)),
+    batch_size=min(cfg.eval.batch_size, N),
+  )
+  cfg = dataclasses.replace(cfg, eval=c)
+  per_row, sections = _units(cfg, counts), parse_bounds(cfg)
+  return cfg, {
+    name: _numbers(score, L, per_row) | _description(cfg, name, sections[name])
+    for name, score in _score(cfg, params, rows_NL, sections).items()
+  }
+
+
+def _target(cfg, workdir, result, rows_NL):
+  """The file of a result; fewer rows or bounds replace no larger result."""
+  path = pathlib.Path(workdir) / "eval.json"
+  if not cfg.eval.text:
+    if not path.exists():
+      return path
+    old = storage.read_json(path, "delete it.")
+    smaller = old.get("sequences", 0) > len(rows_NL)
+    smaller |= old.get("split") != result["split"]
+    if not smaller and set(old.get("bounds", ())) <= set(result["bounds"]):
+      return path
+  made = [result["split"], result["settings"], rows_NL.tolist()]
+  stem = pathlib.Path(cfg.eval.text or cfg.eval.split).stem
+  return path.with_name(f"eval-{stem}-{trained.digest(made)}.json")
+
+
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   """Scores held-out rows, or a text file, with the averaged weights.
 
-  Writes WORKDIR/eval.json, or eval-NAME.json for the text eval.text. Standard
-  errors are over sequences and include that over noise draws.
+  Writes WORKDIR/eval.json, or eval-NAME-HASH.json for the text eval.text and
+  for fewer rows or bounds than eval.json has. Standard errors are over
+  sequences and include that over noise draws.
   """
   with errors.user_errors():
     c, data_hash = cfg.eval, None
-    sections = parse_bounds(cfg)
+    parse_bounds(cfg)
     if c.text:
-      rows_NL = trained.text_rows(cfg, trained.load_tokenizer(cfg))
+      rows_NL, counts = trained.text_rows(cfg, trained.load_tokenizer(cfg))
     else:
       train_rows = trained.open_rows(cfg, "train")
-      test_rows = trained.open_rows(cfg, "validation")
+      test_rows = trained.open_rows(cfg, c.split)
       rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
-      data_hash = train_rows.manifest["data_sha256"]
-    characters_N = _count_characters(cfg, rows_NL)
+      data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
     params, step = trained.restore(cfg, workdir, data_hash)
 
-  scores = _score(cfg, params, rows_NL, sections)
+  cfg, bounds = measure(cfg, params, rows_NL, counts)
   mmse_NT = trained.mmse_rows(cfg, params, rows_NL, "mmse")
-  bounds = {
-    name: _numbers(score, rows_NL.shape[1], characters_N)
-    | _description(cfg, name, sections[name])
-    for name, score in scores.items()
-  }
   if not c.text and train_rows.tokens_NL.size <= _NGRAM_TOKENS:
     name, nats_N = _best_ngram(cfg, train_rows, test_rows)
     score = nats_N, np.full(len(nats_N), np.nan)
-    numbers = _numbers(score, rows_NL.shape[1], characters_N)
+    numbers = _numbers(score, rows_NL.shape[1], _units(cfg, counts))
     bounds[name] = numbers | {"protocol": _PROTOCOLS["ngram"]}
   result = trained.describe(cfg, step, rows_NL, c.text)
   result["settings"]["sample_steps"] = cfg.sample.steps
   result |= {
+    "source": {name: counts[name] for name in _COUNTED if name in counts},
     "bounds": bounds,
-    "snr_grid": c.snr_grid().tolist(),
+    "snr_grid": cfg.eval.snr_grid().tolist(),
     "mmse": mmse_NT.mean(axis=0).tolist(),
   }
   if jax.process_index() == 0:
-    name = f"eval-{pathlib.Path(c.text).stem}" if c.text else "eval"
     print(table(bounds))
-    storage.write_json(f"{workdir}/{name}.json", result)
+    print(
+      f"{len(rows_NL)} rows of {result['split']}; {counts['dropped']} of its "
+      f"{counts['tokens']} tokens come after the last full row and are not "
+      f"scored; {packing.unknown_share(counts):.2%} are unknown"
+    )
+    target = _target(cfg, workdir, result, rows_NL)
+    storage.write_json(target, result)
+    print(target)

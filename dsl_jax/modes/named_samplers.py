@@ -120,6 +120,8 @@ _POLICIES: dict[str, Callable] = {
   "threshold": lambda c, b, path: policies.above(c.commit),
   "hybrid": lambda c, b, path: policies.commit(path, _commit_step(c), c.commit),
 }
+# What policies see of a candidate; ReMDM keeps it after its nucleus.
+_CONFIDENCES = {"entropy": "entropy", "remask_conf": "truncated"}
 
 
 def names() -> list[str]:
@@ -214,7 +216,7 @@ def sample_batch(
     strict_top_p=c.strict_top_p,
     noise=c.noise,
     policy=policy,
-    confidence="entropy" if c.path == "entropy" else "probability",
+    confidence=_CONFIDENCES.get(c.path, "probability"),
     **options,
   )
   tokens_BL = samples.tokens_BL

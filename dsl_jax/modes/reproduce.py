@@ -3,9 +3,9 @@
 Scores are MAUVE, Gen-PPL by two protocols, and diversity.
 """
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import math
@@ -18,7 +18,8 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax.modes import named_samplers, trained
+from dsl_jax.data import corpora
+from dsl_jax.modes import named_samplers, trained, zero_shot
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
@@ -28,6 +29,7 @@ from dsl_jax.runtime import workdir as workdir_lib
 _FIX = "delete it and run this again."
 _SHOWN = ("mauve", "gen_ppl_remdm", "entropy", "reference_entropy")
 _BLEU_SAMPLES = 500  # self-BLEU compares every sample with all others
+_TEXTS_FIX = 'write lines such as {"text": "..."}, or a list of strings.'
 _COLUMNS = {  # table: type of its columns and the default ones
   "owt_mauve": (int, "128,256,512,1024"),
   "frontier": (float, "0.7,0.8,0.9,1.0"),
@@ -61,12 +63,6 @@ class Job(NamedTuple):
   texts: Callable[[], tuple[Texts, dict]]  # and what it took to draw them
 
 
-def _digest(tree):
-  """A short hash of a JSON tree."""
-  content = json.dumps(tree, sort_keys=True, default=str)
-  return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
 def _cached(path, make):
   """Returns the array in a file, made and written as a whole if missing."""
   if not path.exists():
@@ -85,7 +81,7 @@ def _features(folder, judge, words):
     progress = tqdm.tqdm(words, "features", unit="text", leave=False)
     return perplexity.features(judge, progress)
 
-  return _cached(folder / f"{_digest([judge.name, words])}.npy", make)
+  return _cached(folder / f"{trained.digest([judge.name, words])}.npy", make)
 
 
 def _score(samples, human, judge, folder):
@@ -138,15 +134,34 @@ def _read_scores(path):
   return scores
 
 
-def load_texts(path: str) -> list[str]:
-  """Returns texts: "text" of every line of a .jsonl file, or else lines."""
-  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
-  texts = [line for line in lines if line.strip()]
-  if path.endswith(".jsonl"):
-    fix = 'write lines such as {"text": "..."}.'
-    for i, line in enumerate(texts):
-      with errors.reading(f"line {i + 1} of eval.text {path!r}", fix):
-        texts[i] = "" + json.loads(line)["text"]  # a TypeError if not a string
+def load_texts(path: str) -> list[dict]:
+  """Returns objects with the string "text", of a file in any of these forms.
+
+  JSON: a list of strings or of such objects, perhaps as "generated_seqs" of an
+  object, as ReMDM writes it; lines of JSON (.jsonl); otherwise a text a line.
+  """
+  name = f"eval.text {path!r}"
+  with (
+    errors.reading(name, "give texts in UTF-8."),
+    corpora.open_text(path) as file,
+  ):
+    content = file.read()
+  lines = [x.removesuffix("\r") for x in content.split("\n") if x.strip()]
+  entries: list | dict = lines
+  if content.lstrip().startswith(("[", "{")):
+    with contextlib.suppress(ValueError, RecursionError):
+      entries = json.loads(content)  # the file as a whole, or else lines
+  if isinstance(entries, dict):
+    entries = entries.get("generated_seqs", [entries])
+  elif entries is lines and ".json" in path.lower():
+    entries = []
+    for i, line in enumerate(lines, 1):
+      with errors.reading(f"line {i} of {name}", _TEXTS_FIX):
+        entries.append(json.loads(line))
+  texts = [x if isinstance(x, dict) else {"text": x} for x in entries]
+  for i, entry in enumerate(texts, 1):
+    if not isinstance(entry.get("text"), str):
+      raise errors.UserError(f"line {i} of {name} has no text; {_TEXTS_FIX}")
   return texts
 
 
@@ -174,7 +189,7 @@ def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
   """
   name, _, columns = cfg.eval.table.partition(":")
   if name not in _COLUMNS:
-    near = errors.nearest(name, _COLUMNS)
+    near = errors.nearest(name, ["zero_shot", *_COLUMNS])
     raise errors.UserError(f"eval.table is {cfg.eval.table!r}{near}")
   number, default = _COLUMNS[name]
   try:
@@ -256,6 +271,20 @@ def _decode(tokens_NL, tokenizer):
   return Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
 
 
+def _their_texts(entries, tokenizer):
+  """Texts of a file, with the ids that they were written from if it has them.
+
+  Different ids may be the same text, and encoding it gives only one of them.
+  """
+  ids = [
+    np.asarray(entry["ids"], np.int32)
+    if entry.get("tokenizer") == tokenizer.fingerprint and "ids" in entry
+    else trained.encode(entry["text"], tokenizer)
+    for entry in entries
+  ]
+  return Texts([entry["text"] for entry in entries], ids)
+
+
 def _draw(cfg, params, mesh, tokenizer, section, path):
   """Draws the samples of a cell, or reads them; and what it took."""
   effort = path.with_suffix(".json")
@@ -288,8 +317,8 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   for (sampler, column), section in sections.items():
     stem = f"{sampler}-{column:g}"
     made = run | {"settings": dataclasses.asdict(section)}
-    tokens = folder / f"{stem}-{_digest(made)}.npy"
-    scores = folder / f"{stem}-{_digest(made | judged)}-scores.json"
+    tokens = folder / f"{stem}-{trained.digest(made)}.npy"
+    scores = folder / f"{stem}-{trained.digest(made | judged)}-scores.json"
     texts = functools.partial(draw, section, tokens)
     jobs[sampler, column] = Job(scores, made | judged, texts)
     if not tokens.exists():
@@ -311,6 +340,9 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
   WORKDIR/reproduce: finished cells are not computed again, and other settings
   are other files. With eval.text, scores those texts instead.
   """
+  if cfg.eval.table.partition(":")[0] == "zero_shot" and not cfg.eval.text:
+    zero_shot.zero_shot(cfg, workdir)
+    return
   text, folder = cfg.eval.text, pathlib.Path(workdir) / "reproduce"
   with errors.user_errors():
     if jax.process_count() > 1:
@@ -318,15 +350,16 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
         f"--mode=reproduce runs on {jax.process_count()} hosts; its files are "
         "those of one, so start a single process on one of them."
       )
-    packed = trained.open_rows(cfg, "validation")
+    packed = trained.open_rows(cfg, cfg.eval.split)
     tokenizer = trained.load_tokenizer(cfg)
     num, given = cfg.eval.samples, f"eval.samples is {cfg.eval.samples}"
     if text:
-      words = load_texts(text)
-      num, given = len(words), f"eval.text is {text!r} with {len(words)} texts"
+      entries = load_texts(text)
+      num = len(entries)
+      given = f"eval.text is {text!r} with {num} texts"
     if not 2 <= num <= len(packed.tokens_NL):
       raise errors.UserError(
-        f"{given}; there are {len(packed.tokens_NL)} validation rows to "
+        f"{given}; there are {len(packed.tokens_NL)} held-out rows to "
         "compare with, so use 2 to that many."
       )
     workdir_lib.compare(workdir, cfg)
@@ -335,14 +368,16 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       "seed": cfg.seed,
       "judge_asked": cfg.eval.judge,
       "data_sha256": packed.manifest["data_sha256"],
-      "references": "held-out rows drawn without replacement",
+      "references": f"{cfg.eval.split} rows drawn without replacement",
       "mauve_order": "p = references, q = samples",
     }
     if text:
-      identity = {"texts": text, "texts_digest": _digest(words), **judged}
-      name = f"{pathlib.Path(text).stem}-{_digest(identity)}-scores.json"
-      ids = [trained.encode(word, tokenizer) for word in words]
-      job = Job(folder / name, identity, lambda: (Texts(words, ids), {}))
+      digest = trained.digest([x.get("ids", x["text"]) for x in entries])
+      identity = {"texts": text, "texts_digest": digest, **judged}
+      made = trained.digest(identity)
+      name = f"{pathlib.Path(text).stem}-{made}-scores.json"
+      texts = _their_texts(entries, tokenizer)
+      job = Job(folder / name, identity, lambda: (texts, {}))
       jobs: dict = {text: job}
     else:
       jobs = _table_jobs(cfg, workdir, tokenizer, judged)

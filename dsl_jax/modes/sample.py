@@ -85,6 +85,8 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     lines = [
       {
         "text": tokenizer.decode(tokens_L),
+        "ids": tokens_L.tolist(),  # other ids may be the same text
+        "tokenizer": tokenizer.fingerprint,
         "index": index,
         "prompt": prompt.text,
         "settings": settings,

@@ -1,9 +1,12 @@
 """Opens a trained run and its text: packed rows, tokenizer, a user's file."""
 
+import collections
 import dataclasses
 import functools
-import pathlib
+import hashlib
+import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +15,14 @@ import numpy as np
 import tqdm
 
 from dsl_jax import likelihood
-from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
+from dsl_jax.data import (
+  batches,
+  corpora,
+  detokenizers,
+  packing,
+  prepare,
+  tokenizers,
+)
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
@@ -31,13 +41,18 @@ def _rows_folder(data):
 def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
   """Opens the packed rows of a split; packs the King James Bible first."""
   data, folder = cfg.data, _rows_folder(cfg.data)
-  keys = ("corpus", "tokenizer", "length", "wrap")
+  keys = ("corpus", "tokenizer", "length", "wrap", "detokenizer")
   settings = {key: getattr(data, key) for key in keys} | {"out": folder}
   if data.corpus:
     corpora.check(data.corpus)
   if data.corpus == "kjv":  # comes with a package and is packed in seconds
     prepare.prepare(**settings)
   elif not packing.is_finished(folder, split):
+    if any(packing.is_finished(folder, x) for x in ("train", "validation")):
+      raise errors.UserError(
+        f"eval.split is {split!r} but {folder} has no such rows; choose the "
+        "other one, or add it with python -m dsl_jax.data.prepare --splits."
+      )
     flags = " ".join(f"--{key}={value}" for key, value in settings.items())
     raise errors.UserError(
       f"{folder} has no prepared {split} rows; run python -m "
@@ -49,6 +64,11 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
     ("data.tokenizer", kind, manifest["tokenizer"].partition(":")[0]),
     ("data.length", data.length, manifest["length"]),
     ("data.wrap", data.wrap, manifest["wrap"]),
+    (
+      "data.detokenizer",
+      detokenizers.resolve(data.detokenizer, data.corpus),
+      manifest.get("detokenizer", "none"),
+    ),
     ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
   ):
     if value != packed_value:
@@ -60,9 +80,12 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
 
 
 def draw_rows(packed: packing.Packed, count: int, seed: int) -> np.ndarray:
-  """Draws rows without replacement, int32 [N, L]; all if there are fewer."""
+  """Draws rows without replacement, int32 [N, L]; all if there are fewer, or 0.
+
+  All rows are every row once.
+  """
   N = len(packed.tokens_NL)
-  rows = batches.row_at(np.arange(min(count, N)), N, seed)
+  rows = batches.row_at(np.arange(min(count or N, N)), N, seed)
   return np.asarray(packed.tokens_NL[rows], np.int32)
 
 
@@ -131,7 +154,7 @@ def describe(
   """Returns what was measured: the weights, the rows, the settings."""
   return {
     "train_step": step,
-    "split": text or "validation",
+    "split": text or cfg.eval.split,
     "rows": "in order" if text else "drawn without replacement",
     "sequences": len(rows_NL),
     "length": cfg.data.length,
@@ -152,29 +175,47 @@ def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
 
 
 def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-  """Returns the tokens of a text, int32 [n], normalised as the corpus was."""
-  (ids,) = packing.encode_documents([text], tokenizer)
-  return ids[:-1] if len(ids) and ids[-1] == tokenizer.eos_id else ids
+  """Returns the tokens of a text, int32 [n], markers included.
+
+  A text outside the alphabet of characters is normalised as the corpus was.
+  """
+  try:
+    return tokenizer.encode(text)
+  except ValueError:
+    return next(packing.encode_documents([text], tokenizer))
 
 
 def text_ids(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
-) -> np.ndarray:
-  """Returns the tokens of the file eval.text, int32 [n], n >= 1."""
-  name = f"eval.text {cfg.eval.text!r}"
-  with errors.reading(name, "give a UTF-8 text file."):
-    text = pathlib.Path(cfg.eval.text).read_text("utf-8")
-  ids = encode(text, tokenizer)
-  if not text.strip() or not len(ids):
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Returns the tokens of eval.text, int32 [n], n >= 1, and what they count.
+
+  The documents of the file are read and encoded as those of a corpus.
+  """
+  name, counts = f"eval.text {cfg.eval.text!r}", collections.Counter[str]()
+  with (
+    tempfile.TemporaryDirectory() as cache,
+    errors.reading(name, "give a file with text, as a corpus has."),
+  ):
+    rules = cfg.eval.detokenizer or cfg.data.detokenizer
+    rules = detokenizers.resolve(rules, cfg.data.corpus)
+    documents = map(
+      detokenizers.make(rules), corpora.read(cfg.eval.text, cache)
+    )
+    parts = list(packing.count_documents(documents, tokenizer, counts))
+  if not counts["tokens"]:
     raise errors.UserError(f"{name} is empty; give a file with text.")
-  return ids
+  return np.concatenate(parts), dict(counts)
 
 
 def text_rows(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
-) -> np.ndarray:
-  """Splits the file eval.text into rows as the corpus was, int32 [N, L]."""
-  ids = text_ids(cfg, tokenizer)
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Splits the file eval.text into rows as the corpus was, int32 [N, L].
+
+  Returns them and what they count; "dropped" tokens are those after them.
+  """
+  ids, counts = text_ids(cfg, tokenizer)
   inner = cfg.data.length - 2 * cfg.data.wrap
   if len(ids) < inner:
     raise errors.UserError(
@@ -182,4 +223,13 @@ def text_rows(
       f"the context of {inner}; give a longer text."
     )
   rows_NL = ids[: len(ids) // inner * inner].reshape(-1, inner)
-  return packing.add_markers(rows_NL, tokenizer) if cfg.data.wrap else rows_NL
+  counts["dropped"] = len(ids) % inner
+  if cfg.data.wrap:
+    rows_NL = packing.add_markers(rows_NL, tokenizer)
+  return rows_NL, counts
+
+
+def digest(tree: Any) -> str:
+  """Returns a short hash of a JSON tree, for the names of files."""
+  content = json.dumps(tree, sort_keys=True, default=str)
+  return hashlib.sha256(content.encode()).hexdigest()[:12]

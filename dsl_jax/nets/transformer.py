@@ -47,12 +47,12 @@ class _Block(nn.Module):
     k, v = self.shards.gather(k), self.shards.gather(v)
     y = attention.attend(q, k, v, c.attention).reshape(x.shape)
     y = layers.Dense(c.width, dtype, use_bias=False, name="attn_out")(y)
-    x = x + gate_a.astype(dtype) * drop(y, first_B)
+    x = x + gate_a.astype(x.dtype) * drop(y, first_B).astype(x.dtype)
 
     y = layers.LayerNorm(name="norm2")(x, shift_m, scale_m)
     y = layers.Dense(c.mlp_ratio * c.width, dtype, name="mlp_in")(y)
     y = layers.Dense(c.width, dtype, gelu=True, name="mlp_out")(y)
-    x = x + gate_m.astype(dtype) * drop(y, second_B)
+    x = x + gate_m.astype(x.dtype) * drop(y, second_B).astype(x.dtype)
     return x, None
 
 
@@ -138,7 +138,7 @@ class Network(nn.Module):
     cos, sin = layers.rotary_angles(length, c.width // c.heads)
     place = _Place(cos, sin, jnp.arange(length, dtype=jnp.int32))
     place = _Place(*(self.shards.own(x, dim=0) for x in place))
-    x = embeddings_BLM.astype(c.dtype)
+    x = embeddings_BLM.astype("float32" if c.f32_residual else c.dtype)
     x, _ = self.blocks(x, jnp.arange(c.depth), cond, place, key_B)
     h = self.final(x, cond)
     if c.evidence_skip:

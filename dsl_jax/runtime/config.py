@@ -47,6 +47,7 @@ _count = _within(lambda v: 1 <= v < 2**32, "use at least 1, below 2**32")
 _path_steps = _within(lambda v: 1 <= v <= 10**5, "use 1 to 100,000")
 _thousand = _within(lambda v: 1 <= v <= 1000, "use 1 to 1,000")
 _millions = _within(lambda v: 1 <= v <= 10**7, "use 1 to 10,000,000")
+_rows = _within(lambda v: 0 <= v <= 10**7, "use 0 (all) to 10,000,000")
 _several = _within(lambda v: 2 <= v <= 10**7, "use 2 to 10,000,000")
 _devices = _within(lambda v: v == -1 or v >= 1, "use 1 or more, or -1")
 _not_negative = _within(lambda v: 0 <= v < 2**32, "use 0 or more, below 2**32")
@@ -63,7 +64,8 @@ class Data(_Section):
   """Text and rows: the settings of `python -m dsl_jax.data.prepare`."""
 
   corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
-  tokenizer: str = "text8"  # or gpt2, sentencepiece:FILE, sentencepiece-train:N
+  tokenizer: str = "text8"  # gpt2, sentencepiece[-train]:..., hf:NAME, bytes
+  detokenizer: str = ""  # wikitext, ptb, lm1b, ... or none; "" by the corpus
   length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
   dir: str = ""  # of the packed rows; "" is a folder of its own in data_cache
@@ -150,8 +152,10 @@ class Eval(_Section):
 
   bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
   text: str = ""  # a text file to score or correct instead of held-out rows
+  detokenizer: str = ""  # of this text; "" is data.detokenizer
   batch_size: int = _millions(32)  # sequences scored together
-  sequences: int = _millions(256)  # held-out rows, without replacement
+  split: str = _one_of("validation", "test")  # whose rows are measured
+  sequences: int = _rows(256)  # of it, without replacement; 0 for all
   draws: int = _millions(1)  # noise draws per sequence and SNR
   snr_min: float = _positive(0.01)  # grid of the integral and of the mmse
   snr_max: float = _positive(100.0)  # its end

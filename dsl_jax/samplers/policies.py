@@ -1,7 +1,15 @@
 """Policies: the next SNRs where they depend on the state, not on a schedule.
 
 Arrays that a policy needs are bound with `jax.tree_util.Partial`, so that they
-are arguments of the compiled program. A plain function gets a candidate at
+are arguments of the compiled program.
+
+A policy that looks at the probability of the token just drawn (most_confident,
+above, commit, and remask_low_confidence) does not keep the law of the model,
+even one token at a time: likely tokens are committed more often than they are
+drawn. most_confident(1) with confidence="entropy" keeps it: the entropy does
+not depend on the draw.
+
+A plain function gets a candidate at
 every open position in every step. A `Policy` says when it needs them, so that
 other steps need no extra computation.
 """
@@ -88,7 +96,8 @@ def remask_low_confidence(
   A committed token falls with probability
   sigma_i = strength sigma_max softmax_i(-p_i), the softmax over the committed
   tokens of a sequence and p_i the probability when it was drawn; a masked one
-  is revealed with (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307).
+  is revealed with (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307). The
+  authors' p_i is the one after the nucleus: confidence="truncated".
 
   Args:
     num_steps: T of the path it is used with.

@@ -84,7 +84,7 @@ def _check_request(params, key, path, options: Options):
   denoiser, policy = options.denoiser, options.policy
   prompt_BL, top_p = options.prompt_BL, options.top_p
   checks.word("integrator", options.integrator, ("mean", "sample", "heun"))
-  checks.word("confidence", options.confidence, ("probability", "entropy"))
+  checks.word("confidence", options.confidence, step_lib.CONFIDENCES)
   checks.not_negative("temperature", options.temperature)
   checks.number("top_p", top_p, lambda x: 0 < x <= 1, "it must lie in (0, 1]")
   checks.probability("noise", options.noise)

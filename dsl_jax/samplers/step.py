@@ -18,6 +18,8 @@ from dsl_jax.core import channel, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 
+CONFIDENCES = ("probability", "truncated", "entropy")
+
 
 class State(NamedTuple):
   """The state of a batch between two steps."""
@@ -44,8 +46,9 @@ class Options:
   clean_snr: Any
   # Of finite moves up: "mean", "sample", or "heun" (two calls).
   integrator: str = "mean"
-  temperature: Any = 1.0  # of drawn tokens; 0 takes the arg-max
-  top_p: Any = 1.0  # nucleus of drawn tokens, in (0, 1]
+  # Of the prediction, for drawn tokens and for posterior means alike.
+  temperature: Any = 1.0  # 0 takes the arg-max
+  top_p: Any = 1.0  # nucleus, in (0, 1]
   # Replaces the path's SNRs except at the start and the end; prompts stay.
   policy: Any = None
   prompt_BL: Any = None  # ids where the path's first row is inf
@@ -55,7 +58,8 @@ class Options:
   # channel, 0 its probability flow.
   noise: float = 1.0
   # What policies see of a candidate, and of a committed token when it was
-  # drawn: its "probability", or exp(-"entropy") of the prediction.
+  # drawn: its "probability", that after temperature and nucleus ("truncated"),
+  # or exp(-"entropy") of the prediction.
   confidence: str = "probability"
 
 
@@ -181,6 +185,7 @@ def _call_network(model: Model, key_B, needed, draw_BL, state: State):
       temperature=options.temperature,
       top_p=1.0 if options.top_p is None else options.top_p,
       strict=options.strict_top_p,
+      truncated=options.confidence == "truncated",
     )
     if options.confidence == "entropy":
       logp = -vocab.entropy(h_BKM, model.head_VM, bias_V=model.bias_V)
@@ -218,12 +223,20 @@ def _move_up(
     risen_BLD = advance(key_B, state.z_BLD, x_BLD, snr_BL, target_BL)
     return jnp.where(climbs_BL[..., None], risen_BLD, z_BLD)
 
-  def mean(h_BLM):
-    def expectation(h, _):
-      return vocab.expectation(
-        h, model.head_VM, model.table_VD, bias_V=model.bias_V
+  def expectation(h, _):
+    args, bias_V = (model.head_VM, model.table_VD), model.bias_V
+    if options.top_p is not None:
+      how = {"temperature": options.temperature, "top_p": options.top_p}
+      return vocab.truncated_expectation(
+        h, *args, bias_V=bias_V, strict=options.strict_top_p, **how
       )
+    # Streamed: a temperature is a factor of all scores, 1 changes no bit.
+    factor = 1 / jnp.maximum(options.temperature, 1e-6)
+    h = (h * factor).astype(h.dtype)
+    bias_V = None if bias_V is None else bias_V * factor
+    return vocab.expectation(h, *args, bias_V=bias_V)
 
+  def mean(h_BLM):
     zeros = jnp.zeros_like(z_BLD)
     return _apply(climbs_BL, expectation, h_BLM, zeros, len(model.head_VM))
 

@@ -29,7 +29,7 @@ def rates(
   (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). sigma is
     cap: min(eta, sigma_max), sigma_max = min(1, (1 - alpha_s) / alpha_t);
     rescale: eta sigma_max;
-    forward_backward: min((alpha_s - alpha_t) / alpha_t, sigma_max);
+    forward_backward: min(1, (alpha_s - alpha_t) / alpha_t);
     loop: 0 while unmasking to alpha_on by time t_on, eta at constant alpha_on
       until t_off, 0 again for the rest.
 
@@ -68,7 +68,7 @@ def rates(
     sigma = {
       "cap": np.minimum(eta, sigma_max),
       "rescale": eta * sigma_max,
-      "forward_backward": np.minimum((alpha_s - alpha_t) / below, sigma_max),
+      "forward_backward": np.minimum(1, (alpha_s - alpha_t) / below),
     }[kind]
   reveal = (alpha_s - (1 - sigma) * alpha_t) / np.maximum(1 - alpha_t, 1e-12)
   hide_T, reveal_T = np.clip([sigma, reveal], 0, 1)
@@ -88,7 +88,9 @@ def remask(
 
   Tokens still masked at the end are revealed by the last step. With soft_snr
   above 0 a remasked token falls to that SNR instead and keeps part of its
-  evidence: soft remasking, which keeps the law as hard remasking does.
+  evidence: soft remasking, which keeps the law as hard remasking does. Only
+  forward_backward remasks in the chain's last step, as in the authors' code;
+  its path has a row more, in which the tokens left are revealed.
 
   Args:
     soft_snr: what remasked tokens fall to, finite.
@@ -113,8 +115,10 @@ def remask(
   _, levels = jax.lax.scan(step, start, (keys, hide, reveal))
   # On the host unless traced: a long path may not fit on a device.
   xp = jnp if isinstance(levels, jax.core.Tracer) else np
-  ends = xp.zeros((1, *shape), xp.uint8)
-  levels = xp.concatenate([ends, xp.asarray(levels)[:-1], ends + visible])
+  ends, levels = xp.zeros((1, *shape), xp.uint8), xp.asarray(levels)
+  if chain["kind"] != "forward_backward":
+    levels = levels[:-1]
+  levels = xp.concatenate([ends, levels, ends + visible])
   return xp.asarray([0, xp.inf, soft_snr], xp.float32)[levels]
 
 

@@ -1,0 +1,86 @@
+"""Texts that are scored: their characters, their forms, their ids."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from test_scoring import quickstart
+
+from dsl_jax.data import corpora, tokenizers
+from dsl_jax.modes import evaluate, reproduce, trained
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_bits_per_character_are_those_of_the_source(monkeypatch, wrap):
+  nats_N = np.full(8, 20 * np.log(2))
+  scores = {"endpoint": (nats_N, np.zeros(8))}
+  monkeypatch.setattr(evaluate, "_score", lambda *args: scores)
+  cfg = quickstart(
+    "--config.eval.bounds=endpoint", f"--config.data.wrap={wrap}"
+  )
+  counts = {"tokens": 100, "characters": 400, "bytes": 700}
+  rows_NL, inner = np.zeros((8, 10), int), 8 if wrap else 10
+  bounds = evaluate.measure(cfg, None, rows_NL, counts)[1]["endpoint"]
+  assert bounds["bits_per_token"] == pytest.approx(2)
+  assert bounds["bits_per_char"] == pytest.approx(20 / (4 * inner))
+  assert bounds["bits_per_byte"] == pytest.approx(20 / (7 * inner))
+  # Rows of earlier versions did not count: letters are characters.
+  old = {"tokens": 100, "tokenizer": "text8"}
+  bounds = evaluate.measure(cfg, None, rows_NL, old)[1]["endpoint"]
+  assert bounds["bits_per_char"] == pytest.approx(20 / inner)
+  old["tokenizer"] = "gpt2"
+  bounds = evaluate.measure(cfg, None, rows_NL, old)[1]["endpoint"]
+  assert "bits_per_char" not in bounds
+
+
+def test_scored_text_is_read_as_the_corpus_is(tmp_path):
+  lines = ["one\r\ntwo\r\n", "three\r\n"]
+  content = "\ufeff" + "<|endoftext|>\r\n".join(lines)
+  (tmp_path / "a.txt").write_bytes(content.encode())
+  (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content.encode()))
+  rows = "".join(json.dumps({"text": x}) + "\n" for x in lines)
+  (tmp_path / "a.JSONL").write_text(rows)
+  (tmp_path / "b.jsonl").write_text(rows.replace("text", "body"))
+  corpus = corpora.load(f"text:{tmp_path}/a.JSONL", cache=str(tmp_path / "c"))
+  byte = tokenizers.load("bytes")
+  expected = [x for line in lines for x in [*line.encode(), 256]]
+  assert [x for part in corpus.splits.values() for x in part] == lines
+  for name in ("a.txt", "a.txt.gz", "a.JSONL", "b.jsonl#body"):
+    cfg = quickstart(f"--text={tmp_path / name}")
+    ids, counts = trained.text_ids(cfg, byte)
+    assert ids.tolist() == expected, name
+    assert (counts["documents"], counts["bytes"]) == (2, len(expected) - 2)
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("a.json", '{"generated_seqs": ["one", "two\\nlines"], "metric": 3}'),
+    ("a.json", '["one", "two\\nlines"]'),
+    ("a.json", '[{"text": "one"},\n {"text": "two\\nlines"}]'),
+    ("a.JSONL", '\ufeff{"text": "one"}\r\n\r\n{"text": "two\\nlines"}\r\n'),
+    ("a.jsonl.gz", '{"text": "one"}\n{"text": "two\\nlines"}'),
+  ],
+)
+def test_samples_of_peers_are_read_in_their_form(tmp_path, name, content):
+  data, path = content.encode(), tmp_path / name
+  path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+  texts = [entry["text"] for entry in reproduce.load_texts(str(path))]
+  assert texts == ["one", "two\nlines"]
+
+
+def test_rows_as_texts_score_as_themselves(tmp_path):
+  mdlm = tokenizers.load("text8-mdlm")
+  rows = np.array([[2, 7, 33, 33, 8, 3], [6, 4, 9, 33, 10, 5]], np.int32)
+  path = tmp_path / "rows.jsonl"
+  lines = [{"text": mdlm.decode(row)} for row in rows]
+  path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+  entries = reproduce.load_texts(str(path))
+  found = reproduce._their_texts(entries, mdlm).ids
+  np.testing.assert_array_equal(found, rows)
+  # Texts of several encodings keep the ids that they were written from.
+  entries = [{"text": "x", "ids": [1, 2], "tokenizer": mdlm.fingerprint}]
+  assert reproduce._their_texts(entries, mdlm).ids[0].tolist() == [1, 2]
+  entries[0]["tokenizer"] = "another"
+  assert len(reproduce._their_texts(entries, mdlm).ids[0]) == 1
