@@ -63,6 +63,9 @@ def test_no_space_comes_after_a_gap_where_none_is_written(tmp_path):
         *tokens[gap + 1 : end],
       ]
       assert loaded.decode(filled) == text.replace("[MASK]", "it", 1)[:-6]
+    for text in ("a 日本", "a[MASK]日本"):
+      with pytest.raises(ValueError, match="has characters that 'sentenc"):
+        parse(text, 40, loaded)
 
 
 def test_gaps_alone_give_nothing():

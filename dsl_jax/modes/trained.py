@@ -44,13 +44,15 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
       f"dsl_jax.data.prepare {flags}."
     )
   packed = packing.load(folder, split)
-  made_with = packed.manifest["fingerprint"]
   manifest, kind = packed.manifest, data.tokenizer.partition(":")[0]
+  made_with = manifest["tokenizer"].partition(":")[0]
+  same = ("data.tokenizer", kind, made_with)
+  if data.fingerprint:  # of the vocabulary, whatever its spec
+    same = ("data.fingerprint", data.fingerprint, manifest["fingerprint"])
   for key, value, packed_value in (
-    ("data.tokenizer", kind, manifest["tokenizer"].partition(":")[0]),
+    same,
     ("data.length", data.length, manifest["length"]),
     ("data.wrap", data.wrap, manifest["wrap"]),
-    ("data.fingerprint", data.fingerprint or made_with, made_with),
     ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
   ):
     if value != packed_value:
