@@ -183,6 +183,11 @@ def describe(
 def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
   """Loads the tokenizer of the run, whose ids must be the network's."""
   data = cfg.data
+  if not data.tokenizer:
+    raise errors.UserError(
+      "the weights do not say their tokenizer; write them again by python -m "
+      "dsl_jax.convert export with --tokenizer, or set data.tokenizer."
+    )
   tokenizer = tokenizers.load(data.tokenizer)
   if tokenizer.vocab_size != cfg.net.vocab_size:
     raise errors.UserError(
