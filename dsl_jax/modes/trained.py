@@ -37,6 +37,11 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
   if data.corpus == "kjv":  # comes with a package and is packed in seconds
     prepare.prepare(**settings)
   elif not packing.is_finished(folder, split):
+    if not data.corpus:
+      raise errors.UserError(
+        "the weights do not say their corpus; set data.dir to the folder of "
+        "prepared rows, or score a text of yours by --text=FILE."
+      )
     corpora.check(data.corpus)
     flags = " ".join(f"--{key}={value}" for key, value in settings.items())
     raise errors.UserError(
