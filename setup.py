@@ -12,7 +12,7 @@ EXTRAS = {
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda13]"],
   # PyTorch is never needed to read or write weights.
-  "convert": ["safetensors>=0.5"],
+  "convert": ["huggingface_hub>=0.30", "safetensors>=0.5"],
   "data": [
     "datasets>=4.0",
     "huggingface_hub>=0.30",
@@ -76,7 +76,9 @@ setup(
   ],
   package_dir={"dsl_jax.configs": "configs"},
   entry_points={"console_scripts": ["dsl-jax = dsl_jax.main:main"]},
-  package_data={"dsl_jax": ["convert/card.md", "modes/templates/*.html"]},
+  package_data={
+    "dsl_jax": ["convert/card.md", "modes/templates/*.html", "pretrained/*/*"]
+  },
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

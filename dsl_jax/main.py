@@ -1,8 +1,8 @@
 """Discrete Stochastic Localization: trains, evaluates, samples, plans a run.
 
-dsl-jax MODE --config=quickstart --workdir=DIR [--config.train.steps=2000 ...]
+dsl-jax --config=quickstart --workdir=DIR [--config.train.steps=2000 ...]
+dsl-jax MODE --workdir=DIR [--config.sample.steps=32 ...]  # the run's config
 dsl-jax plan --config=owt --topology=v5e:16x16
-dsl-jax report --workdir=DIR
 
 `python -m dsl_jax.main` is the same command where it is not installed.
 """
@@ -25,14 +25,20 @@ from dsl_jax.nets import attention
 from dsl_jax.runtime import command, errors
 
 MODES = {
-  "train": command.Mode("train", "trains, or continues a stopped run"),
+  "train": command.Mode(
+    "train",
+    "trains, or continues a stopped run",
+    required=("config", "workdir"),
+  ),
   "eval": command.Mode("evaluate", "bounds on the likelihood: eval.json"),
   "sample": command.Mode("sample", "texts: samples.jsonl"),
   "analyze": command.Mode("analyze", "calibration, repair, information"),
   "reproduce": command.Mode("reproduce", "the tables of the papers"),
   "correct": command.Mode("correct", "marks and repairs tokens of a text"),
   "report": command.Mode("report", "all of it on one page", ("workdir",)),
-  "plan": command.Mode("plan", "memory and time on a topology", ("config",)),
+  "plan": command.Mode(
+    "plan", "memory and time on a topology", ("config",), required=()
+  ),
 }
 
 
@@ -63,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
       cfg, workdir, name = command.parse(argv, MODES)
       mode = MODES[name]
       join_hosts()
-      if name != "plan" and cfg:  # a plan is for devices that are not here
+      if name not in ("plan", "report"):  # which use no devices that are here
         attention.check(cfg.net.attention, jax.default_backend())
     # Only the modules that the mode needs are imported.
     module = importlib.import_module(f"dsl_jax.modes.{mode.module}")
     given = {"config": cfg, "workdir": workdir}
-    getattr(module, mode.module)(*(given[flag] for flag in mode.needs))
+    getattr(module, mode.module)(*(given[flag] for flag in mode.arguments))
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

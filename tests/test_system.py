@@ -7,9 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+import dsl_jax
 from dsl_jax import main, paths
+from dsl_jax.convert import __main__ as converter
+from dsl_jax.data import tokenizers
 from dsl_jax.modes import named_samplers
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {
@@ -52,6 +56,9 @@ def run(tmp_path_factory):
     )
 
   assert mode("train") == 0
+  stored = json.loads((root / "run/config.json").read_text())["config"]
+  text8 = tokenizers.load("text8").fingerprint
+  assert stored["data"]["fingerprint"] == text8
   assert mode("eval") == 0
   return root / "run", mode
 
@@ -134,6 +141,44 @@ def test_every_named_sampler_is_a_path_that_keeps_its_budget():
       within = max(steps, 3 if name == "blocks" else 1)
       within += name == "remask_forward_backward"  # reveals what it remasked
       assert len(paths.compact(path)) - 1 <= within, name
+
+
+def test_a_model_is_loaded_from_every_place(run, tmp_path, monkeypatch):
+  workdir, mode = run
+  shipped = tmp_path / "shipped"
+  argv = ["export", str(workdir), "--out", str(shipped / "tiny")]
+  assert converter.main(argv) == 0
+  monkeypatch.setattr(workdir_lib, "_SHIPPED", shipped)
+  monkeypatch.chdir(tmp_path)
+  prompt = "In the[MASK:2]was"
+  assert mode("sample", **{"sample.prompt": prompt, "sample.seed": 1}) == 0
+  lines = samples(workdir)[1][-3:]
+  for where in (workdir, str(shipped / "tiny"), "tiny"):
+    model = dsl_jax.load(where)
+    texts = model.sample(3, steps=5, seed=1, prompt=prompt, top_p=0.9)
+    assert texts == [line["text"] for line in lines]
+  assert (model.step, model.clean_snr, model.config.net.width) == (4, 100, 16)
+  assert texts[0].startswith("in the") and texts[0][8:11] == "was"
+
+  row, rest = "in the beginning god cre", "ated t"  # the text is both
+  scores = [model.score(text) for text in (row + rest, row, rest)]
+  value, stderr = zip(*scores)
+  assert 30 * value[0] == pytest.approx(
+    24 * value[1] + 6 * value[2], abs=5 * 30 * np.linalg.norm(stderr)
+  )
+  assert all(0 < score.stderr < 0.2 * score.value for score in scores)
+  (tmp_path / "text.txt").write_text(row)
+  argv = ["main", "--workdir=tiny", "--mode=eval", "--text=text.txt"]
+  argv += ["--config.eval.bounds=endpoint", "--config.eval.draws=64"]
+  assert main.main(argv) == 0
+  result = json.loads((tmp_path / "tiny/eval-text.json").read_text())
+  bound = result["bounds"]["endpoint"]  # not written into the package
+  error = np.hypot(bound["stderr_draws"], stderr[1])
+  assert value[1] == pytest.approx(bound["bits_per_char"], abs=5 * error)
+  with pytest.raises(ValueError, match="a shipped model, one of: tiny"):
+    dsl_jax.load("tini")
+  with pytest.raises(ValueError, match=r"did you mean 'sample\.path'"):
+    model.sample(pth="masked")
 
 
 def test_report_shows_everything(run):

@@ -30,6 +30,8 @@ SPECS = (
 )
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
+_SENTENCEPIECE_FILE = "tokenizer.model"  # in a folder
+_UNKNOWN = "\ue000"  # of Unicode's private use: no part of any piece
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
 _SENTENCES = 20_000  # that a vocabulary is trained on
@@ -56,9 +58,14 @@ class Tokenizer(Protocol):
   eos_id: int | None
   unk_id: int | None  # of what the vocabulary does not have
   fingerprint: str  # sha256 of the vocabulary, not of its files
+  files: dict[str, bytes]  # what `load` reads from a folder, NAME:FOLDER
 
   def encode(self, text: str) -> np.ndarray:
     """Returns int32 [n], with the markers in the text and no others."""
+
+  def encode_inside(self, text: str) -> np.ndarray:
+    """Encodes text that follows other text: no space is put before it."""
+    return self.encode(text)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Encodes every text, in parallel where the library can."""
@@ -114,6 +121,7 @@ class CharTokenizer(Tokenizer):
 
   def __init__(self, name: str, symbols: Sequence[str]):
     self.name = name
+    self.files: dict[str, bytes] = {}
     self.vocab_size = len(symbols)
     has_markers = "[BOS]" in symbols
     self.bos_id = symbols.index("[BOS]") if has_markers else None
@@ -153,15 +161,16 @@ class CharTokenizer(Tokenizer):
     return "".join(self._symbols[ids])
 
 
-class LibraryTokenizer:
+class LibraryTokenizer(Tokenizer):
   """A model of the package tokenizers, with the markers its names tell.
 
   The vocabulary has the size of the model's, tokens added to it included.
   """
 
-  def __init__(self, name: str, model, fingerprint: str):
+  def __init__(self, name: str, model, facts: str, files: dict[str, bytes]):
     vocab = model.get_vocab(with_added_tokens=True)
-    self.name, self.fingerprint, self._model = name, fingerprint, model
+    self.name, self.files, self._model = name, files, model
+    self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
     self.vocab_size = max(vocab.values()) + 1
     self.bos_id, self.eos_id, self.unk_id = (
       next((vocab[x] for x in names if x in vocab), None)
@@ -192,14 +201,15 @@ def _load_gpt2(vocab_path: str, merges_path: str) -> LibraryTokenizer:
   with errors.reading(tables, "use the directory of GPT-2's own files."):
     text = library.ByteLevelBPETokenizer(vocab_path, merges_path).to_str()
     model = library.Tokenizer.from_str(text)
+    model.add_special_tokens(["<|endoftext|>"])
     facts = json.loads(text)["model"]
     vocab, merges = facts["vocab"], facts["merges"]
     if sorted(vocab.values()) != list(range(_GPT2_VOCAB)):
       raise ValueError(f"{len(vocab)} ids instead of {_GPT2_VOCAB}")
-  model.add_special_tokens(["<|endoftext|>"])
+    paths = map(pathlib.Path, (vocab_path, merges_path))
+    files = dict(zip(_GPT2_FILES[0], (path.read_bytes() for path in paths)))
   content = json.dumps([sorted(vocab, key=vocab.get), merges])
-  fingerprint = hashlib.sha256(content.encode()).hexdigest()
-  return LibraryTokenizer("gpt2", model, fingerprint)
+  return LibraryTokenizer("gpt2", model, content, files)
 
 
 def _find_gpt2(directory: str) -> list[str]:
@@ -219,15 +229,18 @@ def _find_gpt2(directory: str) -> list[str]:
   )
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
+    if os.path.isdir(path):
+      path = os.path.join(path, _SENTENCEPIECE_FILE)
     with errors.reading(path, "prepare the rows, or train it with spm_train."):
       content = pathlib.Path(path).read_bytes()
       if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError("it is empty")
       self._model = library.SentencePieceProcessor(model_proto=content)
     self.name = "sentencepiece"
+    self.files = {_SENTENCEPIECE_FILE: content}
     self.vocab_size = self._model.vocab_size()
     markers = self._model.bos_id(), self._model.eos_id()  # -1 if it has none
     self.bos_id, self.eos_id = (None if x < 0 else x for x in markers)
@@ -239,6 +252,11 @@ class SentencePieceTokenizer:
 
   def encode(self, text: str) -> np.ndarray:
     return self._markers.encode(text, self._model.encode)
+
+  def encode_inside(self, text: str) -> np.ndarray:
+    # Models put or trim a space at the start only: there is an unknown letter.
+    start = len(self._model.encode(_UNKNOWN))
+    return self.encode(_UNKNOWN + text)[start:]
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [self.encode(text) for text in texts]
@@ -256,6 +274,9 @@ class ByteTokenizer(Tokenizer):
   unk_id = None
   fingerprint = hashlib.sha256(b"bytes and <|endoftext|>").hexdigest()
   _markers = _Markers({"<|endoftext|>": 256})
+
+  def __init__(self):
+    self.files: dict[str, bytes] = {}
 
   def encode(self, text: str) -> np.ndarray:
     return self._markers.encode(text, lambda x: list(x.encode()))
@@ -281,8 +302,8 @@ def _load_hf(where: str) -> LibraryTokenizer:
     model.no_padding()
     model.no_truncation()
     facts = json.dumps(json.loads(content), sort_keys=True)
-  fingerprint = hashlib.sha256(facts.encode()).hexdigest()
-  return LibraryTokenizer("hf", model, fingerprint)
+  files = {"tokenizer.json": content.encode()}
+  return LibraryTokenizer("hf", model, facts, files)
 
 
 def trained_file(spec: str, folder: str) -> str:

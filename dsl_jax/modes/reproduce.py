@@ -24,7 +24,6 @@ from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 from dsl_jax.runtime import sharding as sharding_lib
-from dsl_jax.runtime import workdir as workdir_lib
 
 _FIX = "delete it and run this again."
 _SHOWN = ("mauve", "gen_ppl_remdm", "entropy", "reference_entropy")
@@ -362,7 +361,6 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
         f"{given}; there are {len(packed.tokens_NL)} held-out rows to "
         "compare with, so use 2 to that many."
       )
-    workdir_lib.compare(workdir, cfg)
     judged = {
       "samples": num,
       "seed": cfg.seed,
@@ -381,7 +379,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       jobs: dict = {text: job}
     else:
       jobs = _table_jobs(cfg, workdir, tokenizer, judged)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     unscored = [job for job in jobs.values() if not job.scores.exists()]
     if unscored:
       print(
