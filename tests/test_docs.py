@@ -51,14 +51,17 @@ def test_every_config_key_has_a_row_and_most_a_comment(gen):
     assert "required" in row or f"`{value!r}`" in row, row
   assert "of the order of the rows" in table  # a comment on the line
   assert '"dots" (all but products) or "full"' in table  # one above it
+  assert "&lt;z, e(v)&gt;" in table
 
 
 def test_pages_ask_for_text_that_exists(gen):
   for page in PAGES:
     for request in re.findall(r"^<!-- generate: (\w+)", page.read_text(), re.M):
       assert request in gen.GENERATORS, f"{page}: {request}"
+  assert "--held_out" in gen.usage("dsl_jax.data.prepare")
   assert "| `plan` |" in gen.modes() and "| `--text` |" in gen.flags()
-  assert "`masked`" in gen.samplers()
+  assert "`masked`" in gen.GENERATORS["names"]()
+  assert "| `top_p` |" in gen.GENERATORS["options"]()
 
 
 def test_formulas_become_mathml(gen):
@@ -66,6 +69,9 @@ def test_formulas_become_mathml(gen):
   page = r'<p>of <span class="arithmatex">\(a &lt; b\)</span>.</p>'
   converted = gen.on_page_content(page)
   assert "<math" in converted and "&lt;" in converted and "\\(" not in converted
+  assert (
+    gen.on_page_content("<p>by <z, e(v)></p>") == "<p>by &lt;z, e(v)&gt;</p>"
+  )
 
 
 def literals() -> str:
