@@ -155,7 +155,7 @@ def draw_paths() -> None:
     ),
   }
   figure, axes = plt.subplots(
-    2, 3, figsize=(7.6, 4.6), sharex=True, sharey=True
+    3, 2, figsize=(4.8, 6.4), sharex=True, sharey=True
   )
   for axis, (name, path) in zip(axes.flat, arrays.items()):
     path = np.asarray(path)
