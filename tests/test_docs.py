@@ -43,13 +43,14 @@ def gen():
   return module
 
 
-def test_every_config_key_has_a_row_and_most_a_comment(gen):
+def test_every_config_key_has_a_row_and_a_comment(gen):
   table = gen.config()
   net = config_lib.NetConfig(27, 32, 1, 2, 8)
   config = config_lib.to_config_dict(config_lib.Config("a run", net)).to_dict()
   for key, value in config_lib.flatten(config).items():
     (row,) = re.findall(rf"^\| `{re.escape(key)}` \|.*$", table, re.M)
     assert "required" in row or f"`{value!r}`" in row, row
+    assert row.split("|")[2].strip(), f"{key} has no comment"
   assert "of the order of the rows" in table  # a comment on the line
   assert '"dots" (all but products) or "full"' in table  # one above it
   assert "&lt;z, e(v)&gt;" in table
