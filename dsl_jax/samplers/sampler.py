@@ -305,11 +305,11 @@ def sample(
   path goes to the device in segments padded to a power of two: paths of any
   length share one program, and a long path is never copied as a whole.
 
-  Args, besides those of `generate`:
+  Args:
     rows: steps in a segment, at most.
     callback: called with (steps done, state) after every segment.
     sharding: of arrays whose first axis is the batch, or None.
-    **options: of `generate`.
+    **options: of `generate`, as the other arguments.
 
   Raises:
     ValueError: as `generate`, or rows below 1.
