@@ -5,11 +5,10 @@ python -m dsl_jax.convert export WORKDIR_OR_FOLDER --out FOLDER
 """
 
 import argparse
-import pathlib
 import sys
 
 from dsl_jax.convert import folder, mdlm
-from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import checkpoint, errors, storage
 from dsl_jax.runtime import workdir as workdir_lib
 
 # Options of `mdlm.load`, which has their defaults.
@@ -46,7 +45,7 @@ def _load_mdlm(args):
 
 def _convert(args):
   folder.check_free(args.out)
-  is_run = (pathlib.Path(args.source) / "checkpoints").is_dir()
+  is_run = (storage.to_path(args.source) / "checkpoints").is_dir()
   load = _load_run if args.command == "export" and is_run else _load_mdlm
   params, cfg, saved = load(args)
   print(cfg)

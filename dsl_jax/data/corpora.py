@@ -10,14 +10,13 @@ import itertools
 import json
 import lzma
 import os
-import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dsl_jax.data import tokenizers
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 SPECS = (
   "kjv",
@@ -90,11 +89,12 @@ def text8(path: str) -> Corpus:
   """Opens text8.zip or the file in it; documents are cut at spaces."""
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
   with errors.reading(path, fix):
-    if zipfile.is_zipfile(path):
-      with zipfile.ZipFile(path) as archive:
+    file = storage.local(path)
+    if zipfile.is_zipfile(file):
+      with zipfile.ZipFile(file) as archive:
         content = archive.read("text8")
     else:
-      content = pathlib.Path(path).read_bytes()
+      content = file.read_bytes()
   md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
   if md5 != _TEXT8_MD5:
     raise ValueError(
@@ -203,8 +203,7 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
   """The files of GLOB[#COLUMN], sorted, and the column."""
   match = re.fullmatch(r"(.*)#(\w+)", place, re.DOTALL)
   pattern, column = match.groups() if match else (place, "text")
-  matches = glob.glob(os.path.expanduser(pattern), recursive=True)
-  paths = sorted(filter(os.path.isfile, matches))
+  paths = storage.find_files(pattern)
   if not paths:
     raise ValueError(
       f"corpus is '{corpus}:{place}' but no file matches; give a glob."

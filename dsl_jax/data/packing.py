@@ -86,7 +86,7 @@ def _hash(data: memoryview, block: int) -> str:
 
 def is_finished(directory: str, split: str) -> bool:
   """Returns whether a split has its manifest; `load` checks the data."""
-  return os.path.exists(os.path.join(directory, f"{split}.json"))
+  return (storage.to_path(directory) / f"{split}.json").exists()
 
 
 def load(directory: str, split: str) -> Packed:
@@ -103,7 +103,7 @@ def load(directory: str, split: str) -> Packed:
   fix = "delete both and prepare them again."
   with errors.reading(f"{stem}.json or {stem}.bin", fix):
     manifest = storage.read_json(f"{stem}.json", fix)
-    data = np.memmap(f"{stem}.bin", np.uint8, "r")
+    data = np.memmap(storage.local(f"{stem}.bin"), np.uint8, "r")
     shape = manifest["rows"], manifest["length"]
     hashes = manifest["chunk_sha256"]
     intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
@@ -205,7 +205,7 @@ def write(
         f"length is {length} but split {split!r} of corpus {origin.corpus!r} "
         f"has only {counts['tokens']} tokens; lower it or use more text."
       )
-  data = np.memmap(f"{stem}.bin", np.uint8, "r").data
+  data = np.memmap(storage.local(f"{stem}.bin"), np.uint8, "r").data
   blocks = range(-(-len(data) // _HASHED))
   manifest = settings | {
     "tokenizer": origin.tokenizer,

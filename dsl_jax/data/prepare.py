@@ -1,8 +1,6 @@
 """Packs a corpus into token rows: python -m dsl_jax.data.prepare --help."""
 
 import contextlib
-import fcntl
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +9,7 @@ import tqdm
 from absl import app, flags, logging
 
 from dsl_jax.data import corpora, packing, tokenizers
+from dsl_jax.runtime import storage
 
 
 def prepare(
@@ -29,8 +28,9 @@ def prepare(
   `corpora.load`, `tokenizers.load` and `packing.write` for the arguments.
   """
   encoder = tokenizers.load(tokenizer)
-  cache = os.path.join(out, "corpus")
-  texts = corpora.load(corpus, cache=cache, held_out=held_out)
+  is_local = storage.is_local(out)
+  cache = storage.to_path(out) / "corpus" if is_local else storage.copies()
+  texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
   names = list(texts.splits if splits is None else splits)
   for name in names:
     if name not in texts.splits:
@@ -41,10 +41,9 @@ def prepare(
   origin = packing.Origin(texts.name, texts.source, tokenizer)
   packed = {}
   with contextlib.ExitStack() as stack:
-    if not all(packing.is_finished(out, name) for name in names):
-      os.makedirs(out, exist_ok=True)
-      lock = stack.enter_context(open(os.path.join(out, ".lock"), "w"))
-      fcntl.flock(lock, fcntl.LOCK_EX)  # waits for other writers
+    finished = all(packing.is_finished(out, name) for name in names)
+    if is_local and not finished:  # waits for other writers; a bucket has none
+      stack.enter_context(storage.lock(storage.make_folder(out)))
     for name in names:
       quiet = packing.is_finished(out, name)
       documents = tqdm.tqdm(

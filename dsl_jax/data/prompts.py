@@ -1,13 +1,12 @@
 """Prompts with gaps: [MASK] is a gap of one token, [MASK:9] one of nine."""
 
-import pathlib
 import re
 from typing import NamedTuple
 
 import numpy as np
 
 from dsl_jax.data import tokenizers
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 _GAP = re.compile(r"\[MASK(?::([0-9]+))?\]")
 
@@ -54,7 +53,7 @@ def parse(
 def load_lines(path: str) -> list[tuple[str, str]]:
   """Loads a name for errors and the text of every line that is not empty."""
   with errors.reading(f"the prompts {path!r}", "give a UTF-8 text file."):
-    lines = pathlib.Path(path).read_text("utf-8").split("\n")
+    lines = storage.local(path).read_text("utf-8").split("\n")
   named = [(f"line {i} of {path}", line) for i, line in enumerate(lines, 1)]
   if not any(lines):
     raise ValueError(f"the prompts {path!r} are empty; write one per line.")

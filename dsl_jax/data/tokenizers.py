@@ -3,15 +3,13 @@
 import hashlib
 import itertools
 import json
-import os
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 SPECS = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR", "sentencepiece:FILE")
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -140,9 +138,9 @@ def _find_gpt2(directory: str) -> list[str]:
     with errors.reading("the tokenizer gpt2 of the Hugging Face hub", fix):
       return [hub.hf_hub_download("gpt2", name) for name in _GPT2_FILES[0]]
   for names in _GPT2_FILES:
-    paths = [os.path.join(directory, name) for name in names]
-    if all(map(os.path.isfile, paths)):
-      return paths
+    paths = [storage.to_path(directory) / name for name in names]
+    if all(path.is_file() for path in paths):
+      return [str(storage.local(path)) for path in paths]
   raise ValueError(
     f"tokenizer is 'gpt2:{directory}' but that directory has no tables; put "
     "vocab.json and merges.txt there."
@@ -153,7 +151,7 @@ class SentencePieceTokenizer:
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
     with errors.reading(path, "train a model with spm_train."):
-      content = pathlib.Path(path).read_bytes()
+      content = storage.to_path(path).read_bytes()
       if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError("it is empty")
       self._model = library.SentencePieceProcessor(model_proto=content)

@@ -69,10 +69,10 @@ def _cached(path, make):
   """Returns the array in a file, made and written as a whole if missing."""
   if not path.exists():
     array = make()
-    path.parent.mkdir(exist_ok=True)
+    storage.make_folder(path.parent)
     with storage.replacing(path) as file:
       np.save(file, array)
-  return np.load(path)
+  return np.load(storage.local(path))
 
 
 def _features(folder, judge, words):
@@ -124,7 +124,7 @@ def _show_scores(result):
 
 def load_texts(path: str) -> list[str]:
   """Returns texts: "text" of every line of a .jsonl file, or else lines."""
-  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+  lines = storage.local(path).read_text("utf-8").split("\n")
   texts = [line for line in lines if line.strip()]
   if path.endswith(".jsonl"):
     fix = 'write lines such as {"text": "..."}.'
@@ -264,7 +264,7 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
     named_samplers.check(dataclasses.replace(cfg, sample=section))
   mesh = sharding_lib.make_mesh(cfg.mesh)
   params, step = trained.restore(cfg, workdir)
-  folder = pathlib.Path(workdir) / "reproduce"
+  folder = storage.to_path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}
   draw = functools.partial(_draw, cfg, params, mesh, tokenizer)
@@ -295,7 +295,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
   WORKDIR/reproduce: finished cells are not computed again, and other settings
   are other files. With eval.text, scores those texts instead.
   """
-  text, folder = cfg.eval.text, pathlib.Path(workdir) / "reproduce"
+  text, folder = cfg.eval.text, storage.to_path(workdir) / "reproduce"
   with errors.user_errors():
     if jax.process_count() > 1:
       raise errors.UserError(
@@ -330,7 +330,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       jobs: dict = {text: job}
     else:
       jobs = _table_jobs(cfg, workdir, tokenizer, judged)
-    folder.mkdir(exist_ok=True)
+    storage.make_folder(folder)
     unscored = [job for job in jobs.values() if not job.scores.exists()]
     if unscored:
       print(

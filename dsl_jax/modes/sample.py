@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import time
 
 import jax
@@ -50,7 +49,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   Each batch is added when it is done, with settings and training step. Samples
   of other settings are kept.
   """
-  c, target = cfg.sample, pathlib.Path(workdir) / "samples.jsonl"
+  c, target = cfg.sample, storage.to_path(workdir) / "samples.jsonl"
   with errors.user_errors():
     named_samplers.check(cfg)
     tokenizer = trained.load_tokenizer(cfg)
@@ -100,8 +99,8 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     ]
     texts += [line["text"] for line in lines]
     if jax.process_index() == 0:
-      with target.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
+      rows = (json.dumps(line, ensure_ascii=False) for line in lines)
+      storage.append(target, "".join(f"{row}\n" for row in rows))
     if options:
       trace.write(c.trace, tokenizer, c.path)
       print(f"wrote {c.trace}")

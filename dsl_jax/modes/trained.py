@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,7 @@ import tqdm
 from dsl_jax import likelihood
 from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import checkpoint, errors, storage
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
@@ -158,7 +157,7 @@ def text_ids(
   """Returns the tokens of the file eval.text, int32 [n], n >= 1."""
   name = f"eval.text {cfg.eval.text!r}"
   with errors.reading(name, "give a UTF-8 text file."):
-    text = pathlib.Path(cfg.eval.text).read_text("utf-8")
+    text = storage.local(cfg.eval.text).read_text("utf-8")
   ids = encode(text, tokenizer)
   if not text.strip() or not len(ids):
     raise errors.UserError(f"{name} is empty; give a file with text.")

@@ -3,7 +3,6 @@
 Unlike `ml_collections.config_flags`, in any order and with one-line errors.
 """
 
-import os
 import runpy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from ml_collections import config_dict
 
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 
 class Mode(NamedTuple):
@@ -48,11 +47,14 @@ def _split(args):
 
 def _load(config):
   """Calls get_config of FILE[:variant]."""
-  path, _, arg = config.partition(":")
-  if not os.path.isfile(path):
+  path, arg = config, ""
+  if not storage.to_path(path).is_file():  # the last colon is before a variant
+    path, _, arg = config.rpartition(":")
+  if not path or not storage.to_path(path).is_file():
     raise errors.UserError(f"--config is {config!r}, not a file; see configs/.")
   try:
-    return config_dict.ConfigDict(runpy.run_path(path)["get_config"](arg))
+    content = runpy.run_path(str(storage.local(path)))
+    return config_dict.ConfigDict(content["get_config"](arg))
   except errors.UserError:
     raise
   except Exception as error:  # the user's own file may do anything
@@ -103,6 +105,7 @@ def parse(
     if not flags.get(name):
       raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
   path, workdir = flags.pop("config", ""), flags.pop("workdir", "")
+  storage.to_path(workdir)  # raises if it is of another storage
   if not path and not flags:
     return None, workdir, mode
   config = _load(path)

@@ -6,6 +6,8 @@ import importlib
 import types
 from collections.abc import Iterable, Iterator
 
+_BUCKET_PACKAGES = ("aiohttp", "gcsfs", "google")  # no OSErrors of theirs
+
 
 class UserError(ValueError):
   """A mistake of the user; its message is one sentence."""
@@ -18,7 +20,11 @@ def user_errors() -> Iterator[None]:
     yield
   except UserError:
     raise
-  except (ValueError, OSError, ImportError) as error:
+  except Exception as error:
+    package = type(error).__module__.partition(".")[0]
+    known = isinstance(error, ValueError | OSError | ImportError)
+    if not known and package not in _BUCKET_PACKAGES:
+      raise
     raise UserError(" ".join(str(error).split())) from error
 
 

@@ -3,9 +3,10 @@
 import concurrent.futures
 import contextlib
 import itertools
-import os
+import pathlib
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from dsl_jax.runtime import storage
 
 
 def say(text: str) -> None:
@@ -108,18 +111,23 @@ def profile(
 
   Yields a function to call with the number of steps done, from 0 on.
   """
-  running = False
+  running, folder = False, storage.to_path(workdir) / "profile"
+  scratch = tempfile.TemporaryDirectory()  # JAX writes none to a bucket
+  local = folder if storage.is_local(folder) else pathlib.Path(scratch.name)
 
   def after(step):
     nonlocal running
     inside = first > 0 and 0 <= step - (first - 1) < count
     if inside and not running:
-      jax.profiler.start_trace(os.path.join(workdir, "profile"))
+      jax.profiler.start_trace(str(local))
     elif running and not inside:
       jax.profiler.stop_trace()
+      if local != folder:
+        storage.copy_folder(local, folder)
     running = inside
 
   try:
     yield after
   finally:
     after(first + count)
+    scratch.cleanup()

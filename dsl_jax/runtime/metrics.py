@@ -3,7 +3,6 @@
 import collections
 import json
 import math
-import pathlib
 import time
 
 import jax
@@ -38,16 +37,15 @@ class Recorder:
   ):
     self._log_every, self._peak = log_every, peak
     self._sums: collections.Counter = collections.Counter()
-    self._file = None
-    if jax.process_index() == 0:
-      path = pathlib.Path(workdir) / "metrics.jsonl"
-      _remove_after(path, start)
-      self._file = path.open("a", encoding="utf-8")
+    self._path = storage.to_path(workdir) / "metrics.jsonl"
+    self._writes = jax.process_index() == 0
+    if self._writes:
+      _remove_after(self._path, start)
     self._bar = tqdm.tqdm(
       total=steps,
       initial=start,
       unit="step",
-      disable=None if self._file else True,  # None: only on a terminal
+      disable=None if self._writes else True,  # None: only on a terminal
     )
     self._clock = 0.0  # set after the first step, which compiles
     self._timed = 0.0  # tokens since then
@@ -85,14 +83,14 @@ class Recorder:
 
   def write(self, step: int, split: str, row: dict) -> None:
     """Writes one line of means."""
-    if not self._file:
+    if not self._writes:
       return
+    line = json.dumps({"step": step, "split": split} | row) + "\n"
     try:
-      self._file.write(json.dumps({"step": step, "split": split} | row) + "\n")
-      self._file.flush()
+      storage.append(self._path, line)
     except OSError as error:
       raise errors.UserError(
-        f"{self._file.name}: {error.strerror}; make room and start again."
+        f"{self._path}: {error.strerror}; make room and start again."
       ) from error
     values = "  ".join(f"{k} {v:.5g}" for k, v in row.items())
     tqdm.tqdm.write(f"step {step}  {split}  {values}")
@@ -102,7 +100,5 @@ class Recorder:
     self._clock, self._timed = time.monotonic(), 0.0
 
   def close(self) -> None:
-    """Closes the progress bar and the file."""
+    """Closes the progress bar."""
     self._bar.close()
-    if self._file:
-      self._file.close()

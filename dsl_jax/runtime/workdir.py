@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
-import tempfile
 
 import jax
 
@@ -20,7 +18,7 @@ _REMOVED = (("net", "vocab"), ("train", "compilation_cache"))  # ignored keys
 
 def stored(workdir: str) -> tuple[config_lib.Config, str]:
   """Returns the config of the run in a workdir, and the hash of its rows."""
-  path = pathlib.Path(workdir) / "config.json"
+  path = storage.to_path(workdir) / "config.json"
   fix = "choose the --workdir of a run, or make one with --mode=train."
   with errors.reading(str(path), fix):
     content = storage.read_json(path, fix)
@@ -34,7 +32,7 @@ def compare(
   workdir: str, cfg: config_lib.Config, data_hash: str | None = None
 ) -> None:
   """Rejects a workdir whose stored config or rows are those of another run."""
-  if not (pathlib.Path(workdir) / "config.json").exists():
+  if not (storage.to_path(workdir) / "config.json").exists():
     return
   old_cfg, old_hash = stored(workdir)
   old = config_lib.flatten(dataclasses.asdict(old_cfg))
@@ -53,22 +51,28 @@ def compare(
       )
 
 
+def check_writable(workdir: str) -> None:
+  """Makes a workdir; raises a UserError if files cannot be written there."""
+  try:
+    probe = storage.make_folder(workdir) / f".probe-{os.getpid()}"
+    probe.write_bytes(b"")
+    probe.unlink()
+  except OSError as error:
+    raise errors.UserError(
+      f"--workdir is {workdir}, which cannot be written "
+      f"({error.strerror or error}); choose another."
+    ) from error
+
+
 def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
   """Writes config.json, unless the workdir belongs to another run."""
-  root = pathlib.Path(workdir)
+  root = storage.to_path(workdir)
   compare(workdir, cfg, data_hash)
   if (root / "checkpoints").exists() and not (root / "config.json").exists():
     raise errors.UserError(
       f"{workdir} has checkpoints and no config.json; choose a new --workdir."
     )
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    tempfile.TemporaryFile(dir=workdir).close()
-  except OSError as error:
-    raise errors.UserError(
-      f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
-      "choose another."
-    ) from error
+  check_writable(workdir)
   if jax.process_index() == 0:
     content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
     storage.write_json(root / "config.json", content)
