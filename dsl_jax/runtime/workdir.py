@@ -56,7 +56,7 @@ def check_writable(workdir: str) -> None:
   try:
     probe = storage.make_folder(workdir) / f".probe-{os.getpid()}"
     probe.write_bytes(b"")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
   except OSError as error:
     raise errors.UserError(
       f"--workdir is {workdir}, which cannot be written "
