@@ -16,7 +16,8 @@ import sys
 import jax
 
 from dsl_jax.nets import attention
-from dsl_jax.runtime import command, errors
+from dsl_jax.runtime import command, errors, storage
+from dsl_jax.runtime import workdir as workdir_lib
 
 MODES = {
   "train": command.Mode("train", "trains, or continues a stopped run"),
@@ -44,6 +45,7 @@ def join_hosts() -> None:
 
 def main(argv: list[str]) -> int:
   """Runs a command line; returns 0, 1 for divergence, 2 for user errors."""
+  errors.escape_output()
   if "--help" in argv:
     lines = [f"  {name:<10} {mode.description}" for name, mode in MODES.items()]
     print("\n".join([__doc__, "modes:", *lines]))
@@ -53,6 +55,8 @@ def main(argv: list[str]) -> int:
       cfg, workdir, name = command.parse(argv, MODES)
       mode = MODES[name]
       join_hosts()
+      if "workdir" in mode.needs and storage.to_path(workdir).exists():
+        workdir_lib.check_writable(workdir)
       if name != "plan" and cfg:  # a plan is for devices that are not here
         attention.check(cfg.net.attention, jax.default_backend())
     # Only the modules that the mode needs are imported.

@@ -116,20 +116,16 @@ def load(directory: str, split: str) -> Packed:
 
 
 def _check_wrap(
-  wrap: bool | None, length: int, tokenizer: tokenizers.Tokenizer
-) -> bool:
-  """Whether rows have markers: by default if a word tokenizer has both."""
-  marked = tokenizer.bos_id is not None and tokenizer.eos_id is not None
-  if wrap is None:
-    wrap = marked and not isinstance(tokenizer, tokenizers.CharTokenizer)
-  if wrap and not marked:
+  wrap: bool, length: int, tokenizer: tokenizers.Tokenizer
+) -> None:
+  """Rejects rows that cannot have their markers."""
+  if wrap and None in (tokenizer.bos_id, tokenizer.eos_id):
     raise ValueError(
       f"wrap is True but tokenizer {tokenizer.name!r} has no BOS and EOS; "
       "set it False."
     )
   if length < (least := 3 if wrap else 1):
     raise ValueError(f"length is {length}; wrap={wrap} needs at least {least}.")
-  return wrap
 
 
 def _cut_rows(
@@ -157,7 +153,7 @@ def write(
   *,
   length: int,
   origin: Origin,
-  wrap: bool | None = None,
+  wrap: bool = False,
 ) -> Packed:
   """Tokenises and packs one split, unless that has been done already.
 
@@ -165,7 +161,7 @@ def write(
   incomplete row is dropped. A split that exists with other settings or damaged
   is a ValueError.
   """
-  wrap = _check_wrap(wrap, length, tokenizer)
+  _check_wrap(wrap, length, tokenizer)
   settings = {
     "split": split,
     "length": length,

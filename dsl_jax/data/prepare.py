@@ -1,6 +1,7 @@
 """Packs a corpus into token rows: python -m dsl_jax.data.prepare --help."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import tqdm
 from absl import app, flags, logging
 
 from dsl_jax.data import corpora, packing, tokenizers
-from dsl_jax.runtime import storage
+from dsl_jax.runtime import errors, storage
 
 
 def prepare(
@@ -19,7 +20,7 @@ def prepare(
   length: int,
   out: str,
   splits: Sequence[str] | None = None,
-  wrap: bool | None = None,
+  wrap: bool = False,
   held_out: int = 100_000,
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
@@ -28,8 +29,10 @@ def prepare(
   `corpora.load`, `tokenizers.load` and `packing.write` for the arguments.
   """
   encoder = tokenizers.load(tokenizer)
-  is_local = storage.is_local(out)
-  cache = storage.to_path(out) / "corpus" if is_local else storage.copies()
+  is_local, folder = storage.is_local(out), storage.to_path(out)
+  is_fixed = is_local and folder.exists() and not os.access(folder, os.W_OK)
+  own_cache = is_local and not is_fixed
+  cache = folder / "corpus" if own_cache else storage.copies()
   texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
   names = list(texts.splits if splits is None else splits)
   for name in names:
@@ -60,6 +63,7 @@ def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags are --name=value.")
   logging.set_verbosity(logging.WARNING)
+  errors.escape_output()
   names = ("corpus", "tokenizer", "length", "out", "splits", "wrap", "held_out")
   values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
   for name, rows in prepare(**values).items():
@@ -77,7 +81,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("length", None, "tokens in a row")
   flags.DEFINE_string("out", None, "directory of the packed files")
   flags.DEFINE_list("splits", None, "splits to pack, by default all")
-  flags.DEFINE_bool("wrap", None, "BOS and EOS at the ends of every row")
+  flags.DEFINE_bool("wrap", False, "BOS and EOS at the ends of every row")
   flags.DEFINE_integer("held_out", 100_000, "OpenWebText's held-out documents")
   flags.mark_flags_as_required(["corpus", "tokenizer", "length", "out"])
   try:

@@ -26,6 +26,8 @@ def parse(
 
   Texts between gaps are encoded separately. Errors begin with the name.
   """
+  if "\udc80" <= max(text, default="") <= "\udcff":
+    raise ValueError(f"{name} has bytes that are not UTF-8; write UTF-8.")
   tokens: list[int] = []  # -1 in gaps
   for number, part in enumerate(_GAP.split(text)):
     if number % 2:  # a gap: its size, or None for [MASK]

@@ -62,6 +62,18 @@ def _load(config):
     raise errors.UserError(f"{path} fails with {reason}; fix it.") from error
 
 
+def _value(text, kind):
+  """Converts the text of a flag; an integer may be written 1e6."""
+  if kind is bool:
+    return _BOOLEANS[text.lower()]
+  if kind is int and not text.lstrip("+-").isdecimal():
+    number = float(text)
+    if number != int(number):
+      raise ValueError("not an integer")
+    return int(number)
+  return kind(text)
+
+
 def _override(name, text, mode, defaults):
   """Returns the config key that a flag sets, and the value in its type."""
   prefix, _, key = name.partition(".")
@@ -81,8 +93,10 @@ def _override(name, text, mode, defaults):
     raise errors.UserError(f"unknown config key {key!r}{hint}")
   text, kind = "false" if prefix == "noconfig" else text, type(defaults[key])
   try:
-    return key, _BOOLEANS[text.lower()] if kind is bool else kind(text)
-  except (KeyError, ValueError) as error:
+    if kind is str and text == "None" and key != "sample.prompt":
+      text = ""  # not given
+    return key, _value(text, kind)
+  except (KeyError, ValueError, OverflowError) as error:
     raise errors.UserError(
       f"{key} is {text!r}; give a value of type {kind.__name__}."
     ) from error
@@ -108,7 +122,7 @@ def parse(
   storage.to_path(workdir)  # raises if it is of another storage
   if not path and not flags:
     return None, workdir, mode
-  config = _load(path)
+  config = config_lib.to_config_dict(config_lib.from_config_dict(_load(path)))
   defaults = config_lib.flatten(config.to_dict())
   config.update_from_flattened_dict(
     dict(_override(name, text, mode, defaults) for name, text in flags.items())

@@ -261,6 +261,10 @@ def _build(cls, values, prefix=""):
       value = _build(kind, value, name + ".")
     if kind is float and type(value) is int:
       value = float(value)
+    if kind is int and type(value) is float and value.is_integer():
+      value = int(value)
+    if kind is str and value is None:  # not given
+      value = ""
     if type(value) is not kind:
       raise errors.UserError(
         f"{name} is {value!r}; give a value of type {kind.__name__}."

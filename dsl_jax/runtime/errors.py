@@ -3,6 +3,8 @@
 import contextlib
 import difflib
 import importlib
+import io
+import sys
 import types
 from collections.abc import Iterable, Iterator
 
@@ -26,6 +28,12 @@ def user_errors() -> Iterator[None]:
     if not known and package not in _BUCKET_PACKAGES:
       raise
     raise UserError(" ".join(str(error).split())) from error
+
+
+def escape_output() -> None:
+  """Makes print escape what the encoding of the terminal lacks."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
