@@ -10,6 +10,7 @@ import time
 import bucket
 import chex
 import pytest
+from test_data_corpora import prepare_tfds
 
 from dsl_jax import main
 from dsl_jax.convert import __main__ as convert
@@ -123,6 +124,13 @@ def test_a_host_copies_a_file_again_only_if_it_changed(environment):
   for wrong, words in (("gs://bucket/**/a", r"\*\*"), ("gs://bucket/b*", "no")):
     with pytest.raises(ValueError, match=words):
       corpora.load(f"text:{wrong}", cache="none")
+
+
+def test_a_tfds_data_set_in_a_bucket_is_read(environment, tmp_path):
+  prepare_tfds(tmp_path, "1.9.0")
+  storage.copy_folder(tmp_path, storage.to_path("gs://bucket/tfds"))
+  corpus = corpora.load("lm1b:gs://bucket/tfds", cache="none")
+  assert len(list(corpus.splits["train"])) == 20
 
 
 def test_unreadable_checkpoints_are_moved_within_the_bucket(environment):

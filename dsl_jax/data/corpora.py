@@ -266,13 +266,14 @@ def tfds(place: str) -> Corpus:
   """
   name, _, directory = place.partition("@")
   default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  directory = os.path.expanduser(directory or default)
+  directory = str(storage.to_path(directory or default))
   library = errors.require("tensorflow_datasets", "data")
   open_files = library.core.read_only_builder.builder_from_files
   title = f"the TFDS data set {name} in {directory}"
   fix = f"tfds build {name} --file_format=array_record --data_dir={directory}"
   with errors.reading(title, f"prepare it with: {fix}."):
-    builder = open_files(name, data_dir=directory)
+    folder = storage.local(open_files(name, data_dir=directory).data_dir)
+    builder = library.builder_from_directory(folder)
     sources = builder.as_data_source()  # of every split
   if "text" not in builder.info.features:
     raise ValueError(f"{title} has no feature 'text'; choose another one.")
