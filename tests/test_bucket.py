@@ -89,7 +89,7 @@ def test_a_run_lives_in_a_bucket_and_survives_a_kill(environment):
   started.wait()
   step = checkpoint.restore_params(RUN)[1]
   # A save that was cut short: nothing says that it is complete.
-  storage.write_text(f"{RUN}/checkpoints/{step + 1}/params/part", "x")
+  storage.write_text(f"{RUN}/checkpoints/{step + 2}/params/part", "x")
   assert checkpoint.restore_params(RUN)[1] == step
 
   assert main.main(arguments("train", **{"train.steps": step + 3})) == 0
@@ -145,6 +145,21 @@ def test_unreadable_checkpoints_are_moved_within_the_bucket(environment):
   assert (kept / "params/d/0").read_text() == "x"
   assert (kept / "commit_success.txt").read_text() == "done"
   assert not checkpoint.exists("gs://bucket/damaged")
+
+
+def test_settings_with_a_name_outside_utf_8_are_kept(tmp_path):
+  rows = [{"prompts": "p\udce9.txt"}]
+  storage.write_jsonl(tmp_path / "a.jsonl", rows)
+  storage.append(tmp_path / "b.jsonl", json.dumps(rows[0], ensure_ascii=False))
+  for name in ("a.jsonl", "b.jsonl"):
+    assert storage.read_jsonl(tmp_path / name) == rows
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "gcsfs", None)
+  storage._set_up_buckets.cache_clear()
+  assert main.main(arguments("train")) == 2
+  assert "pip install dsl_jax[gcs]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

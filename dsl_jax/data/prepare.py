@@ -29,10 +29,10 @@ def prepare(
   `corpora.load`, `tokenizers.load` and `packing.write` for the arguments.
   """
   encoder = tokenizers.load(tokenizer)
-  is_local, folder = storage.is_local(out), storage.to_path(out)
-  is_fixed = is_local and folder.exists() and not os.access(folder, os.W_OK)
-  own_cache = is_local and not is_fixed
-  cache = folder / "corpus" if own_cache else storage.copies()
+  is_local, cache = storage.is_local(out), storage.to_path(out) / "corpus"
+  is_fixed = cache.parent.exists() and not os.access(cache.parent, os.W_OK)
+  if is_fixed or not is_local:
+    cache = storage.copies()
   texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
   names = list(texts.splits if splits is None else splits)
   for name in names:

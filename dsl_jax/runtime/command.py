@@ -66,11 +66,8 @@ def _value(text, kind):
   """Converts the text of a flag; an integer may be written 1e6."""
   if kind is bool:
     return _BOOLEANS[text.lower()]
-  if kind is int and not text.lstrip("+-").isdecimal():
-    number = float(text)
-    if number != int(number):
-      raise ValueError("not an integer")
-    return int(number)
+  if kind is int and "e" in text.lower() and float(text).is_integer():
+    return int(float(text))
   return kind(text)
 
 
@@ -96,7 +93,7 @@ def _override(name, text, mode, defaults):
     if kind is str and text == "None" and key != "sample.prompt":
       text = ""  # not given
     return key, _value(text, kind)
-  except (KeyError, ValueError, OverflowError) as error:
+  except (KeyError, ValueError) as error:
     raise errors.UserError(
       f"{key} is {text!r}; give a value of type {kind.__name__}."
     ) from error

@@ -88,9 +88,10 @@ class Recorder:
     line = json.dumps({"step": step, "split": split} | row) + "\n"
     try:
       storage.append(self._path, line)
-    except OSError as error:
+    except Exception as error:  # of the disk, or whatever a bucket raises
+      reason = getattr(error, "strerror", None) or error
       raise errors.UserError(
-        f"{self._path}: {error.strerror}; make room and start again."
+        f"{self._path}: {reason}; make room and start again."
       ) from error
     values = "  ".join(f"{k} {v:.5g}" for k, v in row.items())
     tqdm.tqdm.write(f"step {step}  {split}  {values}")

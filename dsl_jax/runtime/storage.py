@@ -24,6 +24,7 @@ from etils import epath
 from dsl_jax.runtime import errors
 
 Path = str | os.PathLike
+_ESCAPE = "backslashreplace"  # names of files may hold bytes outside UTF-8
 _INTACT = "replace it with an intact file."
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/|$)")
@@ -186,17 +187,17 @@ def append(path: Path, text: str) -> None:
   """Adds text to a file; one in a bucket is written anew."""
   path = to_path(path)
   if isinstance(path, pathlib.Path):
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=_ESCAPE) as file:
       file.write(text)
   else:
     before = path.read_bytes() if path.exists() else b""
-    path.write_bytes(before + text.encode())
+    path.write_bytes(before + text.encode(errors=_ESCAPE))
 
 
 def write_text(path: Path, text: str) -> None:
   """Writes a text file in UTF-8."""
   with replacing(path) as file:
-    file.write(text.encode())
+    file.write(text.encode(errors=_ESCAPE))
 
 
 def write_json(path: Path, tree: dict) -> None:

@@ -1,7 +1,7 @@
 """The files of a workdir; WORKDIR/config.json says whose workdir it is."""
 
 import dataclasses
-import os
+import uuid
 
 import jax
 
@@ -54,7 +54,7 @@ def compare(
 def check_writable(workdir: str) -> None:
   """Makes a workdir; raises a UserError if files cannot be written there."""
   try:
-    probe = storage.make_folder(workdir) / f".probe-{os.getpid()}"
+    probe = storage.make_folder(workdir) / f".probe-{uuid.uuid4().hex}"
     probe.write_bytes(b"")
     probe.unlink(missing_ok=True)
   except OSError as error:
