@@ -35,7 +35,7 @@ def test_gaps_alone_give_nothing():
     ("a[MASK:0]b", "gap .MASK:0.; use 1 or more"),
     ("a[MASK:-1]b", "outside the alphabet"),
     ("Ärger", "'Ä' at position 0"),
-    ("caf\udce9 au lait", "sample.prompt has bytes that are not UTF-8"),
+    ("\U0001f642 caf\udce9", "sample.prompt has bytes that are not UTF-8"),
   ],
 )
 def test_invalid_prompts_are_one_sentence(text, words):

@@ -26,7 +26,7 @@ def parse(
 
   Texts between gaps are encoded separately. Errors begin with the name.
   """
-  if "\udc80" <= max(text, default="") <= "\udcff":
+  if any("\ud800" <= letter <= "\udfff" for letter in text):
     raise ValueError(f"{name} has bytes that are not UTF-8; write UTF-8.")
   tokens: list[int] = []  # -1 in gaps
   for number, part in enumerate(_GAP.split(text)):

@@ -12,7 +12,7 @@ from dsl_jax.data import prompts
 from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors, storage
+from dsl_jax.runtime import errors, loop, storage
 from dsl_jax.runtime import sharding as sharding_lib
 
 _SHOWN = 4  # samples printed on the console
@@ -71,8 +71,9 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     options = {"rows": 1, "callback": trace}
   size = named_samplers.batch_size(c, mesh)
   texts: list[str] = []
-  total_calls, began = 0, time.monotonic()
-  for first in tqdm.trange(0, len(requests), size, unit="batch"):
+  total_calls, began, compiled = 0, time.monotonic(), loop.compile_clock()
+  bar = tqdm.trange(0, len(requests), size, desc="compiling", unit="batch")
+  for first in bar:
     batch = requests[first : first + size]
     # Batches of one size share a program, so the last one is filled up.
     filled = batch + batch[:1] * (size - len(batch))
@@ -87,6 +88,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
       sharding=sharding_lib.batch_sharding(mesh),
       **options,
     )
+    bar.set_description("sampling")
     total_calls += calls
     lines = [
       {
@@ -105,10 +107,11 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
       trace.write(c.trace, tokenizer, c.path)
       print(f"wrote {c.trace}")
       options = {}  # only the first batch is recorded
-  rate = len(texts) * cfg.data.length / (time.monotonic() - began)
+  seconds = time.monotonic() - began - compiled()
+  rate = len(texts) * cfg.data.length / seconds
   for text in texts[:_SHOWN]:
     print(f"  {text}")
   print(
     f"{len(texts)} samples along the {c.path} path: {total_calls} "
-    f"network calls, {rate:,.0f} tokens/s with compilation"
+    f"network calls, {rate:,.0f} tokens/s and {compiled():.0f} s of compilation"
   )

@@ -136,8 +136,11 @@ def make_held_out_loss(
   return held_out_loss
 
 
-def record_call(recorder: metrics.Recorder, first: int, sums_K: dict, count):
+def record_call(recorder: metrics.Recorder, call: tuple | None) -> None:
   """Records the sums of every step of a call; waits for the devices."""
+  if call is None:
+    return
+  first, sums_K, count = call
   sums_K = jax.device_get(sums_K)
   for k in range(count):
     recorder.add(first + k + 1, {name: x[k] for name, x in sums_K.items()})
@@ -199,9 +202,12 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
       step = first + count
       note(f"waiting for the devices at step {step}")
       state, sums_K = step_fn(state, tokens_KBL, count_here)
-      if pending:
-        record_call(recorder, *pending)
+      record_call(recorder, pending)
       pending = first, sums_K, count
+      if first == start:  # waits for the compilation, which is not timed
+        record_call(recorder, pending)
+        pending = None
+        recorder.restart_clock()
       minutes = (time.monotonic() - start_time) / 60
       stopped = stopping(step)
       timed_out = 0 < c.max_minutes <= minutes
@@ -210,7 +216,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
       evaluating = loop.due(step, c.eval_every, last) and not stopped
       saving = loop.due(step, c.checkpoint_every, last)
       if evaluating or saving:
-        record_call(recorder, *pending)  # nothing is saved after a bad step
+        record_call(recorder, pending)  # nothing is saved after a bad step
         pending = None
         note(f"evaluating or saving at step {step}")
         scores = held_out_loss(state.ema) if evaluating else None

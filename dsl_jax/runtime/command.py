@@ -116,7 +116,6 @@ def parse(
     if not flags.get(name):
       raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
   path, workdir = flags.pop("config", ""), flags.pop("workdir", "")
-  storage.to_path(workdir)  # raises if it is of another storage
   if not path and not flags:
     return None, workdir, mode
   config = config_lib.to_config_dict(config_lib.from_config_dict(_load(path)))

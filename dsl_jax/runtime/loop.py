@@ -51,6 +51,25 @@ def due(step: int, every: int, last: bool) -> bool:
   return every > 0 and (last or step % every == 0)
 
 
+def compile_clock() -> Callable[[], float]:
+  """Returns a function: the seconds in which JAX has compiled from now on."""
+  spans: list[tuple] = []  # a trace may be within another one
+
+  def listen(event, seconds, **_):
+    if event.startswith("/jax/core/compile/"):
+      spans.append((time.monotonic() - seconds, time.monotonic()))
+
+  def total():
+    seconds, edge = 0.0, 0.0
+    for start, end in sorted(spans):
+      seconds += max(0.0, end - max(start, edge))
+      edge = max(edge, end)
+    return seconds
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return total
+
+
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
   """Yields step -> whether SIGTERM or Ctrl-C asks all processes to stop."""

@@ -47,7 +47,8 @@ class Recorder:
       unit="step",
       disable=None if self._writes else True,  # None: only on a terminal
     )
-    self._clock = 0.0  # set after the first step, which compiles
+    self._bar.set_description("compiling")
+    self._clock = 0.0  # set after the first call, which compiles
     self._timed = 0.0  # tokens since then
 
   def add(self, step: int, sums: dict) -> None:
@@ -61,22 +62,22 @@ class Recorder:
     self._sums.update(sums, steps=1)
     if self._clock:
       self._timed += sums["tokens"]
-    else:
-      self.restart_clock()
+    self._bar.set_description("")
     self._bar.update(1)
     if step % self._log_every:
       return
     loss = self._sums["nll"] / self._sums["tokens"]
-    rate = self._timed / (time.monotonic() - self._clock)
     row = {
       "loss": loss,
       "bits": loss / math.log(2),
       "grad_norm": self._sums["grad_norm"] / self._sums["steps"],
-      "tokens_per_second": rate,
     }
-    if self._peak:
-      row["mfu"] = rate / self._peak
-    self._bar.set_postfix({"loss": loss, "tokens/s": rate})
+    if self._timed:
+      rate = self._timed / (time.monotonic() - self._clock)
+      row["tokens_per_second"] = rate
+      if self._peak:
+        row["mfu"] = rate / self._peak
+    self._bar.set_postfix(row)
     self.write(step, "train", row)
     self._sums.clear()
     self.restart_clock()
