@@ -55,9 +55,9 @@ def compile_clock() -> Callable[[], float]:
   """Returns a function: the seconds in which JAX has compiled from now on."""
   spans: list[tuple] = []  # a trace may be within another one
 
-  def listen(event, seconds, **_):
+  def listen(event, duration_secs, **_):
     if event.startswith("/jax/core/compile/"):
-      spans.append((time.monotonic() - seconds, time.monotonic()))
+      spans.append((time.monotonic() - duration_secs, time.monotonic()))
 
   def total():
     seconds, edge = 0.0, 0.0
