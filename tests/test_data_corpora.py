@@ -123,6 +123,17 @@ def test_texts_are_cut_90_5_5_and_kept_exactly(tmp_path, ending):
   assert load(spec, tmp_path).source != corpus.source
 
 
+def test_brackets_are_letters_of_a_name_or_of_a_glob(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  for name in ("a [1]/x.txt", "a 1/x.txt", "b1.txt", "b2.txt"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(f"{name} " * 100)
+  for place, first in (("a [1]/*.txt", "a [1]/x"), ("b[2-9].txt", "b2.txt")):
+    for root in (tmp_path, "~"):
+      splits = as_lists(load(f"text:{root}/{place}", tmp_path))
+      assert splits["train"][0].startswith(first)
+
+
 def test_texts_have_documents_between_separators_or_files(tmp_path):
   write(tmp_path / "a[1]*.txt", TEXTS)  # names with the characters of globs
   write(tmp_path / "a[1]*.jsonl", TEXTS)

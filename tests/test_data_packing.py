@@ -44,12 +44,13 @@ def test_characters_are_cut_plainly_with_one_space_between_documents(tmp_path):
 
 
 def test_words_get_eos_after_every_document_and_a_wrap(tmp_path):
-  packed = write(tmp_path, ["a bb", "ccc", "", "dddd a bb"], Words())
+  documents = ["a bb", "ccc", "", "dddd a bb"]
+  packed = write(tmp_path, documents, Words(), wrap=True)
   # stream: 1 2 9 3 9 9 4 1 2 9
   expected = [[8, *x, 9] for x in ([1, 2], [9, 3], [9, 9], [4, 1], [2, 9])]
   np.testing.assert_array_equal(packed.tokens_NL, expected)
   assert packed.manifest["wrap"] is True
-  plain = write(tmp_path / "..", ["a bb", "ccc"], Words(), wrap=False)
+  plain = write(tmp_path / "..", ["a bb", "ccc"], Words())
   np.testing.assert_array_equal(plain.tokens_NL, [[1, 2, 9, 3]])
   assert plain.manifest["dropped"] == 1
 
@@ -205,7 +206,10 @@ def test_large_files_are_sampled(tmp_path, monkeypatch):
 def test_invalid_settings_are_rejected(tmp_path):
   for settings, match in (
     ({"length": 0}, "length is 0"),
-    ({"length": 2, "tokenizer": Words()}, "wrap=True needs at least 3"),
+    (
+      {"length": 2, "tokenizer": Words(), "wrap": True},
+      "wrap=True needs at least 3",
+    ),
     ({"length": 99}, "has only 8 tokens"),
     ({"wrap": True}, "has no BOS and EOS"),
   ):

@@ -1,5 +1,6 @@
 """The command that packs a corpus, from its flags to its exit codes."""
 
+import errno
 import fcntl
 import hashlib
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import sentencepiece
 
 from dsl_jax.data import packing, prepare, tokenizers
+from dsl_jax.runtime import config as config_lib
 
 
 @pytest.fixture
@@ -93,6 +95,42 @@ def test_finished_rows_are_read_without_the_lock(tmp_path, arguments):
   lock_path.unlink()
   prepare.prepare(**arguments)
   assert not lock_path.exists()
+
+
+def test_rows_of_a_table_are_read_in_a_folder_that_cannot_be_written(
+  tmp_path, arguments, monkeypatch
+):
+  table = tmp_path / "a.jsonl"
+  table.write_text('{"text": "the cat sat on the mat"}\n' * 200)
+  arguments |= {"corpus": f"text:{table}"}
+  prepare.prepare(**arguments)
+
+  def files():
+    return {x: x.stat().st_mtime_ns for x in (tmp_path / "out").rglob("*")}
+
+  before = files()
+  monkeypatch.setenv("DSL_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(prepare.os, "access", lambda *_: False)
+  prepare.prepare(**arguments)
+  assert files() == before
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(
+  arguments, monkeypatch, caplog
+):
+  def flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with caplog.at_level("WARNING"):
+    prepare.prepare(**arguments)
+  assert packing.is_finished(arguments["out"], "train")
+  assert "No locks available" in caplog.text
+
+
+def test_prepare_and_the_config_have_the_same_default_of_wrap(arguments):
+  packed = prepare.prepare(**arguments | {"tokenizer": "text8-mdlm"})
+  assert packed["train"].manifest["wrap"] is config_lib.Data().wrap
 
 
 @pytest.mark.parametrize("tokenizer", ["text8", "sentencepiece-train:278"])

@@ -112,6 +112,7 @@ def test_gaps_alone_give_nothing():
     ("a[MASK:-1]b", "a gap that is not written .MASK. or .MASK:9."),
     ("Ärger", "'Ä' at position 0"),
     ("a[EOS]b", "has .EOS., which 'text8' does not have"),
+    ("\U0001f642 caf\udce9", "sample.prompt has bytes that are not UTF-8"),
   ],
 )
 def test_invalid_prompts_are_one_sentence(text, words):

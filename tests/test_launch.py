@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 import operator
 import os
@@ -11,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pydantic
 import pytest
@@ -76,6 +78,72 @@ def test_a_slice_is_asked_for_only_with_a_type():
   assert "--accelerator-type=v5litepod-16" in asked
   assert "--spot" in asked
   assert here.count("--worker=all") == asked.count("--worker=all") == 2
+
+
+@pytest.mark.parametrize(
+  ("kind", "image"),
+  [
+    ("v4-32", "tpu-ubuntu2204-base"),
+    ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+    ("v5p-128", "v2-alpha-tpuv5"),
+    ("v6e-64", "v2-alpha-tpuv6e"),
+  ],
+)
+def test_every_generation_has_its_image(kind, image):
+  command = ["launch/tpu_pod.sh", "c.py", "gs://b/x"]
+  found = bash(*command, TPU="t", ZONE="z", TYPE=kind)
+  assert f"--runtime-version={image} " in found.stdout.replace("\n", " ")
+  mine = bash(*command, TPU="t", ZONE="z", TYPE=kind, RUNTIME="my-image").stdout
+  assert "--runtime-version=my-image" in mine
+  unknown = bash(*command, TPU="t", ZONE="z", TYPE="v9-8")
+  assert unknown.returncode == 2 and "set RUNTIME" in unknown.stderr
+
+
+def test_hosts_get_the_files_as_they_are_and_python_3_12(tmp_path):
+  def git(*arguments):
+    names = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", *names, *arguments], cwd=tmp_path, check=True)
+
+  shutil.copytree(ROOT / "launch", tmp_path / "launch")
+  for name in ("edited.py", "deleted.py"):
+    (tmp_path / name).write_text("old")
+  (tmp_path / ".gitignore").write_text("runs\n")
+  git("init", "-q")
+  git("add", ".")
+  git("commit", "-qm", "all")
+  (tmp_path / "edited.py").write_text("new")
+  (tmp_path / "added [1].py").write_text("mine")
+  (tmp_path / "deleted.py").unlink()
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs/big.bin").write_text("ignored")
+  # In place of gcloud: takes the archive, and keeps what is to be run.
+  (tmp_path / "bin").mkdir()
+  (tmp_path / "bin/gcloud").write_text(
+    '#!/bin/bash\ncase "$*" in *" scp "*) cp "$5" "$HERE/sent.tar.gz" ;;'
+    ' *" ssh "*) echo "${@: -1}" > "$HERE/remote" ;; esac\n'
+  )
+  (tmp_path / "bin/gcloud").chmod(0o755)
+  given = {"TPU": "t", "ZONE": "z", "HERE": str(tmp_path), "DRY_RUN": ""}
+  given["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+  script = str(tmp_path / "launch/tpu_pod.sh")
+  assert bash(script, "c.py", "gs://b/x", **given).returncode == 0
+  with tarfile.open(tmp_path / "sent.tar.gz") as archive:
+    names = set(archive.getnames())
+    assert archive.extractfile("dsl_jax/edited.py").read() == b"new"
+  assert "dsl_jax/added [1].py" in names
+  assert not names & {"dsl_jax/deleted.py", "dsl_jax/runs/big.bin"}
+  remote = (tmp_path / "remote").read_text()
+  assert "uv venv --python 3.12" in remote and "[tpu,gcs,data," in remote
+
+
+def test_the_image_has_what_the_jobset_runs():
+  lines = (ROOT / "launch/Dockerfile").read_text().splitlines()
+  (base,) = (line for line in lines if line.startswith("FROM"))
+  assert base == "FROM python:3.12-slim" and "WORKDIR /app" in lines
+  sources = [x.split()[1:-1] for x in lines if x.startswith("COPY")]
+  for source in itertools.chain(*sources):
+    assert (ROOT / source).exists()
+  assert {"dsl_jax", "configs", "launch"} <= {*itertools.chain(*sources)}
 
 
 def test_flags_of_the_caller_win():
@@ -203,11 +271,11 @@ def test_the_jobset_uses_every_chip_of_its_slice():
   assert chips == container["resources"]["requests"]["google.com/tpu"]
   total = math.prod(int(n) for n in shape.split("x"))
   assert spec["parallelism"] * chips == total
-  volumes = {volume["name"] for volume in pod["volumes"]}
-  assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
   command = container["command"]
   assert bash("-n", "-c", command[2]).returncode == 0
   words = shlex.split(command[2])
+  for flag in ("--workdir", "--config.data.dir", "--config.init_from"):
+    assert f"{flag}=gs://" in command[2]  # a host has no other shared storage
   assert (
     ROOT / next(w for w in words if "--config=" in w).split("=")[1]
   ).is_file()

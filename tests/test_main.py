@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import importlib
+import io
 import os
 import pathlib
 import re
@@ -87,6 +88,8 @@ def claim(rows, workdir, data_hash=None):
     ({"train.stesp": 1}, ["'train.stesp'; did you mean 'train.steps'?"]),
     ({"steps": 1}, ["'steps'", "'train.steps'"]),
     ({"train.steps": "many"}, ["train.steps is 'many'; give", "type int"]),
+    ({"train.steps": "1e400"}, ["train.steps is '1e400'; give"]),
+    ({"train.steps": "1.5"}, ["train.steps is '1.5'; give"]),
     ({"data.wrap": "maybe"}, ["data.wrap is 'maybe'; give", "type bool"]),
     ({"train.steps": 0}, ["train.steps is 0; use at least 1"]),
     ({"net.width": 130}, ["net.width is 130"]),
@@ -139,6 +142,8 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--workdir="], ["--workdir is missing"]),
     (["--workdir=/proc/none"], ["--workdir is /proc/none", "be written"]),
     (["--workdir=FILE/run"], ["cannot be written"]),
+    (["--mode=eval", "--workdir=/proc"], ["is /proc, which cannot be written"]),
+    (["--mode=report", "--workdir=/proc"], ["cannot be written"]),
     (["--config="], ["--config is missing"]),
     (["--config=nothing.py"], ["'nothing.py', not a file"]),
     (["--config=quickstart:big"], ["no variant 'big'; it has letters"]),
@@ -157,6 +162,18 @@ def test_checkpoints_without_a_config_are_left_alone(run, tmp_path):
   (tmp_path / "run/checkpoints/10").mkdir(parents=True)
   assert_rejected(run({}), "checkpoints and no config.json")
   assert os.listdir(tmp_path / "run") == ["checkpoints"]
+
+
+def test_a_terminal_without_the_letters_gets_escapes(monkeypatch):
+  for encoding, expected in (
+    ("ascii", b"\\u20ac\\xfc"),
+    ("latin-1", b"\\u20ac\xfc"),
+  ):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main.main(["main", "--help"]) == 0
+    print("\u20ac\xfc", flush=True)
+    assert terminal.buffer.getvalue().endswith(expected + b"\n")
 
 
 def test_a_diverged_run_exits_with_one(run, monkeypatch):

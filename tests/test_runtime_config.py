@@ -194,6 +194,29 @@ def test_a_workdir_in_use_is_refused(tmp_path):
   assert workdir_lib.stored(tmp_path).config == longer
 
 
+def test_numbers_and_none_are_read_as_they_are_written(tmp_path):
+  source = (CONFIGS / "quickstart.py").read_text()
+  file = tmp_path / "12:30 [a].py"  # the last colon need not be a variant
+  file.write_text(
+    source.replace('name="quickstart",', "name='x', init_from=None,").replace(
+      "steps=3600,", "steps=4e3,"
+    )
+  )
+  for config in (f"--config={file}", f"--config={file}:"):
+    cfg, _, _ = parse(config, "--workdir=x")
+    assert (cfg.init_from, cfg.train.steps) == ("", 4000)
+    assert type(cfg.train.steps) is int
+  flags = ("--config.train.steps=1e6", "--config.init_from=None")
+  cfg, _, _ = parse(config, "--workdir=x", *flags)
+  assert (cfg.init_from, cfg.train.steps) == ("", 1_000_000)
+  cfg, _, _ = parse(config, "--workdir=x", "--config.init_from=a")
+  assert cfg.init_from == "a"
+  cfg, _, _ = parse(config, "--workdir=x", "--config.sample.prompt=None")
+  assert cfg.sample.prompt == "None"
+  with pytest.raises(errors.UserError, match="has no variant 'big'"):
+    parse(f"--config={file}:big", "--workdir=x")
+
+
 def test_overrides_are_typed_in_any_order():
   config = f"--config={CONFIGS / 'quickstart.py:letters'}"
   base, _, _ = parse(config, "--workdir=x")

@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
   for name, kind, text in _OPTIONS:
     add(f"--{name}", type=kind, help=text, default=argparse.SUPPRESS)
   args = parser.parse_args(argv)
+  errors.escape_output()
   try:
     with errors.user_errors():
       _convert(args)

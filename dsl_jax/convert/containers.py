@@ -78,7 +78,8 @@ def read_shards(index: pathlib.Path) -> Container:
   stored = []
   for name in names:
     with readable(index.parent / name[:80]):
-      shard = read_safetensors(index.parent / pathlib.Path(name).name).tensors
+      file = storage.local(index.parent / pathlib.Path(name).name)
+      shard = read_safetensors(file).tensors
     stored += [(key, name) for key in shard]
     tensors |= shard
   if sorted(stored) != sorted(weight_map.items()):

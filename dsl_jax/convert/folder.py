@@ -84,7 +84,7 @@ def check_config(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
 
 def check_free(path: str | pathlib.Path) -> None:
   """Rejects a path where writing would overwrite somebody else's files."""
-  path = pathlib.Path(path)
+  path = storage.to_path(path)
   with contextlib.suppress(ValueError):
     if EVIDENCE_SKIP in storage.read_json(path / "config.json"):
       return
@@ -120,17 +120,16 @@ def write_weights(
   """Writes a safetensors file in one move, with the mask's id noted."""
   from safetensors import numpy as safetensors_numpy
 
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")  # written without a copy
-  partial.touch()
-  mode = partial.stat().st_mode  # safetensors would hide it from others
-  safetensors_numpy.save_file(
-    {name: np.asarray(array, order="C") for name, array in tensors.items()},
-    partial,
-    metadata={"format": "pt", "mask_id": str(mask_id)},
-  )
-  partial.chmod(mode)
-  partial.replace(path)
+  storage.make_folder(path.parent)
+  with storage.staged(path) as partial:  # written without a copy
+    partial.touch()
+    mode = partial.stat().st_mode  # safetensors would hide it from others
+    safetensors_numpy.save_file(
+      {name: np.asarray(array, order="C") for name, array in tensors.items()},
+      partial,
+      metadata={"format": "pt", "mask_id": str(mask_id)},
+    )
+    partial.chmod(mode)
 
 
 def describe(run: Run) -> dict:

@@ -45,6 +45,7 @@ def _open_file(path) -> containers.Container:
   if path.name == _INDEX:
     return containers.read_shards(path)
   with containers.readable(path):
+    path = storage.local(path)
     with path.open("rb") as file:
       start = file.read(9)
     # Safetensors first: the length before its brace may begin with any bytes.
@@ -176,7 +177,7 @@ def open_mdlm(
   heads: int | None = None,
 ) -> Source:
   """Opens what `load` reads; the arguments are explained there."""
-  container, config = _open(pathlib.Path(path))
+  container, config = _open(storage.to_path(path))
   folder.check_model(path, {"": config} | container.settings)
   tensors = {
     re.sub(_PREFIXES, "", name.replace("_orig_mod.", "")): tensor
@@ -375,7 +376,7 @@ def save(
   Raises:
     ValueError: params do not fit cfg, or the folder holds something else.
   """
-  path = pathlib.Path(path)
+  path = storage.to_path(path)
   is_file = path.suffix == ".safetensors"
   if cfg is None and not is_file:
     raise ValueError("cfg is None; give that of these params, for the heads.")

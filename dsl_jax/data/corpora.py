@@ -11,7 +11,6 @@ import itertools
 import json
 import lzma
 import os
-import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, TextIO
 from absl import logging
 
 from dsl_jax.data import tokenizers
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 SPECS = (
   "kjv",
@@ -102,11 +101,12 @@ def text8(path: str) -> Corpus:
   """
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
   with errors.reading(path, fix):
-    if zipfile.is_zipfile(path):
-      with zipfile.ZipFile(path) as archive:
+    file = storage.local(path)
+    if zipfile.is_zipfile(file):
+      with zipfile.ZipFile(file) as archive:
         content = archive.read("text8")
     else:
-      content = pathlib.Path(path).read_bytes()
+      content = file.read_bytes()
   md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
   if len(content) != _TEXT8_ENDS[-1] or re.search(rb"[^a-z ]", content):
     raise ValueError(
@@ -136,6 +136,7 @@ def _cut_text(text: str, part: int) -> str:
 
 def open_text(path: str) -> TextIO:
   """Opens a text file, perhaps compressed; a byte order mark is dropped."""
+  path = os.fspath(storage.local(path))
   opener = _OPENERS.get(os.path.splitext(path)[1].lower(), open)
   return opener(path, "rt", encoding="utf-8-sig", newline="")
 
@@ -221,8 +222,7 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
   """The files of GLOB[#COLUMN], sorted, and the column."""
   match = re.fullmatch(r"(.*)#(\w+)", place, re.DOTALL)
   pattern, column = match.groups() if match else (place, "text")
-  matches = glob.glob(os.path.expanduser(pattern), recursive=True)
-  paths = sorted(filter(os.path.isfile, matches))
+  paths = storage.find_files(pattern)
   if not paths:
     raise ValueError(
       f"corpus is '{corpus}:{place}' but no file matches; give a glob."
@@ -285,13 +285,14 @@ def tfds(place: str) -> Corpus:
   """
   name, _, directory = place.partition("@")
   default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  directory = os.path.expanduser(directory or default)
+  directory = str(storage.to_path(directory or default))
   library = errors.require("tensorflow_datasets", "data")
   open_files = library.core.read_only_builder.builder_from_files
   title = f"the TFDS data set {name} in {directory}"
   fix = f"tfds build {name} --file_format=array_record --data_dir={directory}"
   with errors.reading(title, f"prepare it with: {fix}."):
-    builder = open_files(name, data_dir=directory)
+    folder = storage.local(open_files(name, data_dir=directory).data_dir)
+    builder = library.builder_from_directory(folder)
     sources = builder.as_data_source()  # of every split
   if "text" not in builder.info.features:
     raise ValueError(f"{title} has no feature 'text'; choose another one.")

@@ -119,7 +119,7 @@ def _hash(data: memoryview, block: int) -> str:
 
 def is_finished(directory: str, split: str) -> bool:
   """Returns whether a split has its manifest; `load` checks the data."""
-  return os.path.exists(os.path.join(directory, f"{split}.json"))
+  return (storage.to_path(directory) / f"{split}.json").exists()
 
 
 def _check_rows(data: np.ndarray, manifest: dict) -> None:
@@ -158,26 +158,22 @@ def load(directory: str, split: str) -> Packed:
   fix = "delete both and prepare them again."
   with errors.reading(f"{stem}.json or {stem}.bin", fix):
     manifest = storage.read_json(f"{stem}.json", fix)
-    data = np.memmap(f"{stem}.bin", np.uint8, "r")
+    data = np.memmap(storage.local(f"{stem}.bin"), np.uint8, "r")
     _check_rows(data, manifest)
   return Packed(data.view("<i4").reshape(-1, manifest["length"]), manifest)
 
 
 def _check_wrap(
-  wrap: bool | None, length: int, tokenizer: tokenizers.Tokenizer
-) -> bool:
-  """Whether rows have markers: by default if a word tokenizer has both."""
-  marked = tokenizer.bos_id is not None and tokenizer.eos_id is not None
-  if wrap is None:
-    wrap = marked and not isinstance(tokenizer, tokenizers.CharTokenizer)
-  if wrap and not marked:
+  wrap: bool, length: int, tokenizer: tokenizers.Tokenizer
+) -> None:
+  """Rejects rows that cannot have their markers."""
+  if wrap and None in (tokenizer.bos_id, tokenizer.eos_id):
     raise ValueError(
       f"wrap is True but tokenizer {tokenizer.name!r} has no BOS and EOS; "
       "set it False."
     )
   if length < (least := 3 if wrap else 1):
     raise ValueError(f"length is {length}; wrap={wrap} needs at least {least}.")
-  return wrap
 
 
 def _cut_rows(arrays: Iterable[np.ndarray], inner: int) -> Iterator[np.ndarray]:
@@ -207,7 +203,7 @@ def write(
   *,
   length: int,
   origin: Origin,
-  wrap: bool | None = None,
+  wrap: bool = False,
   max_unknown: float = 0.05,
 ) -> Packed:
   """Tokenises and packs one split, unless that has been done already.
@@ -216,7 +212,7 @@ def write(
   incomplete row is dropped. A split that exists with other settings or damaged
   is a ValueError, and so is a share of unknown tokens above `max_unknown`.
   """
-  wrap = _check_wrap(wrap, length, tokenizer)
+  _check_wrap(wrap, length, tokenizer)
   settings = {
     "split": split,
     "length": length,
@@ -264,7 +260,7 @@ def write(
         f"unknown to {origin.tokenizer!r}; use a tokenizer for this text, or "
         f"set max_unknown above {max_unknown:g}."
       )
-  data = np.memmap(f"{stem}.bin", np.uint8, "r").data
+  data = np.memmap(storage.local(f"{stem}.bin"), np.uint8, "r").data
   blocks = range(-(-len(data) // _HASHED))
   manifest = settings | {
     "tokenizer": origin.tokenizer,

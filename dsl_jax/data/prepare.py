@@ -1,7 +1,6 @@
 """Packs a corpus into token rows: python -m dsl_jax.data.prepare --help."""
 
 import contextlib
-import fcntl
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import tqdm
 from absl import app, flags, logging
 
 from dsl_jax.data import corpora, detokenizers, packing, tokenizers
-from dsl_jax.runtime import storage
+from dsl_jax.runtime import errors, storage
 
 _FLAGS = (
   "corpus",
@@ -28,13 +27,13 @@ _FLAGS = (
 
 def _train(path, spec, texts, clean):
   """Trains a vocabulary, unless there are rows made with it."""
-  folder = os.path.dirname(path)
+  folder = str(storage.to_path(path).parent)
   has_rows = any(packing.is_finished(folder, split) for split in texts.splits)
   if "train" not in texts.splits:
     raise ValueError(
       f"tokenizer is {spec!r} but no text is for training; give another."
     )
-  if not (has_rows and os.path.exists(path)):
+  if not (has_rows and storage.to_path(path).exists()):
     model = tokenizers.train(map(clean, texts.splits["train"]), spec)
     with storage.replacing(path) as file:
       file.write(model)
@@ -47,7 +46,7 @@ def prepare(
   length: int,
   out: str,
   splits: Sequence[str] | None = None,
-  wrap: bool | None = None,
+  wrap: bool = False,
   detokenizer: str = "",
   **limits: Any,
 ) -> dict[str, packing.Packed]:
@@ -64,10 +63,12 @@ def prepare(
   to_train = tokenizers.trained_file(tokenizer, out)
   if not to_train:
     encoder = tokenizers.load(tokenizer)
-  cache = os.path.join(out, "corpus")
-  texts = corpora.load(
-    corpus, cache=cache, held_out=limits.get("held_out", 100_000)
-  )
+  is_local, cache = storage.is_local(out), storage.to_path(out) / "corpus"
+  is_fixed = cache.parent.exists() and not os.access(cache.parent, os.W_OK)
+  if is_fixed or not is_local:
+    cache = storage.copies()
+  held_out = limits.get("held_out", 100_000)
+  texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
   names = list(texts.splits if splits is None else splits)
   for name in names:
     if name not in texts.splits:
@@ -78,10 +79,9 @@ def prepare(
   origin = packing.Origin(texts.name, texts.source, tokenizer, detokenizer)
   packed = {}
   with contextlib.ExitStack() as stack:
-    if not all(packing.is_finished(out, name) for name in names):
-      os.makedirs(out, exist_ok=True)
-      lock = stack.enter_context(open(os.path.join(out, ".lock"), "w"))
-      fcntl.flock(lock, fcntl.LOCK_EX)  # waits for other writers
+    finished = all(packing.is_finished(out, name) for name in names)
+    if is_local and not finished:  # waits for other writers; a bucket has none
+      stack.enter_context(storage.lock(storage.make_folder(out)))
     if to_train:
       _train(to_train, tokenizer, texts, clean)
       encoder = tokenizers.load(tokenizer, out)
@@ -108,6 +108,7 @@ def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unknown argument {argv[1]!r}; flags are --name=value.")
   logging.set_verbosity(logging.WARNING)
+  errors.escape_output()
   values: dict[str, Any] = {name: flags.FLAGS[name].value for name in _FLAGS}
   for name, rows in prepare(**values).items():
     counts = rows.manifest
@@ -128,7 +129,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("length", None, "tokens in a row")
   flags.DEFINE_string("out", None, "directory of the packed files")
   flags.DEFINE_list("splits", None, "splits to pack, by default all")
-  flags.DEFINE_bool("wrap", None, "BOS and EOS at the ends of every row")
+  flags.DEFINE_bool("wrap", False, "BOS and EOS at the ends of every row")
   flags.DEFINE_integer("held_out", 100_000, "OpenWebText's held-out documents")
   flags.DEFINE_string("detokenizer", "", "wikitext, ptb, lm1b, lambada or none")
   flags.DEFINE_float("max_unknown", 0.05, "share of unknown tokens, at most")

@@ -3,14 +3,13 @@
 [BOS] and [EOS] are the tokenizer's markers.
 """
 
-import pathlib
 import re
 from typing import NamedTuple
 
 import numpy as np
 
 from dsl_jax.data import packing, tokenizers
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 _SPECIAL = re.compile(r"\[(MASK(?::[0-9]+)?|BOS|EOS)\]")
 _GAP = -1
@@ -68,6 +67,8 @@ def parse(
   With `wrap` the row is between BOS and EOS, as those of training are, unless
   the prompt is empty. Errors begin with the name.
   """
+  if any("\ud800" <= letter <= "\udfff" for letter in text):
+    raise ValueError(f"{name} has bytes that are not UTF-8; write UTF-8.")
   tokens: list[int] = []
   words = _SPECIAL.split(text)
   try:
@@ -102,7 +103,7 @@ def parse(
 def load_lines(path: str) -> list[tuple[str, str]]:
   """Loads a name for errors and the text of every line that is not empty."""
   with errors.reading(f"the prompts {path!r}", "give a UTF-8 text file."):
-    lines = pathlib.Path(path).read_text("utf-8").split("\n")
+    lines = storage.local(path).read_text("utf-8").split("\n")
   named = [(f"line {i} of {path}", line) for i, line in enumerate(lines, 1)]
   if not any(lines):
     raise ValueError(f"the prompts {path!r} are empty; write one per line.")

@@ -8,15 +8,13 @@ import hashlib
 import io
 import itertools
 import json
-import os
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 SPECS = (
   "text8",
@@ -206,8 +204,10 @@ def _load_gpt2(vocab_path: str, merges_path: str) -> LibraryTokenizer:
     vocab, merges = facts["vocab"], facts["merges"]
     if sorted(vocab.values()) != list(range(_GPT2_VOCAB)):
       raise ValueError(f"{len(vocab)} ids instead of {_GPT2_VOCAB}")
-    paths = map(pathlib.Path, (vocab_path, merges_path))
-    files = dict(zip(_GPT2_FILES[0], (path.read_bytes() for path in paths)))
+    contents = (
+      storage.to_path(x).read_bytes() for x in (vocab_path, merges_path)
+    )
+    files = dict(zip(_GPT2_FILES[0], contents))
   content = json.dumps([sorted(vocab, key=vocab.get), merges])
   return LibraryTokenizer("gpt2", model, content, files)
 
@@ -220,9 +220,9 @@ def _find_gpt2(directory: str) -> list[str]:
     with errors.reading("the tokenizer gpt2 of the Hugging Face hub", fix):
       return [hub.hf_hub_download("gpt2", name) for name in _GPT2_FILES[0]]
   for names in _GPT2_FILES:
-    paths = [os.path.join(directory, name) for name in names]
-    if all(map(os.path.isfile, paths)):
-      return paths
+    paths = [storage.to_path(directory) / name for name in names]
+    if all(path.is_file() for path in paths):
+      return [str(storage.local(path)) for path in paths]
   raise ValueError(
     f"tokenizer is 'gpt2:{directory}' but that directory has no tables; put "
     "vocab.json and merges.txt there."
@@ -232,10 +232,11 @@ def _find_gpt2(directory: str) -> list[str]:
 class SentencePieceTokenizer(Tokenizer):
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
-    if os.path.isdir(path):
-      path = os.path.join(path, _SENTENCEPIECE_FILE)
+    file = storage.to_path(path)
+    if file.is_dir():
+      file /= _SENTENCEPIECE_FILE
     with errors.reading(path, "prepare the rows, or train it with spm_train."):
-      content = pathlib.Path(path).read_bytes()
+      content = file.read_bytes()
       if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError("it is empty")
       self._model = library.SentencePieceProcessor(model_proto=content)
@@ -290,14 +291,14 @@ class ByteTokenizer(Tokenizer):
 def _load_hf(where: str) -> LibraryTokenizer:
   """A tokenizer.json: a file, in a directory, or of a name on the hub."""
   library = errors.require("tokenizers", "data")
-  path = os.path.expanduser(where)
-  if os.path.isdir(path):
-    path = os.path.join(path, "tokenizer.json")
+  path = storage.to_path(where)
+  if path.is_dir():
+    path /= "tokenizer.json"
   with errors.reading(f"the tokenizer hf:{where}", _HF_FIX):
-    if not (os.path.exists(path) or path.endswith(".json")):
+    if not (path.exists() or path.suffix == ".json"):
       hub = errors.require("huggingface_hub", "data")
-      path = hub.hf_hub_download(where, "tokenizer.json")
-    content = pathlib.Path(path).read_text("utf-8")
+      path = storage.to_path(hub.hf_hub_download(where, "tokenizer.json"))
+    content = path.read_text("utf-8")
     model = library.Tokenizer.from_str(content)
     model.no_padding()
     model.no_truncation()
@@ -309,7 +310,7 @@ def _load_hf(where: str) -> LibraryTokenizer:
 def trained_file(spec: str, folder: str) -> str:
   """Returns the file of a vocabulary that is to be trained, otherwise ""."""
   name, _, pieces = spec.partition(":")
-  path = os.path.join(folder, f"sentencepiece-{pieces}.model")
+  path = f"{folder}/sentencepiece-{pieces}.model"
   return path if name == "sentencepiece-train" and pieces else ""
 
 

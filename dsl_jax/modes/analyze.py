@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -242,8 +241,7 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
   if cfg.eval.control:
     report["invariance"] = invariance(run, control)
   if jax.process_index() == 0:
-    folder = pathlib.Path(workdir) / "analysis"
-    folder.mkdir(exist_ok=True)
+    folder = storage.make_folder(f"{workdir}/analysis")
     for name, image in _plots(report):
       (folder / f"{name}.png").write_bytes(image)
     print(_summary(report))

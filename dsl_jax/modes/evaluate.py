@@ -214,7 +214,7 @@ def measure(
 
 def _target(cfg, workdir, result, rows_NL):
   """The file of a result; fewer rows or bounds replace no larger result."""
-  path = pathlib.Path(workdir) / "eval.json"
+  path = storage.to_path(workdir) / "eval.json"
   if not cfg.eval.text:
     if not path.exists():
       return path

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,7 +56,7 @@ def reliability(table: dict) -> bytes:
   return png(fig)
 
 
-def write(path: pathlib.Path, template: str, **values) -> None:
+def write(path: storage.Path, template: str, **values) -> None:
   """Writes a page from templates/, whole or not at all."""
   jinja2 = errors.require("jinja2", "demo")
   loader = jinja2.PackageLoader("dsl_jax.modes")

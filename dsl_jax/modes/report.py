@@ -1,7 +1,5 @@
 """Reporting: one self-contained HTML page about a run."""
 
-import pathlib
-
 from dsl_jax.modes import pages
 from dsl_jax.runtime import errors, storage
 from dsl_jax.runtime import workdir as workdir_lib
@@ -22,7 +20,7 @@ def _plot_loss(metrics):
 
 def report(workdir: str) -> None:
   """Writes WORKDIR/report.html: loss, mmse, bounds, samples, and analyses."""
-  root, first = pathlib.Path(workdir), "run --mode={} first.".format
+  root, first = storage.to_path(workdir), "run --mode={} first.".format
   with errors.user_errors():
     errors.require("jinja2", "demo")
     errors.require("matplotlib", "demo")

@@ -66,11 +66,11 @@ def _cached(path, make):
   """Returns the array in a file, made and written as a whole if missing."""
   if not path.exists():
     array = make()
-    path.parent.mkdir(exist_ok=True)
+    storage.make_folder(path.parent)
     with storage.replacing(path) as file:
       np.save(file, array)
   with errors.reading(str(path), _FIX):
-    return np.load(path)
+    return np.load(storage.local(path))
 
 
 def _features(folder, judge, words):
@@ -308,7 +308,7 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
     named_samplers.check(dataclasses.replace(cfg, sample=section))
   mesh = sharding_lib.make_mesh(cfg.mesh)
   params, step = trained.restore(cfg, workdir)
-  folder = pathlib.Path(workdir) / "reproduce"
+  folder = storage.to_path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}
   draw = functools.partial(_draw, cfg, params, mesh, tokenizer)
@@ -342,7 +342,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
   if cfg.eval.table.partition(":")[0] == "zero_shot" and not cfg.eval.text:
     zero_shot.zero_shot(cfg, workdir)
     return
-  text, folder = cfg.eval.text, pathlib.Path(workdir) / "reproduce"
+  text, folder = cfg.eval.text, storage.to_path(workdir) / "reproduce"
   with errors.user_errors():
     if jax.process_count() > 1:
       raise errors.UserError(
@@ -379,7 +379,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       jobs: dict = {text: job}
     else:
       jobs = _table_jobs(cfg, workdir, tokenizer, judged)
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder)
     unscored = [job for job in jobs.values() if not job.scores.exists()]
     if unscored:
       print(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import time
 
 import jax
@@ -13,7 +12,7 @@ from dsl_jax.data import prompts
 from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors, storage
+from dsl_jax.runtime import errors, loop, storage
 from dsl_jax.runtime import sharding as sharding_lib
 
 _SHOWN = 4  # samples printed on the console
@@ -45,7 +44,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   Each batch is added when it is done, with settings and training step. Samples
   of other settings are kept.
   """
-  c, target = cfg.sample, pathlib.Path(workdir) / "samples.jsonl"
+  c, target = cfg.sample, storage.to_path(workdir) / "samples.jsonl"
   with errors.user_errors():
     named_samplers.check(cfg)
     tokenizer = trained.load_tokenizer(cfg)
@@ -67,8 +66,9 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     options = {"rows": 1, "callback": trace}
   size = named_samplers.batch_size(c, mesh)
   texts: list[str] = []
-  total_calls, began = 0, time.monotonic()
-  for first in tqdm.trange(0, len(requests), size, unit="batch"):
+  total_calls, began, compiled = 0, time.monotonic(), loop.compile_clock()
+  bar = tqdm.trange(0, len(requests), size, desc="compiling", unit="batch")
+  for first in bar:
     batch = requests[first : first + size]
     # Batches of one size share a program, so the last one is filled up.
     filled = batch + batch[:1] * (size - len(batch))
@@ -83,6 +83,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
       sharding=sharding_lib.batch_sharding(mesh),
       **options,
     )
+    bar.set_description("sampling")
     total_calls += calls
     lines = [
       {
@@ -97,16 +98,17 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     ]
     texts += [line["text"] for line in lines]
     if jax.process_index() == 0:
-      with target.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
+      rows = (json.dumps(line, ensure_ascii=False) for line in lines)
+      storage.append(target, "".join(f"{row}\n" for row in rows))
     if options:
       trace.write(c.trace, tokenizer, c.path)
       print(f"wrote {c.trace}")
       options = {}  # only the first batch is recorded
-  rate = len(texts) * cfg.data.length / (time.monotonic() - began)
+  seconds = time.monotonic() - began - compiled()
+  rate = len(texts) * cfg.data.length / seconds
   for text in texts[:_SHOWN]:
     print(f"  {text}")
   print(
     f"{len(texts)} samples along the {c.path} path: {total_calls} "
-    f"network calls, {rate:,.0f} tokens/s with compilation"
+    f"network calls, {rate:,.0f} tokens/s and {compiled():.0f} s of compilation"
   )

@@ -145,8 +145,11 @@ def follow_clock(cfg: config_lib.Config, state, step: int, deadline: float):
   return state._replace(opt_state=optim.set_schedule(state.opt_state, count))
 
 
-def record_call(recorder: metrics.Recorder, first: int, sums_K: dict, count):
+def record_call(recorder: metrics.Recorder, call: tuple | None) -> None:
   """Records the sums of every step of a call; waits for the devices."""
+  if call is None:
+    return
+  first, sums_K, count = call
   sums_K = jax.device_get(sums_K)
   for k in range(count):
     recorder.add(first + k + 1, {name: x[k] for name, x in sums_K.items()})
@@ -220,16 +223,19 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
       note(f"waiting for the devices at step {step}")
       state = follow_clock(cfg, state, first, deadline)
       state, sums_K = step_fn(state, tokens_KBL, count_here)
-      if pending:
-        record_call(recorder, *pending)
+      record_call(recorder, pending)
       pending = first, sums_K, count
+      if first == start:  # waits for the compilation, which is not timed
+        record_call(recorder, pending)
+        pending = None
+        recorder.restart_clock()
       stopped = stopping(step)
       timed_out = time.monotonic() >= deadline
       last = step == c.steps or stopped or timed_out
       # After a signal there may be time for a save, but not for more.
       evaluating = loop.due(step, c.eval_every, last) and not stopped
       if evaluating or loop.due(step, c.checkpoint_every, last):
-        record_call(recorder, *pending)  # nothing is saved after a bad step
+        record_call(recorder, pending)  # nothing is saved after a bad step
         pending = None
         note(f"evaluating or saving at step {step}")
         scores = held_out_loss(state.ema, interrupted) if evaluating else None

@@ -1,8 +1,8 @@
 """A self-contained HTML page on which one sample appears step by step."""
 
 import base64
+import errno
 import os
-import pathlib
 import zlib
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from dsl_jax.core import vocab
 from dsl_jax.data import tokenizers
 from dsl_jax.modes import pages
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 COMMITTED = 255  # level of an infinite SNR; level 0 is the mask
 
@@ -25,8 +25,11 @@ def check(path: str) -> None:
       f"--trace is {path} on {jax.process_count()} hosts; use a single one."
     )
   try:
-    open(path, "x").close()
-    os.remove(path)
+    page = storage.to_path(path)
+    if page.exists():
+      raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    page.write_bytes(b"")
+    page.unlink()
   except OSError as error:
     raise errors.UserError(
       f"--trace is {path}, which cannot be written ({error.strerror}); name a "
@@ -107,6 +110,4 @@ class Trace:
       "confidences": _pack(confidence_RL.astype(np.uint8)),
       "tokens": _pack(index_RL.astype("<u4")),
     }
-    pages.write(
-      pathlib.Path(path), "viewer.html", title=title, finite=finite, data=data
-    )
+    pages.write(path, "viewer.html", title=title, finite=finite, data=data)

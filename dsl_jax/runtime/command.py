@@ -5,7 +5,6 @@ Unlike `ml_collections.config_flags`, in any order and with one-line errors.
 
 import dataclasses
 import inspect
-import os
 import pathlib
 import runpy
 import typing
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from ml_collections import config_dict
 
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 from dsl_jax.runtime import workdir as workdir_lib
 
 
@@ -94,14 +93,16 @@ def _split(args, modes):
 
 def _load(config):
   """Calls get_config of FILE[:variant] or of a config of the package."""
-  path, _, arg = config.partition(":")
-  known = _find_configs()
-  path = path if os.path.isfile(path) else known.get(path)
+  path, arg, known = config, "", _find_configs()
+  if not storage.to_path(path).is_file():  # the last colon is before a variant
+    path, _, arg = config.rpartition(":") if ":" in config else (config, "", "")
+    path = path if path and storage.to_path(path).is_file() else known.get(path)
   if not path:
     hint = errors.nearest(config, known)
     raise errors.UserError(f"--config is {config!r}, not a file{hint}")
   try:
-    return config_dict.ConfigDict(runpy.run_path(path)["get_config"](arg))
+    content = runpy.run_path(str(storage.local(path)))
+    return config_dict.ConfigDict(content["get_config"](arg))
   except errors.UserError:
     raise
   except Exception as error:  # the user's own file may do anything
@@ -131,6 +132,15 @@ def _stored(workdir, path):
   return dataclasses.replace(cfg, mesh=config_lib.Mesh())
 
 
+def _value(text, kind):
+  """Converts the text of a flag; an integer may be written 1e6."""
+  if kind is bool:
+    return _BOOLEANS[text.lower()]
+  if kind is int and "e" in text.lower() and float(text).is_integer():
+    return int(float(text))
+  return kind(text)
+
+
 def _override(name, text, mode, defaults):
   """Returns the config key that a flag sets, and the value in its type."""
   prefix, _, key = name.partition(".")
@@ -149,7 +159,9 @@ def _override(name, text, mode, defaults):
     raise errors.UserError(f"unknown config key {key!r}{hint}")
   text, kind = "false" if prefix == "noconfig" else text, type(defaults[key])
   try:
-    return key, _BOOLEANS[text.lower()] if kind is bool else kind(text)
+    if kind is str and text == "None" and key != "sample.prompt":
+      text = ""  # not given
+    return key, _value(text, kind)
   except (KeyError, ValueError) as error:
     raise errors.UserError(
       f"{key} is {text!r}; give a value of type {kind.__name__}."
@@ -177,7 +189,8 @@ def parse(
       raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
   path, workdir = flags.pop("config", ""), flags.pop("workdir", "")
   own = None if "config" in required else _stored(workdir, path)
-  config = _load(path) if path or not own else config_lib.to_config_dict(own)
+  cfg = config_lib.from_config_dict(_load(path)) if path or not own else own
+  config = config_lib.to_config_dict(cfg)
   defaults = config_lib.flatten(config.to_dict())
   given = dict(_override(name, x, mode, defaults) for name, x in flags.items())
   config.update_from_flattened_dict(given)

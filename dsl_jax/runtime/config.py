@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from dsl_jax.core import laws
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import errors
+from dsl_jax.runtime import errors, storage
 
 _MAPPINGS = (Mapping, config_dict.ConfigDict)
 NetConfig = denoiser_lib.NetConfig  # checks itself
@@ -30,6 +30,13 @@ def _one_of(*words: str) -> str:
   return _within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
 
 
+def _check_storage(name: str, value: str) -> None:
+  """Rejects a path that is neither local nor in a bucket of Google's."""
+  is_spec = name in ("corpus", "tokenizer")  # KIND:PATH
+  if not storage.is_supported(value.partition(":")[2] if is_spec else value):
+    raise ValueError(f"{name} is {value!r}; use a local path or gs://BUCKET/.")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Section:
   """Checks the range of every field; an error begins with its name."""
@@ -37,6 +44,8 @@ class _Section:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
+      if isinstance(value, str) and field.name != "prompt":
+        _check_storage(field.name, value)
       if field.metadata and not field.metadata["contains"](value):
         raise ValueError(
           f"{field.name} is {value!r:.80}; {field.metadata['fix']}."
@@ -262,6 +271,10 @@ def _build(cls, values, prefix=""):
       value = _build(kind, value, name + ".")
     if kind is float and type(value) is int:
       value = float(value)
+    if kind is int and type(value) is float and value.is_integer():
+      value = int(value)
+    if kind is str and value is None:  # not given
+      value = ""
     if type(value) is not kind:
       raise errors.UserError(
         f"{name} is {value!r:.80}; give a value of type {kind.__name__}."

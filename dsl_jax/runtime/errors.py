@@ -3,8 +3,12 @@
 import contextlib
 import difflib
 import importlib
+import io
+import sys
 import types
 from collections.abc import Iterable, Iterator
+
+_BUCKET_PACKAGES = ("aiohttp", "gcsfs", "google")  # no OSErrors of theirs
 
 
 class UserError(ValueError):
@@ -18,8 +22,18 @@ def user_errors() -> Iterator[None]:
     yield
   except UserError:
     raise
-  except (ValueError, OSError, ImportError) as error:
+  except Exception as error:
+    package = type(error).__module__.partition(".")[0]
+    known = isinstance(error, ValueError | OSError | ImportError)
+    if not known and package not in _BUCKET_PACKAGES:
+      raise
     raise UserError(" ".join(str(error).split())) from error
+
+
+def escape_output() -> None:
+  """Makes print escape what the encoding of the terminal lacks."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def nearest(word: str, known: Iterable[str], *, whole: bool = False) -> str:

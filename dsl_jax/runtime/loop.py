@@ -3,9 +3,10 @@
 import concurrent.futures
 import contextlib
 import itertools
-import os
+import pathlib
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from dsl_jax.runtime import stops
+from dsl_jax.runtime import stops, storage
 
 
 def say(text: str) -> None:
@@ -48,6 +49,25 @@ def prefetch(load: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
 def due(step: int, every: int, last: bool) -> bool:
   """Returns whether a task of every so many steps (0: never) is due."""
   return every > 0 and (last or step % every == 0)
+
+
+def compile_clock() -> Callable[[], float]:
+  """Returns a function: the seconds in which JAX has compiled from now on."""
+  spans: list[tuple] = []  # a trace may be within another one
+
+  def listen(event, duration_secs, **_):
+    if event.startswith("/jax/core/compile/"):
+      spans.append((time.monotonic() - duration_secs, time.monotonic()))
+
+  def total():
+    seconds, edge = 0.0, 0.0
+    for start, end in sorted(spans):
+      seconds += max(0.0, end - max(start, edge))
+      edge = max(edge, end)
+    return seconds
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return total
 
 
 @contextlib.contextmanager
@@ -117,18 +137,23 @@ def profile(
 
   Yields a function to call with the number of steps done, from 0 on.
   """
-  running = False
+  running, folder = False, storage.to_path(workdir) / "profile"
+  scratch = tempfile.TemporaryDirectory()  # JAX writes none to a bucket
+  local = folder if storage.is_local(folder) else pathlib.Path(scratch.name)
 
   def after(step):
     nonlocal running
     inside = first > 0 and 0 <= step - (first - 1) < count
     if inside and not running:
-      jax.profiler.start_trace(os.path.join(workdir, "profile"))
+      jax.profiler.start_trace(str(local))
     elif running and not inside:
       jax.profiler.stop_trace()
+      if local != folder:
+        storage.copy_folder(local, folder)
     running = inside
 
   try:
     yield after
   finally:
     after(first + count)
+    scratch.cleanup()

@@ -3,7 +3,6 @@
 import collections
 import json
 import math
-import pathlib
 import time
 
 import jax
@@ -34,21 +33,21 @@ class Recorder:
   ):
     self._log_every, self._peak, self._deadline = log_every, peak, deadline
     self._sums: collections.Counter = collections.Counter()
-    self._file = None
-    if jax.process_index() == 0:
-      path = pathlib.Path(workdir) / "metrics.jsonl"
+    self._path = storage.to_path(workdir) / "metrics.jsonl"
+    self._writes = jax.process_index() == 0
+    if self._writes:
       # Lines of later steps, and those that are not of a report, go.
       storage.filter_jsonl(
-        path, lambda row: row.get("step") in range(start + 1)
+        self._path, lambda row: row.get("step") in range(start + 1)
       )
-      self._file = path.open("a", encoding="utf-8")
     self._bar = tqdm.tqdm(
       total=steps,
       initial=start,
       unit="step",
-      disable=None if self._file else True,  # None: only on a terminal
+      disable=None if self._writes else True,  # None: only on a terminal
     )
-    self._clock = 0.0  # set after the first step, which compiles
+    self._bar.set_description("compiling")
+    self._clock = 0.0  # set after the first call, which compiles
     self._timed = 0.0  # tokens since then
 
   def add(self, step: int, sums: dict) -> None:
@@ -62,37 +61,36 @@ class Recorder:
     self._sums.update(sums, steps=1)
     if self._clock:
       self._timed += sums["tokens"]
-    else:
-      self.restart_clock()
+    self._bar.set_description("")
     self._bar.update(1)
     if step % self._log_every:
       return
     loss = self._sums["nll"] / self._sums["tokens"]
-    now = time.monotonic()
-    rate = self._timed / (now - self._clock)
-    tokens = self._sums["tokens"] / self._sums["steps"]
-    left = self._deadline - now
-    if rate:
-      left = min(left, (self._bar.total - step) * tokens / rate)
     row = {
       "loss": loss,
       "bits": loss / math.log(2),
       "grad_norm": self._sums["grad_norm"] / self._sums["steps"],
-      "tokens_per_second": rate,
     }
-    if self._peak:
-      row["mfu"] = rate / self._peak
-    self._bar.set_postfix({"loss": loss, "tokens/s": rate})
-    self.write(step, "train", row, f"  {max(left, 0) / 60:.1f} minutes left")
+    left, note = self._deadline - time.monotonic(), ""
+    if self._timed:
+      rate = self._timed / (time.monotonic() - self._clock)
+      row["tokens_per_second"] = rate
+      tokens = self._sums["tokens"] / self._sums["steps"]
+      left = min(left, (self._bar.total - step) * tokens / rate)
+      note = f"  {max(left, 0) / 60:.1f} minutes left"
+      if self._peak:
+        row["mfu"] = rate / self._peak
+    self._bar.set_postfix(row)
+    self.write(step, "train", row, note)
     self._sums.clear()
     self.restart_clock()
 
   def write(self, step: int, split: str, row: dict, note: str = "") -> None:
     """Writes one line of means."""
-    if not self._file:
+    if not self._writes:
       return
-    self._file.write(json.dumps({"step": step, "split": split} | row) + "\n")
-    self._file.flush()
+    line = json.dumps({"step": step, "split": split} | row) + "\n"
+    storage.append(self._path, line)
     values = "  ".join(f"{k} {v:.5g}" for k, v in row.items())
     tqdm.tqdm.write(f"step {step}  {split}  {values}{note}")
 
@@ -101,7 +99,5 @@ class Recorder:
     self._clock, self._timed = time.monotonic(), 0.0
 
   def close(self) -> None:
-    """Closes the progress bar and the file."""
+    """Closes the progress bar."""
     self._bar.close()
-    if self._file:
-      self._file.close()

@@ -5,7 +5,7 @@ import dataclasses
 import fcntl
 import os
 import pathlib
-import tempfile
+import uuid
 from typing import IO, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ def find(where: str | os.PathLike) -> pathlib.Path:
 
   The names of shipped models are the folders of `dsl_jax/pretrained`.
   """
-  path = pathlib.Path(where)
+  path = storage.to_path(where)
   if (path / "config.json").exists():
     return path
   shipped = {x.parent.name: x.parent for x in _SHIPPED.glob("*/config.json")}
@@ -107,7 +107,7 @@ def compare(
   workdir: str, cfg: config_lib.Config, data_hash: str | None = None
 ) -> None:
   """Rejects a workdir of another run, which training would not continue."""
-  if not (pathlib.Path(workdir) / "config.json").exists():
+  if not (storage.to_path(workdir) / "config.json").exists():
     return
   run = stored(workdir)
   if run.is_exported:
@@ -129,6 +129,19 @@ def compare(
         f"--workdir {workdir} belongs to another run: {key} is {old[key]!r} "
         f"there and {value!r} here; choose a new one."
       )
+
+
+def check_writable(workdir: str) -> None:
+  """Makes a workdir; raises a UserError if files cannot be written there."""
+  try:
+    probe = storage.make_folder(workdir) / f".probe-{uuid.uuid4().hex}"
+    probe.write_bytes(b"")
+    probe.unlink(missing_ok=True)
+  except OSError as error:
+    raise errors.UserError(
+      f"--workdir is {workdir}, which cannot be written "
+      f"({error.strerror or error}); choose another."
+    ) from error
 
 
 def _lock(root: pathlib.Path) -> IO:
@@ -153,23 +166,16 @@ def claim(
 
   Returns what to close at the end of the run; until then others are refused.
   """
-  root = pathlib.Path(workdir)
+  root = storage.to_path(workdir)
   compare(workdir, cfg, data_hash)
   if (root / "checkpoints").exists() and not (root / "config.json").exists():
     raise errors.UserError(
       f"{workdir} has checkpoints and no config.json; choose a new --workdir."
     )
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    tempfile.TemporaryFile(dir=workdir).close()
-  except OSError as error:
-    raise errors.UserError(
-      f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
-      "choose another."
-    ) from error
+  check_writable(workdir)
   if jax.process_index() != 0:
     return contextlib.nullcontext()
-  lock = _lock(root)
+  lock = _lock(root) if storage.is_local(root) else contextlib.nullcontext()
   content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
   storage.write_json(root / "config.json", content)
   return lock
