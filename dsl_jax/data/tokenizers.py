@@ -173,6 +173,20 @@ class SentencePieceTokenizer:
     return self._model.decode(np.asarray(ids).tolist())
 
 
+def pieces(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
+  """Returns the text of each id inside a text, with the space before a word.
+
+  Markers, which decode to nothing, are written [BOS] and [EOS].
+  """
+  before = tokenizer.encode("a").tolist()  # decoders drop a space at the start
+  start = len(tokenizer.decode(before))
+  markers = {tokenizer.bos_id: "[BOS]", tokenizer.eos_id: "[EOS]"}
+  return [
+    tokenizer.decode([*before, token])[start:] or markers.get(token, "")
+    for token in map(int, ids)
+  ]
+
+
 def load(spec: str) -> Tokenizer:
   """Makes the tokenizer that a spec of `SPECS` names."""
   name, _, where = spec.partition(":")

@@ -4,6 +4,8 @@ import base64
 import os
 import pathlib
 import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ from dsl_jax.modes import pages
 from dsl_jax.runtime import errors
 
 COMMITTED = 255  # level of an infinite SNR; level 0 is the mask
+_MASK_COLOUR, _COMMITTED_COLOUR = "#f7f7f9", "#107a69"  # as in viewer.html
+_FINITE_COLOURS = ["#ecf0f6", "#96bee6", "#346eb4", "#18326e"]
 
 
 def check(path: str) -> None:
@@ -59,24 +63,32 @@ def _pack(array):
   return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
 
 
+class Step(NamedTuple):
+  """One sequence after a step of its path."""
+
+  number: int
+  snr_L: np.ndarray
+  tokens_L: np.ndarray  # drawn, or nearest where the SNR is finite
+  confidence_L: np.ndarray  # their probabilities
+
+
 class Trace:
   """Records the first sequence of a batch while it is sampled."""
 
   def __init__(self, table_VD: jax.Array):
     self._table_VD = table_VD
     self._last = 0  # number of the last step
-    # Of the steps that change something: number, SNRs, tokens, probabilities.
-    self._steps: list[tuple] = []
+    self.steps: list[Step] = []  # those that change something
 
   def __call__(self, number: int, state) -> None:
     """Records a step: the callback of `samplers.sample`, for every step."""
     self._last = number
     tokens_L = np.asarray(state.tokens_BL[0])
     snr_L = np.asarray(state.snr_BL[0])
-    if not self._steps:
+    if not self.steps:
       prompt_L = np.where(state.prompt_mask_BL[0], np.inf, 0)
-      self._steps.append((0, prompt_L, tokens_L, np.ones(len(tokens_L))))
-    if np.array_equal(snr_L, self._steps[-1][1]):
+      self.steps.append(Step(0, prompt_L, tokens_L, np.ones(len(tokens_L))))
+    if np.array_equal(snr_L, self.steps[-1].snr_L):
       return
     confidence_L = np.exp(np.asarray(state.logp_BL[0]))
     finite_L = np.isfinite(snr_L) & (snr_L > 0)
@@ -84,11 +96,11 @@ class Trace:
       nearest_BL, probability_BL = _nearest(self._table_VD, state.z_BLD[:1])
       tokens_L = np.where(finite_L, nearest_BL[0], tokens_L)
       confidence_L = np.where(finite_L, probability_BL[0], confidence_L)
-    self._steps.append((number, snr_L, tokens_L, confidence_L))
+    self.steps.append(Step(number, snr_L, tokens_L, confidence_L))
 
   def write(self, path: str, tokenizer: tokenizers.Tokenizer, title: str):
     """Writes the page, whole or not at all."""
-    numbers, *arrays = zip(*self._steps, strict=True)
+    numbers, *arrays = zip(*self.steps, strict=True)
     snr_RL, tokens_RL, confidence_RL = map(np.stack, arrays)
     tokens_RL = np.where(snr_RL > 0, tokens_RL, 0)
     ids, index_RL = np.unique(tokens_RL, return_inverse=True)
@@ -102,7 +114,7 @@ class Trace:
       "rows": numbers,
       "last": self._last,
       "snr": scale.tolist(),
-      "texts": [tokenizer.decode([i]) for i in ids],
+      "texts": tokenizers.pieces(tokenizer, ids),
       "levels": _pack(levels_RL),
       "confidences": _pack(confidence_RL.astype(np.uint8)),
       "tokens": _pack(index_RL.astype("<u4")),
@@ -110,3 +122,29 @@ class Trace:
     pages.write(
       pathlib.Path(path), "viewer.html", title=title, finite=finite, data=data
     )
+
+
+def draw(steps: Sequence[Step]):
+  """Draws the SNR of every token (across) after every step (down)."""
+  colors = errors.require("matplotlib.colors", "demo")
+  patches = errors.require("matplotlib.patches", "demo")
+  fig, axes = pages.figure("token", "step that moves a token")
+  levels_RL, scale = _levels(np.stack([step.snr_L for step in steps]))
+  shades = colors.LinearSegmentedColormap.from_list("snr", _FINITE_COLOURS)
+  palette = shades(np.linspace(0, 1, COMMITTED + 1))
+  palette[0] = colors.to_rgba(_MASK_COLOUR)
+  palette[COMMITTED] = colors.to_rgba(_COMMITTED_COLOUR)
+  axes.imshow(palette[levels_RL], aspect="auto", interpolation="nearest")
+  axes.locator_params(integer=True)
+  names = [(0, "mask"), (COMMITTED, "committed")]
+  if np.any((levels_RL > 0) & (levels_RL < COMMITTED)):
+    names[1:1] = [(i, f"SNR {scale[i]:.3g}") for i in (1, COMMITTED - 1)]
+  axes.legend(
+    handles=[patches.Patch(fc=palette[i], ec="#c5ccd6") for i, _ in names],
+    labels=[name for _, name in names],
+    loc="lower center",
+    bbox_to_anchor=(0.5, 1.0),
+    ncols=len(names),
+    frameon=False,
+  )
+  return fig
