@@ -8,7 +8,7 @@ EXTRAS = {
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda13]"],
   # PyTorch is never needed to read or write weights.
-  "convert": ["safetensors>=0.5"],
+  "convert": ["huggingface_hub>=0.30", "safetensors>=0.5"],
   "data": [
     "datasets>=4.0",
     "huggingface_hub>=0.30",
@@ -68,7 +68,9 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["dsl_jax", "dsl_jax.*"]),
-  package_data={"dsl_jax": ["convert/card.md", "modes/templates/*.html"]},
+  package_data={
+    "dsl_jax": ["convert/card.md", "modes/templates/*.html", "pretrained/*/*"]
+  },
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

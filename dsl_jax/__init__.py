@@ -11,4 +11,12 @@ from dsl_jax import convert, likelihood, objective, samplers
 from dsl_jax.core import channel, laws, paths, sphere, vocab
 from dsl_jax.nets.denoiser import Denoiser, NetConfig, make_denoiser
 
+
+def load(where: str):
+  """Returns the model in a folder, as `dsl_jax.modes.model.load` says."""
+  from dsl_jax.modes import model  # with what training needs, such as Orbax
+
+  return model.load(where)
+
+
 __version__ = "0.2.0"

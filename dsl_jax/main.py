@@ -1,7 +1,9 @@
 """Discrete Stochastic Localization: trains, evaluates, samples, plans a run.
 
 python -m dsl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
-  --mode=MODE [--config.train.steps=2000 ...]
+  [--config.train.steps=2000 ...]
+python -m dsl_jax.main --workdir=runs/quickstart --mode=MODE  # the run's config
+  [--config.sample.steps=32 ...]
   [--text=FILE]          # eval, correct, reproduce: a text of your own
   [--table=owt_mauve]    # reproduce: which table
   [--trace=FILE.html]    # sample: also a page that shows a sample appear
@@ -19,7 +21,11 @@ from dsl_jax.nets import attention
 from dsl_jax.runtime import command, errors
 
 MODES = {
-  "train": command.Mode("train", "trains, or continues a stopped run"),
+  "train": command.Mode(
+    "train",
+    "trains, or continues a stopped run",
+    required=("config", "workdir"),
+  ),
   "eval": command.Mode("evaluate", "bounds on the likelihood: eval.json"),
   "sample": command.Mode("sample", "texts: samples.jsonl"),
   "analyze": command.Mode("analyze", "calibration, repair, information"),
@@ -27,7 +33,9 @@ MODES = {
   "correct": command.Mode("correct", "marks and repairs tokens of a text"),
   "demo": command.Mode("demo", "a page to write on, at 127.0.0.1"),
   "report": command.Mode("report", "all of it on one page", ("workdir",)),
-  "plan": command.Mode("plan", "memory and time on a topology", ("config",)),
+  "plan": command.Mode(
+    "plan", "memory and time on a topology", ("config",), required=()
+  ),
 }
 
 
@@ -54,12 +62,12 @@ def main(argv: list[str]) -> int:
       cfg, workdir, name = command.parse(argv, MODES)
       mode = MODES[name]
       join_hosts()
-      if name != "plan" and cfg:  # a plan is for devices that are not here
+      if name not in ("plan", "report"):  # which use no devices that are here
         attention.check(cfg.net.attention, jax.default_backend())
     # Only the modules that the mode needs are imported.
     module = importlib.import_module(f"dsl_jax.modes.{mode.module}")
     given = {"config": cfg, "workdir": workdir}
-    getattr(module, mode.module)(*(given[flag] for flag in mode.needs))
+    getattr(module, mode.module)(*(given[flag] for flag in mode.arguments))
   except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

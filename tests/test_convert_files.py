@@ -4,7 +4,9 @@ import json
 import re
 import struct
 
+import huggingface_hub
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -65,6 +67,38 @@ def test_every_wrong_tensor_is_named(path):
     assert_rejected(path, named)
 
 
+def test_prefixes_and_half_precisions_load(path):
+  tensors = {
+    name.removeprefix("backbone."): x for name, x in mdlm_tensors().items()
+  }
+  kinds = np.float16, ml_dtypes.bfloat16, np.float32
+  halves = {
+    name: x.astype(kinds[i % 3]) for i, (name, x) in enumerate(tensors.items())
+  }
+  for prefix in ("", "module.", "model.backbone.", "module._orig_mod.model."):
+    named = {prefix + name: x for name, x in halves.items()}
+    safetensors_numpy.save_file(named, path)
+    params, _ = convert.mdlm.load(path)
+    last = params["head"]["bias"]
+    expected = halves["output_layer.linear.bias"][:-1].astype(np.float32)
+    np.testing.assert_array_equal(last, expected)
+
+
+def test_a_model_of_the_hub_is_fetched(path, tmp_path, monkeypatch):
+  with pytest.raises(ValueError, match="hf download someone/mdlm --local-dir"):
+    convert.mdlm.load("someone/mdlm")  # the tests are offline
+  path.rename(tmp_path / "model.safetensors")
+  fetched = []
+
+  def fetch(name, **options):
+    fetched.append(name)
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+  assert convert.mdlm.load("someone/mdlm")[1].heads == HEADS
+  assert fetched == ["someone/mdlm"]
+
+
 def test_truncated_and_foreign_files(path, tmp_path):
   whole = path.read_bytes()
   for size in [*range(12), *range(12, len(whole), 1013), len(whole) - 1]:
@@ -96,6 +130,10 @@ def test_any_length_of_the_header_is_read(path, length):
     '{"n_heads": 4, "vocab_size": 12}',
     '{"hidden_dim": "8"}',
     '{"time_conditioning": true}',
+    '{"model_type": "duo"}',
+    '{"model_type": "mdlm", "parameterization": "sedd"}',
+    '{"algo": {"name": "d3pm"}}',
+    '{"model": {"type": "ddit"}, "graph": {"type": "absorb"}}',
     '{"n_blocks": null}',
     '{"dsl_evidence_skip": 1.5}',
     "[]",

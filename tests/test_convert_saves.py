@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sentencepiece
 from safetensors import numpy as safetensors_numpy
 from tiny_mdlm import BUFFER, DEPTH, HEADS, WIDTH, mdlm_tensors
 
 from dsl_jax import convert
 from dsl_jax.convert import __main__ as command
+from dsl_jax.data import tokenizers
+from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint
+from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
@@ -101,10 +104,25 @@ def test_command_overwrites_only_its_own_folders(path, tmp_path, capsys):
     convert.mdlm.save(params, out, cfg=cfg)
 
 
+def train_vocabulary(path):
+  with open(__file__) as lines, path.open("wb") as model:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=lines, model_writer=model, vocab_size=200
+    )
+
+
 def test_run_is_exported(tmp_path, capsys):
   workdir, out = str(tmp_path / "run"), tmp_path / "out"
-  net = denoiser_lib.NetConfig(9, WIDTH, DEPTH, HEADS, 4, evidence_skip=True)
-  cfg = config_lib.Config("tiny", net, data=config_lib.Data(length=77))
+  vocabulary = tmp_path / "mine.model"
+  train_vocabulary(vocabulary)
+  tokenizer = tokenizers.load(f"sentencepiece:{vocabulary}")
+  net = denoiser_lib.NetConfig(200, WIDTH, DEPTH, HEADS, 4, evidence_skip=True)
+  data = config_lib.Data(
+    tokenizer=f"sentencepiece:{vocabulary}",
+    length=77,
+    fingerprint=tokenizer.fingerprint,
+  )
+  cfg = config_lib.Config("tiny", net, data=data, clean_snr=50.0)
   like = jax.eval_shape(denoiser_lib.make_denoiser(net).init, jax.random.key(0))
   rng = np.random.default_rng(0)
 
@@ -127,8 +145,36 @@ def test_run_is_exported(tmp_path, capsys):
   config = json.loads((out / "config.json").read_text())
   assert config["model_length"] == 77
   assert config["dsl_clean_snr"] == cfg.clean_snr
+  vocabulary.unlink()  # the folder has its own
   assert command.main(["export", str(out), "--out", str(tmp_path / "b")]) == 0
   assert json.loads((tmp_path / "b" / "config.json").read_text()) == config
+  out = out.rename(tmp_path / "moved")
+  run = workdir_lib.stored(out)
+  assert run.data_hash == "hash of the rows" and run.step == 3
+  moved = dataclasses.replace(data, tokenizer=f"sentencepiece:{out}")
+  assert run.config == dataclasses.replace(cfg, data=moved)
+  found = trained.load_tokenizer(run.config)
+  assert found.fingerprint == tokenizer.fingerprint
+  model = (out / "tokenizer.model").read_bytes()
+  assert model.count(b"import") > 0  # of equal size, with another piece
+  other = model.replace(b"import", b"tropmi")
+  (out / "tokenizer.model").write_bytes(other)
+  with pytest.raises(errors.UserError, match="has another vocabulary"):
+    trained.load_tokenizer(run.config)
+
+
+def test_a_folder_without_a_run_names_the_fix(path, tmp_path, capsys):
+  params, cfg = convert.mdlm.load(path)
+  convert.mdlm.save(params, tmp_path / "out", cfg=cfg)  # as earlier versions
+  words = r"lacks 'dsl_run'.*dsl_jax.convert export .*out --out"
+  with pytest.raises(errors.UserError, match=words):
+    workdir_lib.stored(tmp_path / "out")
+  argv = ["export", str(tmp_path / "out"), "--out", str(tmp_path / "new")]
+  options = ["--clean_snr=30", "--tokenizer"]
+  assert command.main([*argv, *options, "text8"]) == 2
+  assert "set it to the 27 ids" in capsys.readouterr().err
+  assert command.main([*argv, *options[:1]]) == 0
+  assert workdir_lib.stored(tmp_path / "new").config.clean_snr == 30
 
 
 def test_the_code_of_the_card_samples(path, tmp_path):

@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from dsl_jax.data import prompts, tokenizers
 
-TEXT8 = tokenizers.load("text8")
+TEXT8, MDLM = map(tokenizers.load, ("text8", "text8-mdlm"))
 
 
-def parse(text, length=12):
-  return prompts.parse(text, TEXT8, length, name="sample.prompt")
+def parse(text, length=12, tokenizer=TEXT8, **options):
+  return prompts.parse(text, tokenizer, length, name="sample.prompt", **options)
 
 
 def test_text_is_at_its_place_among_the_gaps():
@@ -19,6 +20,49 @@ def test_text_is_at_its_place_among_the_gaps():
   assert prompt.tokens_L.dtype == np.int32
   assert TEXT8.decode(prompt.tokens_L[prompt.prompt_mask_L]) == "abcd"
   assert not prompt.tokens_L[~prompt.prompt_mask_L].any()
+
+
+@pytest.mark.parametrize(
+  "text, wrap, row",
+  [
+    ("ab", True, "[BOS]ab........[EOS]"),
+    ("[BOS]ab", True, "[BOS]ab........[EOS]"),
+    ("[MASK:2]b[EOS]", True, "[BOS]..b[EOS]......[EOS]"),
+    ("", True, "............"),
+    ("ab[EOS][MASK]c", False, "ab[EOS].c......."),
+  ],
+)
+def test_markers_are_those_of_the_rows_and_those_written(text, wrap, row):
+  prompt = parse(text, tokenizer=MDLM, wrap=wrap)
+  pairs = zip(prompt.tokens_L, prompt.prompt_mask_L)
+  assert "".join(MDLM.decode([x]) if y else "." for x, y in pairs) == row
+
+
+def test_letters_are_normalised_as_the_corpus_was():
+  prompt = parse("In 1[MASK:2]God's", 20)
+  given = TEXT8.decode(prompt.tokens_L[prompt.prompt_mask_L])
+  assert given == "in one god s" and not parse("God").tokens_L[3:].any()
+
+
+def test_no_space_comes_after_a_gap_where_none_is_written(tmp_path):
+  path = tmp_path / "small.model"
+  for options in ({}, {"remove_extra_whitespaces": False}):
+    with open(tokenizers.__file__) as lines, path.open("wb") as model:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=300, **options
+      )
+    loaded = tokenizers.load(f"sentencepiece:{path}")
+    for text in ("The cap[MASK]al[MASK]", "The cap[MASK] al[MASK]"):
+      prompt = parse(text, 40, loaded)
+      tokens = [int(x) if y else -1 for x, y in zip(*prompt[1:])]
+      gap = tokens.index(-1)
+      end = tokens.index(-1, gap + 1)
+      filled = [
+        *tokens[:gap],
+        *loaded.encode_inside("it"),
+        *tokens[gap + 1 : end],
+      ]
+      assert loaded.decode(filled) == text.replace("[MASK]", "it", 1)[:-6]
 
 
 def test_gaps_alone_give_nothing():
@@ -33,8 +77,10 @@ def test_gaps_alone_give_nothing():
     ("a[MASK:12]", "use at most data.length, which is 12"),
     ("a[MASK:" + "9" * 30 + "]", "use at most data.length"),
     ("a[MASK:0]b", "gap .MASK:0.; use 1 or more"),
-    ("a[MASK:-1]b", "outside the alphabet"),
+    ("a[MASK:" + "9" * 5000 + "]", "use at most data.length"),
+    ("a[MASK:-1]b", "a gap that is not written .MASK. or .MASK:9."),
     ("Ärger", "'Ä' at position 0"),
+    ("a[EOS]b", "has .EOS., which 'text8' does not have"),
   ],
 )
 def test_invalid_prompts_are_one_sentence(text, words):

@@ -75,7 +75,7 @@ def test_a_config_of_an_earlier_version_is_the_same_run(tmp_path):
   stored["config"]["train"]["compilation_cache"] = "runs/compiled"
   del stored["config"]["law"]["name"]  # a newer key
   path.write_text(json.dumps(stored))
-  assert workdir_lib.stored(tmp_path) == (TINY, "hash")
+  assert workdir_lib.stored(tmp_path)[:2] == (TINY, "hash")
   workdir_lib.compare(tmp_path, TINY, "hash")
 
 
@@ -126,6 +126,56 @@ def test_every_config_is_valid(name, millions):
   if name == "owt.py:paper":  # the converter of the paper's authors
     assert (cfg.net.beta_init, cfg.net.mask_prior) == (1 / 8, 0.99)
     assert cfg.clean_snr == pytest.approx(304.5, abs=0.1)
+
+
+def test_other_modes_have_the_config_of_the_run(tmp_path):
+  quickstart = parse(f"--config={CONFIGS / 'quickstart.py'}", "--workdir=x")[0]
+  trained = dataclasses.replace(
+    quickstart,
+    net=TINY.net,
+    law=dataclasses.replace(TINY.law, mu=2.0),
+    train=dataclasses.replace(TINY.train, steps=7),
+    mesh=config_lib.Mesh(fsdp=4),
+    sample=dataclasses.replace(TINY.sample, num=3),
+  )
+  workdir_lib.claim(tmp_path, trained, "hash").close()
+  here, draws = f"--workdir={tmp_path}", "--config.eval.draws=5"
+  assert parse(here, "--mode=eval", draws, "--config.seed=3")[0] == (
+    dataclasses.replace(
+      trained,
+      seed=3,
+      mesh=config_lib.Mesh(),  # that of this machine
+      eval=dataclasses.replace(trained.eval, draws=5),
+    )
+  )
+  file = f"--config={CONFIGS / 'quickstart.py'}"
+  cfg, *_ = parse(here, file, "--mode=eval", draws)
+  assert (cfg.net, cfg.law, cfg.train) == (
+    trained.net,
+    trained.law,
+    trained.train,
+  )
+  assert (cfg.sample, cfg.eval.draws) == (quickstart.sample, 5)
+  for flags, words in (
+    (["--config.net.width=32"], "net.width is 32 and the model in"),
+    ([file, "--config.data.length=8"], "data.length is 8 and"),
+    (["--config.clean_snr=3"], "has 100.0; leave it out"),
+    ([f"--config={CONFIGS / 'text8.py'}"], "data.length is 256 and"),
+  ):
+    with pytest.raises(errors.UserError, match=words):
+      parse(here, "--mode=eval", *flags)
+  with pytest.raises(errors.UserError, match="nowhere holds no checkpoint"):
+    parse("--workdir=nowhere", "--mode=eval")
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+  with workdir_lib.claim(tmp_path, TINY, "hash"):
+    longer = dataclasses.replace(TINY, train=config_lib.Train(steps=9))
+    with pytest.raises(errors.UserError, match="in use by another run"):
+      workdir_lib.claim(tmp_path, longer, "hash")
+    assert workdir_lib.stored(tmp_path).config == TINY
+  workdir_lib.claim(tmp_path, longer, "hash").close()
+  assert workdir_lib.stored(tmp_path).config == longer
 
 
 def test_overrides_are_typed_in_any_order():

@@ -7,9 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from dsl_jax import main, paths
+import dsl_jax
+from dsl_jax import likelihood, main, paths
+from dsl_jax.convert import __main__ as converter
 from dsl_jax.modes import named_samplers
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {
@@ -133,6 +136,53 @@ def test_every_named_sampler_is_a_path_that_keeps_its_budget():
       assert rises or named_samplers.may_fall(name), name
       within = max(steps, 3 if name == "blocks" else 1)
       assert len(paths.compact(path)) - 1 <= within, name
+
+
+def test_a_model_is_loaded_from_every_place(run, tmp_path, monkeypatch):
+  workdir, mode = run
+  shipped = tmp_path / "shipped"
+  argv = ["export", str(workdir), "--out", str(shipped / "tiny")]
+  assert converter.main(argv) == 0
+  monkeypatch.setattr(workdir_lib, "_SHIPPED", shipped)
+  monkeypatch.chdir(tmp_path)
+  prompt = "In the[MASK:2]was"
+  assert mode("sample", **{"sample.prompt": prompt, "sample.seed": 1}) == 0
+  lines = samples(workdir)[1][-3:]
+  for where in (workdir, str(shipped / "tiny"), "tiny"):
+    model = dsl_jax.load(where)
+    texts = model.sample(3, steps=5, seed=1, prompt=prompt, top_p=0.9)
+    assert texts == [line["text"] for line in lines]
+  assert (model.step, model.clean_snr, model.config.net.width) == (4, 100, 16)
+  assert texts[0].startswith("in the") and texts[0][8:11] == "was"
+
+  text = "in the beginning god created the heaven"  # a row and a part of one
+  score, ids = model.score(text), model.tokenizer.encode(text)
+  nats = [
+    likelihood.endpoint_nats(
+      model.params,
+      jax.random.key(0),
+      row[None],
+      denoiser=model.denoiser,
+      clean_snr=100.0,
+      draws=64,
+    )
+    for row in (ids[:24], ids[24:])
+  ]
+  value, error = (
+    sum(float(x[0]) ** k for x in pair) / (len(text) * np.log(2)) ** k
+    for k, pair in enumerate(zip(*nats), 1)
+  )
+  assert abs(score.value - value) < 5 * np.sqrt(score.stderr**2 + error)
+  assert 0 < score.stderr < 0.2 * score.value
+
+  (tmp_path / "text.txt").write_text(text)
+  argv = ["main", "--workdir=tiny", "--config.eval.bounds=endpoint"]
+  assert main.main([*argv, "--mode=eval", "--text=text.txt"]) == 0
+  assert (tmp_path / "tiny/eval-text.json").exists()  # not in the package
+  with pytest.raises(ValueError, match="a shipped model, one of: tiny"):
+    dsl_jax.load("tini")
+  with pytest.raises(ValueError, match=r"did you mean 'sample\.path'"):
+    model.sample(pth="masked")
 
 
 def test_report_shows_everything(run):

@@ -23,7 +23,7 @@ from benchmarks import kill_runs
 from dsl_jax.data import batches
 from dsl_jax.modes import train
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, loop, metrics
+from dsl_jax.runtime import checkpoint, errors, loop, metrics
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import state as state_lib
 
@@ -158,6 +158,8 @@ def test_the_loop_makes_no_implicit_transfer(
   prefetch = loop.prefetch
 
   def guarded(*args):
+    with pytest.raises(errors.UserError, match="in use by another run"):
+      train.train(config(rows), tmp_path)
     with jax.transfer_guard("disallow"):
       yield from prefetch(*args)
 

@@ -5,11 +5,14 @@ python -m dsl_jax.convert export WORKDIR_OR_FOLDER --out FOLDER
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 
 from dsl_jax.convert import folder, mdlm
+from dsl_jax.modes import trained
 from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 # Options of `mdlm.load`, which has their defaults.
@@ -21,37 +24,68 @@ _OPTIONS = (
   ("mask_prior", float, "weight of a fresh converter's mask row at z = 0"),
   ("seed", int, "of a fresh converter's token table"),
 )
+# Of a file that does not say its tokenizer, by the size of its vocabulary.
+_TOKENIZERS = {27: "text8", 34: "text8-mdlm", 50257: "gpt2"}
 
 
 def _load_run(args):
-  """Returns the newest weights of a run, and what to save with them."""
-  cfg, _ = workdir_lib.stored(args.source)
+  """Returns the newest weights of a run, the run, and options of `save`."""
+  stored = workdir_lib.stored(args.source)
   params, step = checkpoint.restore_params(args.source, ema=not args.raw)
   print(f"{args.source}: the weights of step {step}", flush=True)
-  length = args.length or cfg.data.length
-  return params, cfg.net, {"length": length, "clean_snr": cfg.clean_snr}
+  run = folder.Run(stored.config, None, stored.data_hash, step)
+  return params, run, {"clean_snr": args.clean_snr or run.config.clean_snr}
 
 
 def _load_mdlm(args):
   """Does the same for an MDLM or a converted folder, whose notes are kept."""
   options = {key: vars(args)[key] for key, *_ in _OPTIONS if key in args}
   options["use_ema"] = not args.raw
-  params, cfg = mdlm.load(args.source, **options)
+  params, net = mdlm.load(args.source, **options)
   given = {key: options.get(key) for key in ("use_ema", "mask_id", "heads")}
   opened = mdlm.open_mdlm(args.source, **given)
-  length = args.length or opened.config.get("model_length", 1024)
-  saved = {"length": length, "clean_snr": opened.config.get(folder.CLEAN_SNR)}
-  return params, cfg, saved | {"mask_id": opened.mask_id}
+  clean_snr = args.clean_snr or opened.config.get(folder.CLEAN_SNR)
+  if workdir_lib.RUN in opened.config:
+    stored = workdir_lib.stored(args.source)
+    run = folder.Run(stored.config, None, stored.data_hash, stored.step)
+  else:
+    tokenizer = _TOKENIZERS.get(net.vocab_size, "")
+    length = opened.config.get("model_length", 1024)
+    data = config_lib.Data("", tokenizer, length, wrap=tokenizer == "gpt2")
+    cfg = config_lib.Config(pathlib.Path(args.source).stem, net, data=data)
+    run = folder.Run(cfg, None)
+  return params, run, {"clean_snr": clean_snr, "mask_id": opened.mask_id}
+
+
+def _with_options(run, args, clean_snr):
+  """Returns the run with what the command says of it, and its tokenizer."""
+  options = {"length": args.length, "wrap": args.wrap}
+  options |= {"tokenizer": args.tokenizer, "fingerprint": args.tokenizer and ""}
+  given = {key: x for key, x in options.items() if x is not None}
+  cfg = dataclasses.replace(
+    run.config,
+    data=dataclasses.replace(run.config.data, **given),
+    clean_snr=clean_snr or run.config.clean_snr,
+  )
+  tokenizer = None
+  try:
+    tokenizer = trained.load_tokenizer(cfg)
+  except (ValueError, ImportError) as error:
+    if args.tokenizer or ":" in cfg.data.tokenizer:
+      raise
+    print(f"without its tokenizer, which --tokenizer names: {error}")
+  return run._replace(config=cfg, tokenizer=tokenizer)
 
 
 def _convert(args):
   folder.check_free(args.out)
-  is_run = (pathlib.Path(args.source) / "checkpoints").is_dir()
-  load = _load_run if args.command == "export" and is_run else _load_mdlm
-  params, cfg, saved = load(args)
-  print(cfg)
-  print(f"fingerprint {mdlm.fingerprint(params, cfg)}", flush=True)
-  mdlm.save(params, args.out, cfg=cfg, **saved)
+  is_run = args.command == "export" and checkpoint.exists(args.source)
+  params, run, saved = (_load_run if is_run else _load_mdlm)(args)
+  run = _with_options(run, args, saved["clean_snr"])
+  net, length = run.config.net, run.config.data.length
+  print(net)
+  print(f"fingerprint {mdlm.fingerprint(params, net)}", flush=True)
+  mdlm.save(params, args.out, cfg=net, length=length, run=run, **saved)
   print(f"wrote {args.out}")
 
 
@@ -60,10 +94,13 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m dsl_jax.convert")
   add = parser.add_argument
   add("command", choices=("mdlm", "export"))
-  add("source", help="a checkpoint, file or folder; export: a workdir too")
+  add("source", help="a checkpoint, file, folder or hub name; or a workdir")
   add("--out", required=True, help="the folder to write")
   add("--raw", action="store_true", help="raw weights, not their average")
   add("--length", type=int, help="tokens of a sequence")
+  add("--tokenizer", help="whose ids the model has, if the source lacks it")
+  add("--clean_snr", type=float, help="SNR of committed tokens, by default 100")
+  add("--wrap", action=argparse.BooleanOptionalAction, help="rows have markers")
   for name, kind, text in _OPTIONS:
     add(f"--{name}", type=kind, help=text, default=argparse.SUPPRESS)
   args = parser.parse_args(argv)

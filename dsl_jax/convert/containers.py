@@ -41,6 +41,7 @@ class Container(NamedTuple):
   tensors: dict[str, LazyTensor]  # in the file's order
   ema: list[LazyTensor] | None  # of a training checkpoint, in parameter order
   metadata: dict[str, str]  # a safetensors file's own text entries
+  settings: dict  # hyper-parameters of a training checkpoint, nested
 
 
 def readable(path: pathlib.Path) -> AbstractContextManager[None]:
@@ -65,7 +66,7 @@ def read_safetensors(path: pathlib.Path) -> Container:
         str(header.get_dtype()),
         functools.partial(read, name),
       )
-    return Container(tensors, None, file.metadata() or {})
+    return Container(tensors, None, file.metadata() or {}, {})
 
 
 def read_shards(index: pathlib.Path) -> Container:
@@ -84,4 +85,4 @@ def read_shards(index: pathlib.Path) -> Container:
     raise ValueError(
       f"{index} and its files list different tensors; download them again."
     )
-  return Container(tensors, None, {})
+  return Container(tensors, None, {}, {})

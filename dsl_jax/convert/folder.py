@@ -1,20 +1,59 @@
 """Writes weights: a safetensors file, or a folder with config.json and card.
 
-config.json uses MDLM's names for the sizes and adds two of ours.
+config.json uses MDLM's names for the sizes and adds ours. A folder from which
+`dsl_jax.load` samples has the config of a run there, and its tokenizer's files.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import string
+from typing import NamedTuple
 
 import numpy as np
 
 from dsl_jax.convert import mapping
+from dsl_jax.data import tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import storage
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import storage, workdir
 
 EVIDENCE_SKIP = "dsl_evidence_skip"
 CLEAN_SNR = "dsl_clean_snr"
+# What tells an MDLM from other models with its keys, wherever it is nested in
+# config.json or a training checkpoint's hyper-parameters; None for what no MDLM
+# has (SEDD's graph).
+_MDLM = {
+  "model_type": "mdlm",
+  "algo.name": "mdlm",
+  "parameterization": "subs",
+  "time_conditioning": False,
+  "diffusion": "absorbing_state",
+  "diffusion_type": "absorbing",
+  "graph.type": None,
+}
+
+
+class Run(NamedTuple):
+  """What it takes to sample from weights."""
+
+  config: config_lib.Config
+  tokenizer: tokenizers.Tokenizer | None  # None if it is only named
+  data_hash: str = ""  # of the training rows
+  step: int = 0
+
+
+def check_model(path, settings: dict) -> None:
+  """Rejects settings, however nested, of a model that is not MDLM."""
+  for key, value in config_lib.flatten(settings).items():
+    for name, expected in _MDLM.items():
+      is_meant = f".{key}".endswith(f".{name}")
+      if is_meant and str(value).lower() != str(expected).lower():
+        raise ValueError(
+          f"{path} is of another model, with {name} = {str(value)[:80]!r} in "
+          "its config.json or hyper_parameters; give an MDLM (model_type mdlm, "
+          "parameterization subs, time_conditioning False)."
+        )
 
 
 def check_config(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
@@ -25,7 +64,6 @@ def check_config(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
     "n_blocks": sizes.depth,
     "cond_dim": sizes.cond_dim,
     "n_heads": heads,
-    "time_conditioning": False,
     EVIDENCE_SKIP: config.get(EVIDENCE_SKIP) is True,
   }
   for name, fact in facts.items():
@@ -87,6 +125,17 @@ def write_weights(
   partial.replace(path)
 
 
+def describe(run: Run) -> dict:
+  """Returns what `workdir.stored` reads back from config.json."""
+  config = dataclasses.asdict(run.config)
+  if run.tokenizer:
+    name = run.tokenizer.name
+    beside = f"{name}:{workdir.BESIDE}" if run.tokenizer.files else name
+    marks = {"tokenizer": beside, "fingerprint": run.tokenizer.fingerprint}
+    config["data"] |= marks
+  return {"config": config, "data_hash": run.data_hash, "step": run.step}
+
+
 def write(
   tensors: dict[str, np.ndarray],
   path: pathlib.Path,
@@ -95,7 +144,6 @@ def write(
   notes: dict,
 ) -> None:
   """Writes model.safetensors, config.json with the notes, and a model card."""
-  check_free(path)
   config = {
     "model_type": "mdlm",
     "vocab_size": net.vocab_size + 1,

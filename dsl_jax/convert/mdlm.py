@@ -20,10 +20,14 @@ import tqdm
 from dsl_jax.convert import containers, folder, mapping, torchfiles
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import storage
+from dsl_jax.runtime import errors, storage, workdir
 
 _PUBLISHED_HEADS = {768: 12}  # by width
 _INDEX = "model.safetensors.index.json"
+# Of a module in Lightning, DistributedDataParallel or another one.
+_PREFIXES = r"^(?:(?:module|model|backbone)\.)+"
+_HUB_NAME = r"[\w.-]+/[\w.-]+"
+_HUB_FILES = ("*.json", "*.safetensors", "pytorch_model.bin")
 _WEIGHT_FILES = ("model.safetensors", _INDEX, "pytorch_model.bin")
 
 
@@ -54,8 +58,22 @@ def _open_file(path) -> containers.Container:
     )
 
 
+def _fetch(name: str) -> pathlib.Path:
+  """Fetches a model of the Hugging Face hub to its cache, or finds it there."""
+  hub = errors.require("huggingface_hub", "convert")
+  fix = (
+    "give a file, a folder, or a model's name there; without a network, run "
+    f"hf download {name} --local-dir FOLDER where there is one and give FOLDER."
+  )
+  where = f"{name}, which is not here, but may be on the Hugging Face hub,"
+  with errors.reading(where, fix):
+    return pathlib.Path(hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+
+
 def _open(path: pathlib.Path) -> tuple[containers.Container, dict]:
   """Opens a file or folder, and the config.json of the same folder."""
+  if re.fullmatch(_HUB_NAME, str(path)) and not path.exists():
+    path = _fetch(str(path))
   if path.is_dir():
     files = [path / name for name in _WEIGHT_FILES]
     path = next((file for file in files if file.is_file()), path)
@@ -152,15 +170,15 @@ def open_mdlm(
 ) -> Source:
   """Opens what `load` reads; the arguments are explained there."""
   container, config = _open(pathlib.Path(path))
-  # Without the prefixes of Lightning's module and of compiled modules.
+  folder.check_model(path, {"": config} | container.settings)
   tensors = {
-    name.replace("_orig_mod.", "").removeprefix(mapping.PREFIX): tensor
+    re.sub(_PREFIXES, "", name.replace("_orig_mod.", "")): tensor
     for name, tensor in container.tensors.items()
   }
   if len(tensors) < len(container.tensors):
     raise ValueError(
-      f"{path} holds a weight with and without the prefix {mapping.PREFIX} or "
-      "_orig_mod.; save it once."
+      f"{path} holds a weight with and without the prefix {mapping.PREFIX}, "
+      "module., model. or _orig_mod.; save it once."
     )
   depth = len(set(re.findall(r"\bblocks\.([0-9]+)\.", "\n".join(tensors))))
   has_converter = any(name.startswith(mapping.CONVERTER) for name in tensors)
@@ -285,8 +303,8 @@ def load(
   """Loads an MDLM as a DSL model.
 
   Args:
-    path: a Lightning .ckpt, a .safetensors or pytorch_model.bin file, or a
-      Hugging Face folder.
+    path: a Lightning .ckpt, a .safetensors or pytorch_model.bin file, a
+      Hugging Face folder, or a name on its hub.
     use_ema: take a checkpoint's averaged weights and not the raw ones.
     mask_id: the mask's id in the file; None is the one that `save` noted there,
       else 4 for the 35 rows of text8, else the last.
@@ -331,6 +349,7 @@ def save(
   mask_id: int | None = None,
   length: int = 1024,
   clean_snr: float | None = None,
+  run: folder.Run | None = None,
 ) -> None:
   """Writes parameters under MDLM's names, for PyTorch to read.
 
@@ -344,6 +363,7 @@ def save(
       buffer, unless the width is the published 768.
     mask_id: the mask's id in the file, by default as in `load`.
     length, clean_snr: of the training, for a folder's config.json.
+    run: what `dsl_jax.load` needs to sample from a folder.
 
   Raises:
     ValueError: params do not fit cfg, or the folder holds something else.
@@ -364,6 +384,13 @@ def save(
   else:
     notes: dict = {"model_length": length}
     notes |= {folder.CLEAN_SNR: clean_snr} if clean_snr else {}
+    folder.check_free(path)
+    if run:
+      notes[workdir.RUN] = folder.describe(run)
+      path.mkdir(parents=True, exist_ok=True)
+      for name, content in run.tokenizer.files.items() if run.tokenizer else ():
+        with storage.replacing(path / name) as file:
+          file.write(content)
     folder.write(tensors, path, mask_id, net, notes)
 
 

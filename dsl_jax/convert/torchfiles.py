@@ -19,6 +19,7 @@ import numpy as np
 from dsl_jax.convert import containers
 
 _MAX_OPCODES = 5_000_000  # a checkpoint with a tokenizer has below 1 million
+_MAX_DEPTH = 20  # of hyper-parameters; deeper ones are left out
 # Not written by torch.save: DICT hashes its keys, PUT and GET index the memo by
 # any integer, EXT* write to a cache of the interpreter, INST and OBJ call
 # classes.
@@ -43,21 +44,6 @@ class _View(NamedTuple):
   strides: tuple[int, ...]
 
 
-class _Inert:
-  """Stands for everything else that a pickle names; calls have no effect."""
-
-  def __init__(self, name=""):
-    self.name = name
-
-  def __call__(self, args):
-    return _Inert()
-
-  def append(self, *args):
-    pass
-
-  add = extend = __setitem__ = append
-
-
 class _TextDict(dict):
   """A dict that keeps text keys only; other keys are not even hashed."""
 
@@ -66,6 +52,22 @@ class _TextDict(dict):
       if key in self:
         raise ValueError(f"its pickle sets {key[:80]} twice")
       super().__setitem__(key, value)
+
+
+class _Inert:
+  """Stands for everything else that a pickle names; calls have no effect."""
+
+  def __init__(self, name=""):
+    self.name = name
+    self.state = _TextDict()  # what BUILD would set
+
+  def __call__(self, args):
+    return _Inert()
+
+  def append(self, *args):
+    pass
+
+  add = extend = __setitem__ = append
 
 
 def _rebuild_tensor(args):
@@ -126,7 +128,9 @@ class _Unpickler(pickle._Unpickler):
     self.stack[-3:] = [_Inert()]
 
   def load_build(self):
-    self.stack.pop()  # a state, which would set attributes
+    state = self.stack.pop()  # which would set attributes
+    if type(self.stack[-1]) is _Inert and type(state) is _TextDict:
+      self.stack[-1].state = state
 
   dispatch = pickle._Unpickler.dispatch | {  # type: ignore[assignment]
     pickle.EMPTY_DICT[0]: load_empty_dict,
@@ -149,6 +153,25 @@ def unpickle(data: bytes) -> object:
     if opcode.name == "STOP" and position != len(data) - 1:
       raise ValueError("its pickle ends too early")
   return _Unpickler(io.BytesIO(data)).load()
+
+
+def _settings(node: object, seen: set[int], depth: int) -> object:
+  """Returns text, numbers and dicts of them that an object holds, else {}.
+
+  OmegaConf keeps them in _content and _val. Each object is visited once.
+  """
+  if type(node) in (str, bool, int, float):
+    return node
+  if id(node) in seen or depth > _MAX_DEPTH:
+    return {}
+  seen.add(id(node))
+  if type(node) is _Inert:
+    state = node.state
+    node = state.get("_content", state.get("_val", state))
+    return _settings(node, seen, depth + 1)
+  if type(node) is not _TextDict:
+    return {}
+  return {key: _settings(x, seen, depth + 1) for key, x in node.items()}
 
 
 def _check_view(name, view) -> int:
@@ -238,8 +261,9 @@ def read(path: pathlib.Path) -> containers.Container:
   state = content.get("state_dict", content)
   tensors = _lazy_tensors(state.items(), load)
   if state is content:
-    return containers.Container(tensors, None, {})
+    return containers.Container(tensors, None, {}, {})
   averages = content.get("ema", {}).get("shadow_params", [])
   named_views = ((f"ema {i}", view) for i, view in enumerate(averages))
   ema = list(_lazy_tensors(named_views, load).values())
-  return containers.Container(tensors, ema, {})
+  settings = {"": _settings(content.get("hyper_parameters"), set(), 0)}
+  return containers.Container(tensors, ema, {}, settings)

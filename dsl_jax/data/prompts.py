@@ -1,4 +1,7 @@
-"""Prompts with gaps: [MASK] is a gap of one token, [MASK:9] one of nine."""
+"""Prompts with gaps: [MASK] is a gap of one token, [MASK:9] one of nine.
+
+[BOS] and [EOS] are the tokenizer's markers.
+"""
 
 import pathlib
 import re
@@ -6,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsl_jax.data import tokenizers
+from dsl_jax.data import packing, tokenizers
 from dsl_jax.runtime import errors
 
-_GAP = re.compile(r"\[MASK(?::([0-9]+))?\]")
+_SPECIAL = re.compile(r"\[(MASK(?::[0-9]+)?|BOS|EOS)\]")
+_GAP = -1
 
 
 class Prompt(NamedTuple):
@@ -20,35 +24,76 @@ class Prompt(NamedTuple):
   prompt_mask_L: np.ndarray  # where a token is given
 
 
+def _special(word, tokenizer, length):
+  """Returns the tokens of MASK, MASK:9, BOS or EOS; `_GAP` in a gap."""
+  kind, _, count = word.partition(":")
+  if kind == "MASK":
+    # A gap longer than the sequence is an error later and needs no memory.
+    size = int(count or 1) if len(count) < 10 else length + 1
+    if not size:
+      raise ValueError(f"has the gap [{word}]; use 1 or more.")
+    return [_GAP] * min(size, length + 1)
+  token = tokenizer.bos_id if kind == "BOS" else tokenizer.eos_id
+  if token is None:
+    raise ValueError(f"has [{word}], which {tokenizer.name!r} does not have.")
+  return [token]
+
+
+def _tokens(text, tokenizer, length) -> list[int]:
+  """Returns the tokens of a prompt; texts between gaps are encoded apart."""
+  tokens: list[int] = []
+  before = ""
+  for number, part in enumerate(_SPECIAL.split(text)):
+    if number % 2:
+      before = part
+      tokens += _special(part, tokenizer, length)
+    elif "[MASK" in part:
+      raise ValueError("has a gap that is not written [MASK] or [MASK:9].")
+    elif part:
+      loses = any(x.isalpha() and not x.isascii() for x in part)
+      if isinstance(tokenizer, tokenizers.CharTokenizer) and not loses:
+        part = tokenizers.normalize_text8(part)  # as the corpus was
+      follows = before.startswith("MASK")
+      encode = tokenizer.encode_inside if follows else tokenizer.encode
+      tokens += encode(part).tolist()
+  return tokens
+
+
 def parse(
-  text: str, tokenizer: tokenizers.Tokenizer, length: int, *, name: str
+  text: str,
+  tokenizer: tokenizers.Tokenizer,
+  length: int,
+  *,
+  name: str,
+  wrap: bool = False,
 ) -> Prompt:
   """Parses a prompt; the positions after its last token are open.
 
-  Texts between gaps are encoded separately. Errors begin with the name.
+  With `wrap` the row is between BOS and EOS, as those of training are, unless
+  the prompt is empty. Errors begin with the name.
   """
-  tokens: list[int] = []  # -1 in gaps
-  for number, part in enumerate(_GAP.split(text)):
-    if number % 2:  # a gap: its size, or None for [MASK]
-      # A gap longer than the sequence is an error below and needs no memory.
-      size = min(int(part or 1), length + 1)
-      if not size:
-        raise ValueError(f"{name} has the gap [MASK:{part}]; use 1 or more.")
-      tokens += [-1] * size
-    elif part:
-      try:
-        tokens += tokenizer.encode(part).tolist()
-      except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-  tokens_L = np.full(max(length, len(tokens)), -1, np.int32)
+  try:
+    tokens = _tokens(text, tokenizer, length)
+  except ValueError as error:
+    raise ValueError(f"{name} {error}") from error
+  wrap = wrap and bool(text)
+  if wrap and tokens[:1] == [tokenizer.bos_id]:
+    tokens = tokens[1:]
+  room = length - 2 * wrap
+  tokens_L = np.full(max(room, len(tokens)), _GAP, np.int32)
   tokens_L[: len(tokens)] = tokens
-  prompt_mask_L = tokens_L >= 0
-  if len(tokens) > length or prompt_mask_L.all():
+  prompt_mask_L = tokens_L != _GAP
+  if len(tokens) > room or prompt_mask_L.all():
     raise ValueError(
       f"{name} has {len(tokens)} tokens with its gaps; use at most "
-      f"data.length, which is {length}, and leave a position open."
+      f"data.length, which is {room}{' without BOS and EOS' * wrap}, and leave "
+      "a position open."
     )
-  return Prompt(text, np.maximum(tokens_L, 0), prompt_mask_L)
+  tokens_L = np.where(prompt_mask_L, tokens_L, 0)
+  if wrap:
+    tokens_L = packing.add_markers(tokens_L[None], tokenizer)[0]
+    prompt_mask_L = np.pad(prompt_mask_L, 1, constant_values=True)
+  return Prompt(text, tokens_L, prompt_mask_L)
 
 
 def load_lines(path: str) -> list[tuple[str, str]]:

@@ -16,6 +16,8 @@ from dsl_jax.runtime import errors
 SPECS = ("text8", "text8-mdlm", "gpt2", "gpt2:DIR", "sentencepiece:FILE")
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
+_SENTENCEPIECE_FILE = "tokenizer.model"  # in a folder
+_UNKNOWN = "\ue000"  # of Unicode's private use: no part of any piece
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -33,9 +35,14 @@ class Tokenizer(Protocol):
   bos_id: int | None  # row markers, if it has them
   eos_id: int | None
   fingerprint: str  # sha256 of the vocabulary, not of its files
+  files: dict[str, bytes]  # what `load` reads from a folder, NAME:FOLDER
 
   def encode(self, text: str) -> np.ndarray:
     """Returns int32 [n], without markers."""
+
+  def encode_inside(self, text: str) -> np.ndarray:
+    """Encodes text that follows other text: no space is put before it."""
+    return self.encode(text)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Encodes every text, in parallel where the library can."""
@@ -64,6 +71,7 @@ class CharTokenizer(Tokenizer):
 
   def __init__(self, name: str, symbols: Sequence[str]):
     self.name = name
+    self.files: dict[str, bytes] = {}
     self.vocab_size = len(symbols)
     has_markers = "[BOS]" in symbols
     self.bos_id = symbols.index("[BOS]") if has_markers else None
@@ -97,7 +105,7 @@ class CharTokenizer(Tokenizer):
     return "".join(self._symbols[ids])
 
 
-class Gpt2Tokenizer:
+class Gpt2Tokenizer(Tokenizer):
   """GPT-2's byte-level BPE."""
 
   def __init__(self, vocab_path: str, merges_path: str):
@@ -108,9 +116,12 @@ class Gpt2Tokenizer:
       self._bpe = library.Tokenizer.from_str(text)
       model = json.loads(text)["model"]
       vocab, merges = model["vocab"], model["merges"]
+      paths = vocab_path, merges_path
+      contents = [pathlib.Path(path).read_bytes() for path in paths]
       if sorted(vocab.values()) != list(range(_GPT2_VOCAB)):
         raise ValueError(f"{len(vocab)} ids instead of {_GPT2_VOCAB}")
     self.name = "gpt2"
+    self.files = dict(zip(_GPT2_FILES[0], contents))
     self.vocab_size = _GPT2_VOCAB
     self.bos_id: int | None = 50256  # <|endoftext|>
     self.eos_id: int | None = 50256
@@ -149,15 +160,18 @@ def _find_gpt2(directory: str) -> list[str]:
   )
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
+    if os.path.isdir(path):
+      path = os.path.join(path, _SENTENCEPIECE_FILE)
     with errors.reading(path, "train a model with spm_train."):
       content = pathlib.Path(path).read_bytes()
       if not content:  # the library accepts it as a model not loaded yet
         raise RuntimeError("it is empty")
       self._model = library.SentencePieceProcessor(model_proto=content)
     self.name = "sentencepiece"
+    self.files = {_SENTENCEPIECE_FILE: content}
     self.vocab_size = self._model.vocab_size()
     markers = self._model.bos_id(), self._model.eos_id()  # -1 if it has none
     self.bos_id, self.eos_id = (None if x < 0 else x for x in markers)
@@ -165,6 +179,11 @@ class SentencePieceTokenizer:
 
   def encode(self, text: str) -> np.ndarray:
     return np.array(self._model.encode(text), np.int32)
+
+  def encode_inside(self, text: str) -> np.ndarray:
+    # Models put or trim a space at the start only: there is an unknown letter.
+    start = len(self._model.encode(_UNKNOWN))
+    return self.encode(_UNKNOWN + text)[start:]
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array(x, np.int32) for x in self._model.encode(list(texts))]

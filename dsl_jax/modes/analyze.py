@@ -171,7 +171,7 @@ def invariance(run: Run, control: Run) -> dict:
 def _open_control(run):
   """The run eval.control, which differs in whether it sees log SNR."""
   cfg = run.cfg
-  other, _ = workdir_lib.stored(cfg.eval.control)
+  other = workdir_lib.stored(cfg.eval.control).config
   actual = other.net.vocab_size, other.data.length, other.net.snr_condition
   needed = cfg.net.vocab_size, cfg.data.length, not cfg.net.snr_condition
   if actual != needed:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 from jax.experimental import multihost_utils
 
 from dsl_jax import samplers
@@ -122,6 +123,10 @@ _POLICIES: dict[str, Callable] = {
 }
 
 
+# Paths that commit an equal number of tokens in every step, at best one.
+_BY_TOKENS = ("random_order", "left_to_right", "confidence", "entropy")
+
+
 def names() -> list[str]:
   """Returns what sample.path may be."""
   return sorted(_PATHS)
@@ -168,6 +173,9 @@ def build(
   check(cfg)
   c, length = cfg.sample, cfg.data.length
   per_step = math.ceil(length / c.steps)
+  if per_step > 1 and c.path in _BY_TOKENS:
+    note = "%s commits %d tokens in a step; one by one takes sample.steps=%d"
+    logging.log_first_n(logging.WARNING, note, 1, c.path, per_step, length)
   b = _Batch(key, batch, length, per_step, cfg.law, curve)
   path = _PATHS[c.path](c, b)
   policy = _POLICIES[c.path](c, b, path) if c.path in _POLICIES else None

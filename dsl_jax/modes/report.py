@@ -26,7 +26,7 @@ def report(workdir: str) -> None:
   with errors.user_errors():
     errors.require("jinja2", "demo")
     errors.require("matplotlib", "demo")
-    config, _ = workdir_lib.stored(workdir)
+    config = workdir_lib.stored(workdir).config
     metrics = storage.read_jsonl(root / "metrics.jsonl", first("train"))
     scores = storage.read_json(root / "eval.json", first("eval"))
     rows = storage.read_jsonl(root / "samples.jsonl", first("sample"))

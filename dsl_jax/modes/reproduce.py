@@ -23,7 +23,6 @@ from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 from dsl_jax.runtime import sharding as sharding_lib
-from dsl_jax.runtime import workdir as workdir_lib
 
 _BLEU_SAMPLES = 500  # self-BLEU compares every sample with all others
 _COLUMNS = {  # table: type of its columns and the default ones
@@ -313,7 +312,6 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
         f"{given}; there are {len(packed.tokens_NL)} validation rows to "
         "compare with, so use 2 to that many."
       )
-    workdir_lib.compare(workdir, cfg)
     judged = {
       "samples": num,
       "seed": cfg.seed,

@@ -32,7 +32,9 @@ def _parse_prompts(cfg, tokenizer):
     lines = prompts.load_lines(c.prompts)
   requests = []
   for name, text in lines:
-    prompt = prompts.parse(text, tokenizer, cfg.data.length, name=name)
+    prompt = prompts.parse(
+      text, tokenizer, cfg.data.length, wrap=cfg.data.wrap, name=name
+    )
     requests += [prompt] * c.num
   return requests
 
@@ -91,7 +93,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     total_calls += calls
     lines = [
       {
-        "text": tokenizer.decode(tokens_L),
+        "text": trained.decode(cfg, tokenizer, tokens_L),
         "index": index,
         "prompt": prompt.text,
         "settings": settings,

@@ -1,6 +1,7 @@
 """Training: what a run needs first, then the loop, from top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -20,32 +21,11 @@ from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 
-def convert_checkpoint(cfg: config_lib.Config) -> dict:
-  """Loads the MDLM at cfg.init_from as parameters of cfg.net."""
-  params, net = mdlm.load(
-    cfg.init_from,
-    heads=cfg.net.heads,
-    sphere_dim=cfg.net.sphere_dim,
-    beta_init=cfg.net.beta_init,
-    mask_prior=cfg.net.mask_prior,
-    seed=cfg.seed,
-  )
-  sizes = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
-  for name in sizes:
-    configured, loaded = getattr(cfg.net, name), getattr(net, name)
-    if configured != loaded:
-      raise errors.UserError(
-        f"net.{name} is {configured}; {cfg.init_from} has {loaded}, so set it "
-        "to that."
-      )
-  loop.say(f"{cfg.init_from}: fingerprint {mdlm.fingerprint(params, net)}")
-  return params
-
-
 def open_run(cfg: config_lib.Config, workdir: str):
   """Checks everything that a user can get wrong, then claims the workdir.
 
-  Returns the mesh, training and held-out rows, parameters of init_from or None.
+  Returns the mesh, training and held-out rows, parameters of init_from or None,
+  and the claim, to be closed.
   """
   c = cfg.train
   mesh = sharding_lib.make_mesh(cfg.mesh)
@@ -64,9 +44,15 @@ def open_run(cfg: config_lib.Config, workdir: str):
     )
   converted = None
   if cfg.init_from and not checkpoint.exists(workdir):
-    converted = convert_checkpoint(cfg)
-  workdir_lib.claim(workdir, cfg, packed.manifest["data_sha256"])
-  return mesh, packed, held_out, converted
+    converted = trained.load_mdlm(cfg, cfg.init_from)
+    fingerprint = mdlm.fingerprint(converted, cfg.net)
+    loop.say(f"{cfg.init_from}: fingerprint {fingerprint}")
+  data = dataclasses.replace(
+    cfg.data, fingerprint=packed.manifest["fingerprint"]
+  )
+  cfg = dataclasses.replace(cfg, data=data)
+  claim = workdir_lib.claim(workdir, cfg, packed.manifest["data_sha256"])
+  return mesh, packed, held_out, converted, claim
 
 
 def make_loader(
@@ -152,7 +138,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   """
   start_time, c = time.monotonic(), cfg.train
   with errors.user_errors():
-    mesh, packed, held_out, converted = open_run(cfg, workdir)
+    mesh, packed, held_out, converted, claim = open_run(cfg, workdir)
 
   # The pure functions of the run.
   denoiser = denoiser_lib.make_denoiser(cfg.net)
@@ -185,6 +171,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   edges = c.log_every, c.eval_every, c.checkpoint_every
   calls = loop.calls(start, c.steps, c.steps_per_call, *edges)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(claim)
     stack.callback(checkpoints.close)
     stack.callback(recorder.close)
     stopping = stack.enter_context(loop.stop_signal())

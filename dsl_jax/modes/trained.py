@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from etils import epath
 
 from dsl_jax import likelihood
+from dsl_jax.convert import mdlm
 from dsl_jax.data import batches, corpora, packing, prepare, tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, errors
@@ -19,6 +21,9 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
+
+# Of the network, which a file of weights fixes.
+_SIZES = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
 
 
 def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
@@ -39,11 +44,13 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
       f"dsl_jax.data.prepare {flags}."
     )
   packed = packing.load(folder, split)
+  made_with = packed.manifest["fingerprint"]
   manifest, kind = packed.manifest, data.tokenizer.partition(":")[0]
   for key, value, packed_value in (
     ("data.tokenizer", kind, manifest["tokenizer"].partition(":")[0]),
     ("data.length", data.length, manifest["length"]),
     ("data.wrap", data.wrap, manifest["wrap"]),
+    ("data.fingerprint", data.fingerprint or made_with, made_with),
     ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
   ):
     if value != packed_value:
@@ -108,16 +115,52 @@ def mmse_rows(
   return map_rows(cfg, functools.partial(curves, params), rows_NL, stream)
 
 
+def load_mdlm(cfg: config_lib.Config, path: str) -> dict:
+  """Loads an MDLM, or weights that were exported, as parameters of cfg.net."""
+  params, net = mdlm.load(
+    path,
+    use_ema=cfg.use_ema,
+    heads=cfg.net.heads,
+    sphere_dim=cfg.net.sphere_dim,
+    beta_init=cfg.net.beta_init,
+    mask_prior=cfg.net.mask_prior,
+    seed=cfg.seed,
+  )
+  for name in _SIZES:
+    configured, loaded = getattr(cfg.net, name), getattr(net, name)
+    if configured != loaded:
+      raise errors.UserError(
+        f"net.{name} is {configured}; {path} has {loaded}, so set it to that."
+      )
+  return params
+
+
+def open_weights(cfg: config_lib.Config, where: str) -> tuple[dict, int]:
+  """Returns the averaged weights of a model, on all devices, and their step."""
+  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
+  run = workdir_lib.stored(where)
+  if not run.is_exported:
+    return checkpoint.restore_params(where, sharding=everywhere)
+  params = load_mdlm(cfg, str(workdir_lib.find(where)))
+  return jax.device_put(params, everywhere), run.step
+
+
 def restore(
   cfg: config_lib.Config, workdir: str, data_hash: str | None = None
 ) -> tuple[dict, int]:
-  """Restores the averaged weights on all devices; returns them and their step.
+  """Opens the weights for a mode, which may then write to the workdir.
 
-  Rejects a workdir of another run, and with `data_hash` one of other rows.
+  With `data_hash` it must be a model of the same training rows.
   """
-  workdir_lib.compare(workdir, cfg, data_hash)
-  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
-  return checkpoint.restore_params(workdir, sharding=everywhere)
+  run = workdir_lib.stored(workdir)
+  if data_hash and run.data_hash not in ("", data_hash):
+    raise errors.UserError(
+      f"the model in {workdir} was trained on rows with another hash "
+      f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
+      "data.dir to the folder of its rows."
+    )
+  epath.Path(workdir).mkdir(parents=True, exist_ok=True)  # of a shipped model
+  return open_weights(cfg, workdir)
 
 
 def describe(
@@ -137,11 +180,18 @@ def describe(
 
 def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
   """Loads the tokenizer of the run, whose ids must be the network's."""
-  tokenizer = tokenizers.load(cfg.data.tokenizer)
+  data = cfg.data
+  tokenizer = tokenizers.load(data.tokenizer)
   if tokenizer.vocab_size != cfg.net.vocab_size:
     raise errors.UserError(
       f"net.vocab_size is {cfg.net.vocab_size}; set it to the "
-      f"{tokenizer.vocab_size} ids of tokenizer {cfg.data.tokenizer!r}."
+      f"{tokenizer.vocab_size} ids of tokenizer {data.tokenizer!r}."
+    )
+  if data.fingerprint not in ("", tokenizer.fingerprint):
+    raise errors.UserError(
+      f"the tokenizer {data.tokenizer!r} has another vocabulary (sha256 "
+      f"{tokenizer.fingerprint[:12]}) than the model (data.fingerprint is "
+      f"{data.fingerprint[:12]}); give its own as --config.data.tokenizer."
     )
   return tokenizer
 
@@ -150,6 +200,17 @@ def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
   """Returns the tokens of a text, int32 [n], normalised as the corpus was."""
   (ids,) = packing.encode_documents([text], tokenizer)
   return ids[:-1] if len(ids) and ids[-1] == tokenizer.eos_id else ids
+
+
+def decode(
+  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer, row_L: np.ndarray
+) -> str:
+  """Returns the text of a sample, up to EOS with sample.stop_at_eos."""
+  if cfg.sample.stop_at_eos:
+    row_L = row_L[int(row_L[0] == tokenizer.bos_id) :]
+    ends = np.flatnonzero(row_L == tokenizer.eos_id)
+    row_L = row_L[: ends[0] if len(ends) else None]
+  return tokenizer.decode(row_L)
 
 
 def text_ids(

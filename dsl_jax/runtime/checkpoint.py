@@ -172,7 +172,7 @@ def restore_params(
     raise errors.UserError(
       f"{workdir} holds no checkpoint; train there first with --mode=train."
     )
-  cfg, _ = workdir_lib.stored(workdir)
+  cfg = workdir_lib.stored(workdir).config
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   init = denoiser_lib.make_denoiser(cfg.net).init
   abstract = jax.tree.map(

@@ -3,6 +3,7 @@
 Unlike `ml_collections.config_flags`, in any order and with one-line errors.
 """
 
+import dataclasses
 import os
 import runpy
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from ml_collections import config_dict
 
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
+from dsl_jax.runtime import workdir as workdir_lib
 
 
 class Mode(NamedTuple):
@@ -19,7 +21,8 @@ class Mode(NamedTuple):
 
   module: str  # of dsl_jax.modes
   description: str  # one line of --help
-  needs: tuple[str, ...] = ("config", "workdir")  # required flags, arguments
+  arguments: tuple[str, ...] = ("config", "workdir")
+  required: tuple[str, ...] = ("workdir",)  # flags, which trained models need
 
 
 # Flags that abbreviate a config key, and the modes that read the key.
@@ -60,6 +63,18 @@ def _load(config):
     raise errors.UserError(f"{path} fails with {reason}; fix it.") from error
 
 
+def _stored(workdir, path):
+  """Returns the config of a model, None if --config stands in for it."""
+  try:
+    cfg = workdir_lib.stored(workdir).config
+  except errors.UserError:
+    if path:  # the mode says so once more, after its other checks
+      return None
+    raise
+  # The mesh is of a machine and not of a model.
+  return dataclasses.replace(cfg, mesh=config_lib.Mesh())
+
+
 def _override(name, text, mode, defaults):
   """Returns the config key that a flag sets, and the value in its type."""
   prefix, _, key = name.partition(".")
@@ -88,26 +103,30 @@ def _override(name, text, mode, defaults):
 
 def parse(
   argv: Sequence[str], modes: Mapping[str, Mode]
-) -> tuple[config_lib.Config | None, str, str]:
+) -> tuple[config_lib.Config, str, str]:
   """Parses --config=FILE[:variant] --workdir=DIR --mode=M --config.key=value.
 
   --text=X abbreviates --config.eval.text=X, and so on; the first mode is the
-  default. Returns the config (None if the mode needs none and none is given),
-  the workdir and the mode.
+  default. Returns the config, the workdir and the mode. The config of a mode
+  that does not require --config is that of the model, see `workdir.adopt`.
   """
   flags = _split(argv[1:])
   mode = flags.pop("mode", next(iter(modes)))
   if mode not in modes:
     raise errors.UserError(f"--mode is {mode!r}" + errors.nearest(mode, modes))
-  for name in modes[mode].needs:
+  required = modes[mode].required
+  if not required and not flags.get("workdir"):
+    required = ("config",)
+  for name in required:
     if not flags.get(name):
       raise errors.UserError(f"--{name} is missing; write --{name}=PATH.")
   path, workdir = flags.pop("config", ""), flags.pop("workdir", "")
-  if not path and not flags:
-    return None, workdir, mode
-  config = _load(path)
+  own = None if "config" in required else _stored(workdir, path)
+  config = _load(path) if path or not own else config_lib.to_config_dict(own)
   defaults = config_lib.flatten(config.to_dict())
-  config.update_from_flattened_dict(
-    dict(_override(name, text, mode, defaults) for name, text in flags.items())
-  )
-  return config_lib.from_config_dict(config), workdir, mode
+  given = dict(_override(name, x, mode, defaults) for name, x in flags.items())
+  config.update_from_flattened_dict(given)
+  cfg = config_lib.from_config_dict(config)
+  if own:
+    cfg = workdir_lib.adopt(workdir, own, cfg, set(given))
+  return cfg, workdir, mode

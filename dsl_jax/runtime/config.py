@@ -65,6 +65,7 @@ class Data(_Section):
   length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
   dir: str = ""  # of the packed rows; "" is a folder of its own in data_cache
+  fingerprint: str = ""  # of the tokenizer's vocabulary; a run stores its own
   seed: int = _not_negative(0)  # of the order of the rows
 
 
@@ -187,8 +188,9 @@ class Sample(_Section):
   block: int = _count(32)  # of the path "blocks"
   continuous_share: float = _fraction(0.5)  # hybrid: steps before commitment
   commit: float = _fraction(0.9)  # hybrid, threshold: confidence to commit
-  prompt: str = ""  # text of every sample; [MASK:9] is a gap of 9 tokens
+  prompt: str = ""  # text of every sample; [MASK:9] is a gap of 9, and [EOS]
   prompts: str = ""  # file of prompts, one a line, each sampled num times
+  stop_at_eos: bool = False  # a text is what stands before the first EOS
   trace: str = ""  # page to write: a sample appearing row by row, "" = none
 
 
@@ -199,7 +201,8 @@ class Config(_Section):
   name: str
   net: NetConfig
   seed: int = _not_negative(0)
-  init_from: str = ""  # an MDLM checkpoint to start from
+  init_from: str = ""  # an MDLM to start from: a file, a folder, a hub name
+  use_ema: bool = True  # the averaged weights of init_from, not the raw ones
   clean_snr: float = _positive(100.0)  # SNR of committed tokens
   data: Data = dataclasses.field(default_factory=Data)
   law: TrainingLaw = dataclasses.field(default_factory=TrainingLaw)

@@ -1,11 +1,15 @@
-"""The files of a workdir; WORKDIR/config.json says whose workdir it is."""
+"""Whose folder it is: config.json of a workdir or of a folder of weights."""
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import pathlib
 import tempfile
+from typing import IO, NamedTuple
 
 import jax
+from absl import logging
 
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
@@ -14,33 +18,107 @@ from dsl_jax.runtime import errors, storage
 _FREE_SECTIONS = ("eval.", "sample.", "mesh.", "train.")
 _FREE_KEYS = ("net.remat", "net.unroll", "net.attention", "name")
 # The hash of the packed rows is compared instead of these.
-_ROWS = ("data.corpus", "data.tokenizer", "data.dir")
+_ROWS = ("data.corpus", "data.tokenizer", "data.dir", "data.fingerprint")
+_MODEL = ("net.", "data.", "clean_snr")  # what else defines a trained model
+_GIVEN = ("eval.", "sample.", "mesh.")  # sections of the present command
+RUN = "dsl_run"  # the key of a run's config in the config.json of weights
+BESIDE = "."  # where a tokenizer's file is that lies beside the weights
+_SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained"
 _REMOVED = (("net", "vocab"), ("train", "compilation_cache"))  # ignored keys
 
 
-def stored(workdir: str) -> tuple[config_lib.Config, str]:
-  """Returns the config of the run in a workdir, and the hash of its rows."""
-  path = pathlib.Path(workdir) / "config.json"
+class Stored(NamedTuple):
+  """What config.json says of a run or of exported weights."""
+
+  config: config_lib.Config
+  data_hash: str  # of the training rows, "" if unknown
+  is_exported: bool
+  step: int  # of exported weights, 0 if unknown
+
+
+def find(where: str | os.PathLike) -> pathlib.Path:
+  """Returns the folder of a model: a workdir, weights, or one that is shipped.
+
+  The names of shipped models are the folders of `dsl_jax/pretrained`.
+  """
+  path = pathlib.Path(where)
+  if (path / "config.json").exists():
+    return path
+  shipped = {x.parent.name: x.parent for x in _SHIPPED.glob("*/config.json")}
+  if str(where) in shipped:
+    return shipped[str(where)]
+  raise errors.UserError(
+    f"{where} holds no checkpoint and no weights: {path}/config.json cannot "
+    "be read; train there first with --mode=train, or give a folder that "
+    "dsl_jax.convert wrote, or the name of a shipped model, one of: "
+    f"{', '.join(sorted(shipped)) or 'none yet'}."
+  )
+
+
+def stored(where: str | os.PathLike) -> Stored:
+  """Reads the config.json of a model, see `find`."""
+  path = find(where) / "config.json"
   fix = "choose the --workdir of a run, or make one with --mode=train."
   with errors.reading(str(path), fix):
     content = storage.read_json(path, fix)
+    if "config" not in content and RUN not in content:
+      raise errors.UserError(
+        f"{path} lacks {RUN!r}, which tells the tokenizer and clean_snr; write "
+        f"a folder that has it: python -m dsl_jax.convert export {where} --out "
+        "FOLDER (a raw MDLM may need --tokenizer and --clean_snr)."
+      )
+    is_exported = RUN in content
+    content = content.get(RUN, content)
     config, data_hash = content["config"], content["data_hash"]
     for section, key in _REMOVED:
       config[section].pop(key, None)
-    return config_lib.from_config_dict(config), data_hash
+    name, colon, file = config["data"]["tokenizer"].partition(":")
+    if file == BESIDE:
+      config["data"]["tokenizer"] = f"{name}{colon}{path.parent}"
+    cfg = config_lib.from_config_dict(config)
+    return Stored(cfg, data_hash, is_exported, content.get("step", 0))
+
+
+def adopt(
+  where: str, own: config_lib.Config, cfg: config_lib.Config, given: set[str]
+) -> config_lib.Config:
+  """Returns a model's own config with what a command sets, the keys `given`.
+
+  The rest of `cfg` is of a config file or its own.
+  """
+  old = config_lib.flatten(dataclasses.asdict(own))
+  new = config_lib.flatten(dataclasses.asdict(cfg))
+  for key, value in new.items():
+    fixed = key.startswith(_MODEL) and key not in _FREE_KEYS + _ROWS
+    # A config file of the run's own name may lack what it was trained with.
+    if fixed and (key in given or cfg.name != own.name) and value != old[key]:
+      raise errors.UserError(
+        f"{key} is {value!r} and the model in {where} has {old[key]!r}; leave "
+        "it out, and --config if that file sets it."
+      )
+    if key in given or key.startswith(_GIVEN):
+      old[key] = value
+  config = config_lib.to_config_dict(own)
+  config.update_from_flattened_dict(old)
+  return config_lib.from_config_dict(config)
 
 
 def compare(
   workdir: str, cfg: config_lib.Config, data_hash: str | None = None
 ) -> None:
-  """Rejects a workdir whose stored config or rows are those of another run."""
+  """Rejects a workdir of another run, which training would not continue."""
   if not (pathlib.Path(workdir) / "config.json").exists():
     return
-  old_cfg, old_hash = stored(workdir)
-  old = config_lib.flatten(dataclasses.asdict(old_cfg))
+  run = stored(workdir)
+  if run.is_exported:
+    raise errors.UserError(
+      f"--workdir {workdir} holds exported weights; choose a new one, and "
+      f"--config.init_from={workdir} to start from them."
+    )
+  old = config_lib.flatten(dataclasses.asdict(run.config))
   new = config_lib.flatten(dataclasses.asdict(cfg))
   if data_hash:
-    old["data hash"], new["data hash"] = old_hash, data_hash
+    old["data hash"], new["data hash"] = run.data_hash, data_hash
   fixed = ["train.batch_size"]
   if cfg.optim.schedule == "cosine":  # its shape depends on the length
     fixed.append("train.steps")
@@ -53,8 +131,28 @@ def compare(
       )
 
 
-def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
-  """Writes config.json, unless the workdir belongs to another run."""
+def _lock(root: pathlib.Path) -> IO:
+  """Returns a file that no other process gets as long as it is open."""
+  file = open(root / ".lock", "w")  # noqa: SIM115
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise errors.UserError(
+      f"--workdir {root} is in use by another run; wait until it ends, stop it "
+      "or choose another."
+    ) from error
+  except OSError as error:  # a file system without locks
+    logging.warning("%s: start one run at a time there (%s)", root, error)
+  return file
+
+
+def claim(
+  workdir: str, cfg: config_lib.Config, data_hash: str
+) -> IO | contextlib.nullcontext:
+  """Writes config.json, unless the workdir belongs to another run.
+
+  Returns what to close at the end of the run; until then others are refused.
+  """
   root = pathlib.Path(workdir)
   compare(workdir, cfg, data_hash)
   if (root / "checkpoints").exists() and not (root / "config.json").exists():
@@ -69,6 +167,9 @@ def claim(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
       f"--workdir is {workdir}, which cannot be written ({error.strerror}); "
       "choose another."
     ) from error
-  if jax.process_index() == 0:
-    content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
-    storage.write_json(root / "config.json", content)
+  if jax.process_index() != 0:
+    return contextlib.nullcontext()
+  lock = _lock(root)
+  content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
+  storage.write_json(root / "config.json", content)
+  return lock

@@ -24,6 +24,26 @@ def checkpoint():
   return {"epoch": 1, "state_dict": model.state_dict(), "ema": ema}
 
 
+class Node:
+  """Pickles as the nodes of OmegaConf do."""
+
+  def __init__(self, **state):
+    self.__dict__ |= state
+
+
+def omega(**values):
+  nodes = {key: Node(_val=value, _parent=None) for key, value in values.items()}
+  return Node(_content=nodes, _metadata=Node())
+
+
+def others():
+  """Yields hyper-parameters of other models and what the error must name."""
+  yield {"parameterization": "sedd"}, "parameterization = 'sedd'"
+  yield omega(time_conditioning=True), "time_conditioning = 'True'"
+  yield omega(diffusion="uniform", T=0), "diffusion = 'uniform'"
+  yield Node(algo=omega(name="duo")), "algo.name = 'duo'"
+
+
 def mutations():
   """Yields wrong checkpoints and what the error must name."""
   names = [name for name, _ in torch_twin.MDLM(CFG).named_parameters()]
@@ -53,6 +73,12 @@ def mutations():
 
 def test_every_wrong_checkpoint_is_named(tmp_path):
   path, cases = tmp_path / "last.ckpt", list(mutations())
+  mdlm_s = omega(parameterization="subs", time_conditioning=False, T=0)
+  torch.save(checkpoint() | {"hyper_parameters": {"config": mdlm_s}}, path)
+  convert.mdlm.load(path)
+  for config, named in others():
+    content = checkpoint() | {"hyper_parameters": {"config": config}}
+    cases.append((content, named))
   assert len(cases) > 150
   for content, named in cases:
     torch.save(content, path)

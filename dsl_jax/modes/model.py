@@ -1,0 +1,146 @@
+"""A trained model to sample and to score from Python: `dsl_jax.load`."""
+
+import dataclasses
+import math
+import os
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dsl_jax import likelihood
+from dsl_jax.data import packing, prompts, tokenizers
+from dsl_jax.modes import named_samplers, trained
+from dsl_jax.nets import attention
+from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.quality import estimate
+from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
+from dsl_jax.runtime import sharding as sharding_lib
+from dsl_jax.runtime import workdir as workdir_lib
+
+_DRAWS = 64  # noise draws of a score, over all rows of the text
+_endpoint_nats = jax.jit(
+  likelihood.endpoint_nats, static_argnames=("denoiser", "clean_snr", "draws")
+)
+
+
+class Model(NamedTuple):
+  """What the pure functions take, of a trained model, and two short cuts."""
+
+  denoiser: denoiser_lib.Denoiser
+  params: dict
+  tokenizer: tokenizers.Tokenizer
+  config: config_lib.Config
+  clean_snr: float
+  step: int  # of training, 0 if unknown
+
+  def sample(
+    self,
+    num: int = 4,
+    path: str = "masked",
+    steps: int = 64,
+    seed: int = 0,
+    prompt: str = "",
+    **settings,
+  ) -> list[str]:
+    """Returns the texts that --mode=sample writes with the same settings.
+
+    Args:
+      num, path, steps, seed, prompt: keys of the config's section `sample`.
+      **settings: other keys, such as temperature; by default the run's.
+    """
+    keys = {"num": num, "path": path, "steps": steps, "seed": seed}
+    values = config_lib.to_config_dict(self.config).to_dict()
+    values["sample"] |= settings | keys | {"prompt": prompt}
+    with errors.user_errors():
+      cfg = config_lib.from_config_dict(values)
+      named_samplers.check(cfg)
+      request = prompts.parse(
+        prompt,
+        self.tokenizer,
+        cfg.data.length,
+        wrap=cfg.data.wrap,
+        name="prompt",
+      )
+      curve = None
+      if path == "information":
+        curve = named_samplers.measure_curve(cfg, self.params)
+    mesh = sharding_lib.make_mesh(cfg.mesh)
+    section = dataclasses.replace(
+      cfg.sample, batch_size=min(num, cfg.sample.batch_size)
+    )
+    size = named_samplers.batch_size(section, mesh)
+    tokens_NL, _ = named_samplers.draw(
+      cfg,
+      self.params,
+      section,
+      num,
+      mesh=mesh,
+      prompt_mask_BL=np.tile(request.prompt_mask_L, (size, 1)),
+      prompt_BL=np.tile(request.tokens_L, (size, 1)),
+      curve=curve,
+    )
+    return [trained.decode(cfg, self.tokenizer, row) for row in tokens_NL]
+
+  def score(self, text: str, seed: int = 0) -> estimate.Estimate:
+    """Returns the bits per character of a text, with their standard error.
+
+    They are the masked bound (`likelihood.endpoint_nats`) of the rows of the
+    text, of which the last may be shorter. The error is that of the noise.
+    """
+    cfg, tokenizer = self.config, self.tokenizer
+    with errors.user_errors():
+      ids = trained.encode(text, tokenizer)
+      if not len(ids):
+        raise errors.UserError(f"text is {text!r}; give one with tokens.")
+    inner = cfg.data.length - 2 * cfg.data.wrap
+    whole = len(ids) // inner * inner
+    parts = ids[:whole].reshape(-1, inner), ids[None, whole:]
+    draws = max(2, _DRAWS * inner // len(ids))
+    nats = variance = 0.0
+    for rows_NL in (part for part in parts if part.size):
+      if cfg.data.wrap:
+        rows_NL = packing.add_markers(rows_NL, tokenizer)
+      size = min(len(rows_NL), cfg.eval.batch_size)
+      scored = dataclasses.replace(
+        cfg, seed=seed, eval=dataclasses.replace(cfg.eval, batch_size=size)
+      )
+
+      def score_batch(key, tokens_BL):
+        options = {"denoiser": self.denoiser, "clean_snr": self.clean_snr}
+        return _endpoint_nats(
+          self.params, key, tokens_BL, draws=draws, **options
+        )
+
+      nats_N, stderr_N = trained.map_rows(scored, score_batch, rows_NL, "score")
+      nats += float(nats_N.sum())
+      variance += float(np.square(stderr_N).sum())
+    is_normalised = isinstance(tokenizer, tokenizers.CharTokenizer)
+    bits = math.log(2) * (len(ids) if is_normalised else len(text))
+    return estimate.Estimate(nats / bits, math.sqrt(variance) / bits)
+
+
+def load(where: str | os.PathLike) -> Model:
+  """Loads a trained model.
+
+  Args:
+    where: a workdir, a folder that `dsl_jax.convert` wrote, or the name of a
+      shipped model.
+
+  Raises:
+    ValueError: there is none, or it does not fit its tokenizer; one sentence.
+  """
+  where = os.fspath(where)
+  with errors.user_errors():
+    cfg = workdir_lib.stored(where).config
+    net = cfg.net
+    try:
+      attention.check(net.attention, jax.default_backend())
+    except ValueError:  # trained on other devices
+      net = dataclasses.replace(net, attention="xla")
+    cfg = dataclasses.replace(cfg, net=net, mesh=config_lib.Mesh())
+    tokenizer = trained.load_tokenizer(cfg)
+    params, step = trained.open_weights(cfg, where)
+  denoiser = denoiser_lib.make_denoiser(net)
+  return Model(denoiser, params, tokenizer, cfg, cfg.clean_snr, step)
