@@ -1,6 +1,6 @@
 """Uses the page of --mode=demo in a headless Chromium: `make demo-check`.
 
-python tests/check_demo.py OUT --workdir=DIR [--config=FILE ...]
+python tests/check_demo.py OUT --workdir=DIR
 
 Needs `pip install playwright` and a Chromium: of the system, or of `playwright
 install chromium`. Screenshots are written to the folder OUT.
@@ -59,7 +59,7 @@ def use(page):
   for position, marks in ((20, 1), (22, 2), (22, 1)):
     page.locator("#tokens .token").nth(position).click()
     wait(page, f"^{marks} of")
-  page.get_by_label("soft: a finite SNR").check()
+  page.get_by_label("A click remasks to SNR").fill("5")
   page.locator("#tokens .token").nth(24).click()
   wait(page, "^2 of")
   press(page, "Regenerate marked tokens", "^done")
@@ -67,10 +67,9 @@ def use(page):
   changed = {i for i, (a, b) in enumerate(zip(before, after)) if a != b}
   assert len(before) == len(after) and changed <= {20, 24}, changed
 
-  page.get_by_label("SNR", exact=True).check()
-  sync_api.expect(page.locator("#tokens")).to_contain_text("committed")
-  page.get_by_label("confidence").check()
-  sync_api.expect(page.locator("#tokens")).to_contain_text("p > 0.8")
+  for scale, label in (("SNR", "committed"), ("probability", "0.8")):
+    page.get_by_label(scale, exact=True).check()
+    sync_api.expect(page.locator("#tokens")).to_contain_text(label)
 
 
 def attack(page):

@@ -1,153 +1,113 @@
 """A page on 127.0.0.1 where tokens localise step by step and are remasked."""
 
+import dataclasses
 import functools
 import math
+import pathlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dsl_jax.data import prompts, tokenizers
-from dsl_jax.modes import named_samplers, trained, viewer
-from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.modes import model as model_lib
+from dsl_jax.modes import named_samplers, viewer
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 
 _CHARACTERS = 20  # of the text for every token of a row, at most
 _STEPS = 512  # at most
 _DRAWING = 0.5  # seconds between two drawings of the heat map
+# From which value on a token has which of the colours.
+_SCALES = {
+  "probability": (0.0, 0.2, 0.4, 0.6, 0.8),
+  "SNR": (0.0, 1.0, 3.0, 10.0, 30.0, math.inf),
+}
+_COLOURS = ["#e11d48", "#fb7a5c", "#fbbf24", "#a3d65c", "#16a37f", "#0e6f9e"]
 _OPEN, _GIVEN, _HARD, _SOFT = "open", "given", "to remask", "to soften"
-_MARKS = {_HARD: "#c026d3", _SOFT: "#f0abfc"}
 _STATES = {_OPEN: "#d4d7dd", _GIVEN: "#9aa3ae"}
-# Label -> the value from which it holds, and its colour.
-_CONFIDENCES = {
-  "p < 0.2": (0.0, "#e11d48"),
-  "0.2 to 0.4": (0.2, "#fb7a5c"),
-  "0.4 to 0.6": (0.4, "#fbbf24"),
-  "0.6 to 0.8": (0.6, "#a3d65c"),
-  "p > 0.8": (0.8, "#16a37f"),
-}
-_SNRS = {
-  "SNR < 1": (0.0, "#dbeafe"),
-  "1 to 3": (1.0, "#a9ccfa"),
-  "3 to 10": (3.0, "#6aa5f4"),
-  "10 to 30": (10.0, "#2f74e0"),
-  "SNR > 30": (30.0, "#1e3fae"),
-  "committed": (math.inf, "#16a37f"),
-}
-_SCALES = {"confidence": _CONFIDENCES, "SNR": _SNRS}
-# Tokens stand next to each other as in a text, and break at its spaces only.
-_CSS = """
-#tokens .textfield { font-size: 0; white-space: nowrap; overflow-x: auto; }
-#tokens .token { display: inline; margin: 0; padding: .15rem 0; }
-#tokens .token { border-radius: 0; cursor: pointer; }
-#tokens .text { font-size: 1.05rem; line-height: 2; white-space: pre-wrap; }
-"""
-_GAP = "\u00b7\u200b"  # a dot, after which a line may end
+_MARKS = {_HARD: "#c026d3", _SOFT: "#e879f9"}
 
 
 class Session(NamedTuple):
-  """What one visitor sees."""
+  """What one visitor has: the trace of the last run, and what is next."""
 
-  steps: tuple[viewer.Step, ...] = ()  # of the last run
+  steps: tuple[viewer.Step, ...] = ()
   given_L: np.ndarray = np.zeros(0, bool)
-  marks: tuple[tuple[int, float], ...] = ()  # positions, SNRs to fall to
+  # SNRs that tokens do not fall below in the next run; inf where they stay.
+  floor_L: np.ndarray = np.zeros(0)
   runs: int = 0  # of this text
-
-  def is_finished(self) -> bool:
-    return bool(self.steps) and bool(np.isinf(self.steps[-1].snr_L).all())
-
-
-class View(NamedTuple):
-  """What changes on the page; None stays as it was."""
-
-  session: Session
-  status: str
-  tokens: list[tuple[str, str]] | None = None  # text and label
-  figure: Any = None
-
-
-class _Run(NamedTuple):
-  """One request to the sampler."""
-
-  cfg: config_lib.Config
-  number: int  # of the batch, for its randomness
-  tokens_L: np.ndarray
-  floor_L: np.ndarray  # no token falls below it: inf where it is held
-  confidence_L: np.ndarray  # of tokens that are held
 
 
 class Page:
-  """The handlers: from what the page shows to what it shows next."""
+  """The page without its widgets."""
 
-  def __init__(
-    self,
-    cfg: config_lib.Config,
-    params: dict,
-    tokenizer: tokenizers.Tokenizer,
-  ):
-    self.cfg, self._params, self._tokenizer = cfg, params, tokenizer
-    self._table_VD = denoiser_lib.make_denoiser(cfg.net).table(params)
-    self._piece = functools.cache(self._make_piece)
-    self._curve = functools.cache(self._measure_curve)
+  def __init__(self, model: model_lib.Model):
+    self._model, self._config = model, model.config
     self._pool = futures.ThreadPoolExecutor(1)  # one run at a time
+    self._piece = functools.cache(
+      lambda token: tokenizers.pieces(model.tokenizer, [token])[0]
+    )
+    self._curve = functools.cache(
+      lambda: named_samplers.measure_curve(model.config, model.params)
+    )
 
-  def _make_piece(self, token):
-    (text,) = tokenizers.pieces(self._tokenizer, [token])
-    return text.replace("\n", "\u21b5\n") or "\u25a1"
+  def parse(self, text: str) -> Session:
+    """Returns the state before the blanks of a text are filled."""
+    data, tokenizer = self._config.data, self._model.tokenizer
+    most = _CHARACTERS * data.length
+    if len(text) > most:
+      raise errors.UserError(
+        f"the text has {len(text)} characters; use at most {most}."
+      )
+    _, tokens_L, given_L = prompts.parse(
+      text, tokenizer, data.length, wrap=data.wrap, name="the text"
+    )
+    floor_L = np.where(given_L, np.inf, 0.0)
+    start = viewer.Step(0, floor_L, tokens_L, np.ones(data.length))
+    return Session((start,), given_L, floor_L)
 
-  def _measure_curve(self):
-    return named_samplers.measure_curve(self.cfg, self._params)
-
-  def _configure(self, sampler, steps, temperature, top_p, seed):
-    values = config_lib.to_config_dict(self.cfg).to_dict()
-    values["sample"] |= {
-      "path": sampler,
-      "steps": steps,
-      "temperature": temperature,
-      "top_p": top_p,
-      "seed": seed,
-    }
+  def _configure(self, settings) -> config_lib.Config:
+    names = "path", "steps", "temperature", "top_p", "seed"
+    values = config_lib.to_config_dict(self._config).to_dict()
+    values["sample"] |= dict(zip(names, settings, strict=True))
     cfg = config_lib.from_config_dict(values)
-    if cfg.sample.steps > _STEPS:
-      raise errors.UserError(f"steps is {steps}; use at most {_STEPS} here.")
     named_samplers.check(cfg)
+    if cfg.sample.steps > _STEPS:
+      steps = f"sample.steps is {cfg.sample.steps}"
+      raise errors.UserError(f"{steps}; use at most {_STEPS} on this page.")
     return cfg
 
-  def _draw(self, run: _Run, callback: Callable) -> int:
-    """Samples; returns the number of network calls."""
-    is_held_L = np.isinf(run.floor_L)
-    is_soft = np.any(~is_held_L & (run.floor_L > 0))
-    path = run.cfg.sample.path
-    _, calls = named_samplers.sample_batch(
-      run.cfg,
-      self._params,
-      run.number,
+  def _draw(self, cfg, session: Session, callback) -> None:
+    floor_BL = session.floor_L[None]
+    is_soft = np.any(np.isfinite(floor_BL) & (floor_BL > 0))
+    named_samplers.sample_batch(
+      cfg,
+      self._model.params,
+      session.runs,
       1,
-      prompt_mask_BL=is_held_L[None],
-      prompt_BL=run.tokens_L[None],
-      soft_BL=run.floor_L[None] if is_soft else None,
-      curve=self._curve() if path == "information" else None,
+      prompt_mask_BL=np.isinf(floor_BL),
+      prompt_BL=session.steps[-1].tokens_L[None],
+      soft_BL=floor_BL if is_soft else None,
+      curve=self._curve() if cfg.sample.path == "information" else None,
       rows=1,  # one program for any number of steps
       callback=callback,
     )
-    return calls
 
   def compile(self) -> None:
-    """Compiles the program of the run's own sampler, in the background."""
-    tokens_L = np.zeros(self.cfg.data.length, np.int32)
-    run = _Run(self.cfg, 0, tokens_L, tokens_L * 0.0, tokens_L * 0.0)
-    self._pool.submit(self._draw, run, lambda number, state: None)
+    """Compiles the program of the config's sampler, in the background."""
+    self._pool.submit(self._draw, self._config, self.parse(""), lambda *_: None)
 
-  def _sample(self, run: _Run) -> Generator[viewer.Step, None, int]:
+  def _stream(self, cfg, session: Session) -> Iterator[viewer.Step]:
     """Samples in a thread; yields the steps of the trace as they are done."""
-    trace, stopped = viewer.Trace(self._table_VD), threading.Event()
+    trace = viewer.Trace(self._model.denoiser.table(self._model.params))
     steps: queue.SimpleQueue = queue.SimpleQueue()
+    stopped = threading.Event()
 
     def callback(number, state):
       if stopped.is_set():
@@ -157,166 +117,107 @@ class Page:
       for step in trace.steps[count:]:
         steps.put(step)
 
-    future = self._pool.submit(self._draw, run, callback)
+    future = self._pool.submit(self._draw, cfg, session, callback)
     future.add_done_callback(lambda _: steps.put(None))
     try:
       yield from iter(steps.get, None)
-      return future.result()
-    finally:  # also where the page was closed
+      future.result()
+    finally:  # also where the visitor left
       stopped.set()
       future.cancel()
 
-  def _watch(self, session: Session, run: _Run, colour: str) -> Iterator[View]:
-    """Yields what the page shows after every step."""
-    session = session._replace(steps=(), marks=(), runs=run.number + 1)
-    yield View(
-      session, "waiting for the model, compiled once for each kind of sampler"
-    )
-    began, drawn = time.monotonic(), 0.0
-    steps = self._sample(run)
-    while True:
-      try:
-        step = next(steps)
-      except StopIteration as end:
-        calls = end.value
-        break
-      is_held_L = np.isinf(run.floor_L)
-      confidence_L = np.where(is_held_L, run.confidence_L, step.confidence_L)
-      step = step._replace(confidence_L=confidence_L)
-      session = session._replace(steps=(*session.steps, step))
-      figure = None
-      if time.monotonic() - drawn > _DRAWING:
-        figure, drawn = viewer.draw(session.steps), time.monotonic()
-      committed = np.isinf(step.snr_L).sum()
-      status = f"step {step.number} of {run.cfg.sample.steps}: {committed} "
-      status += f"of {len(step.snr_L)} tokens committed"
-      yield View(session, status, self.show(session, -1, colour), figure)
-    seconds = time.monotonic() - began
-    status = (
-      f"done with {calls} network calls in {seconds:.1f} s; click tokens "
-    )
-    status += "to remask them"
-    figure = viewer.draw(session.steps)
-    yield View(session, status, self.show(session, -1, colour), figure)
+  def run(
+    self, session: Session, text: str | None, *settings
+  ) -> Iterator[tuple[Session, str]]:
+    """Yields session and status after every step.
 
-  def _report(
-    self, session: Session, views: Callable[[], Iterator[View]]
-  ) -> Iterator[View]:
-    """Yields the views; a mistake becomes a sentence and changes nothing."""
+    Args:
+      text: what to fill; None draws the marked tokens again.
+      *settings: sampler, steps, temperature, top_p, seed.
+    """
+    before, began = session, time.monotonic()
     try:
       with errors.user_errors():
-        yield from views()
+        cfg = self._configure(settings)
+        session = session if text is None else self.parse(text)
+        stays_L = np.isinf(session.floor_L)
+        if stays_L.all():
+          raise errors.UserError("no token is marked; click one first.")
+        yield before, "waiting for the model, compiled once for a sampler"
+        given_L, old = session.given_L & stays_L, session.steps[-1]
+        none_L = np.full(len(stays_L), np.inf)
+        shown = Session((), given_L, none_L, session.runs + 1)
+        for step in self._stream(cfg, session):
+          confidence_L = np.where(stays_L, old.confidence_L, step.confidence_L)
+          step = step._replace(confidence_L=confidence_L)
+          shown = shown._replace(steps=(*shown.steps, step))
+          committed = f"{np.isinf(step.snr_L).sum()} of {len(stays_L)} tokens"
+          yield shown, f"step {step.number}: {committed} committed"
+        seconds = time.monotonic() - began
+        yield shown, f"done in {seconds:.1f} s; click tokens to remask them"
     except errors.UserError as error:
-      yield View(session, f"error: {error}")
-
-  def generate(
-    self, session: Session, colour: str, text: str, *settings
-  ) -> Iterator[View]:
-    """Fills the blanks of a text; settings are those of the sampler."""
-
-    def views():
-      limit = _CHARACTERS * self.cfg.data.length
-      if len(text) > limit:
-        raise errors.UserError(
-          f"the text has {len(text)} characters; use at most {limit}."
-        )
-      cfg = self._configure(*settings)
-      prompt = prompts.parse(
-        text, self._tokenizer, cfg.data.length, name="the text"
-      )
-      mask_L = prompt.prompt_mask_L
-      floor_L = np.where(mask_L, np.inf, 0.0)
-      run = _Run(cfg, 0, prompt.tokens_L, floor_L, np.ones(len(mask_L)))
-      yield from self._watch(Session(given_L=mask_L), run, colour)
-
-    return self._report(session, views)
-
-  def regenerate(
-    self, session: Session, colour: str, *settings
-  ) -> Iterator[View]:
-    """Draws the marked tokens again and holds all others."""
-
-    def views():
-      if not session.marks:
-        raise errors.UserError("no token is marked; click one first.")
-      cfg, last = self._configure(*settings), session.steps[-1]
-      floor_L = np.full(len(last.snr_L), np.inf)
-      for position, snr in session.marks:
-        floor_L[position] = snr
-      given_L = session.given_L & np.isinf(floor_L)
-      run = _Run(cfg, session.runs, last.tokens_L, floor_L, last.confidence_L)
-      yield from self._watch(session._replace(given_L=given_L), run, colour)
-
-    return self._report(session, views)
+      yield before, f"error: {error}"
 
   def click(
-    self, session: Session, colour: str, kind: str, snr: float, position: int
-  ) -> View:
-    """Marks a token to be remasked, or removes its mark."""
-    if not session.is_finished():
-      return View(session, "generate a whole text before you remask tokens")
-    if kind == "soft" and not (snr and 0 < snr <= self.cfg.clean_snr):
-      return View(
-        session,
-        f"error: the SNR is {snr}; use one above 0, at most "
-        f"{self.cfg.clean_snr:g}, the SNR of a committed token.",
-      )
-    marks = dict(session.marks)
-    if marks.pop(position, None) is None:
-      marks[position] = snr if kind == "soft" else 0.0
-    session = session._replace(marks=tuple(marks.items()))
-    status = f"{len(marks)} of {len(session.given_L)} tokens marked"
-    return View(session, status, self.show(session, -1, colour))
+    self, session: Session, snr: float | None, position: int
+  ) -> tuple[Session, str]:
+    """Marks a token to fall to an SNR, or removes its mark."""
+    clean = self._model.clean_snr
+    if not (session.steps and np.isinf(session.steps[-1].snr_L).all()):
+      return session, "error: no text is finished yet; generate one first."
+    if snr is None or not 0 <= snr <= clean:
+      return session, f"error: the SNR is {snr}; use one in [0, {clean:g}]."
+    floor_L = session.floor_L.copy()
+    floor_L[position] = snr if np.isinf(floor_L[position]) else np.inf
+    marked = np.isfinite(floor_L).sum()
+    status = f"{marked} of {len(floor_L)} tokens marked"
+    return session._replace(floor_L=floor_L), status
 
   def show(
-    self, session: Session, index: int, colour: str
+    self, session: Session, index: int, scale: str
   ) -> list[tuple[str, str]]:
     """Returns text and label of every token after one of the steps."""
-    if not session.steps:
-      return []
-    step, scale = session.steps[index], _SCALES[colour]
-    marks = dict(session.marks)
-    values_L = step.snr_L if colour == "SNR" else step.confidence_L
-    least, labels = [value for value, _ in scale.values()], list(scale)
-    bin_L = np.searchsorted(least, values_L, "right") - 1
-    tokens = []
+    step = session.steps[index]
+    values_L = step.snr_L if scale == "SNR" else step.confidence_L
+    bin_L = np.searchsorted(_SCALES[scale], values_L, "right") - 1
+    labels, tokens = _labels(scale), []
     for position, token in enumerate(step.tokens_L.tolist()):
       text, label = self._piece(token), labels[bin_L[position]]
-      if step.snr_L[position] == 0:
-        text, label = _GAP, _OPEN
+      if step.snr_L[position] == 0:  # a dot, after which a line may end
+        text, label = "\u00b7\u200b", _OPEN
       elif session.given_L[position]:
         label = _GIVEN
-      if position in marks:
-        label = _SOFT if marks[position] else _HARD
+      if np.isfinite(session.floor_L[position]):
+        label = _SOFT if session.floor_L[position] else _HARD
       tokens.append((text, label))
     return tokens
 
 
-def build(page: Page):
+def _labels(scale):
+  labels = [f"\u2265 {value:g}" for value in _SCALES[scale]]
+  return ["committed" if "inf" in label else label for label in labels]
+
+
+def build(page: Page, cfg: config_lib.Config):
   """Returns the gradio app of a page."""
-  gr = errors.require("gradio", "page")
-  c, length = page.cfg.sample, page.cfg.data.length
-  with gr.Blocks(
-    title=f"{page.cfg.name}: tokens localise", analytics_enabled=False
-  ) as app:
+  gr, c = errors.require("gradio", "page"), cfg.sample
+  number = functools.partial(gr.Number, min_width=100)
+  with gr.Blocks(title=cfg.name, analytics_enabled=False) as app:
     session = gr.State(Session())
     gr.Markdown(
-      f"## {page.cfg.name}\n"
-      "Write a text with blanks: `[MASK]` is one token, `[MASK:9]` nine, and "
-      f"what is missing of {length} tokens follows. Generate, click tokens "
-      "that you do not like, and regenerate them alone."
+      f"## {cfg.name}\nWrite a text with blanks: `[MASK]` is one token, "
+      f"`[MASK:9]` nine, and what is missing of {cfg.data.length} tokens is "
+      "added. Generate, click tokens to remask, and regenerate these alone."
     )
     text = gr.Textbox(c.prompt, label="Text with blanks", lines=2, max_lines=8)
     with gr.Row():
-      sampler = gr.Dropdown(
-        named_samplers.names(), value=c.path, label="Sampler", min_width=160
-      )
-      small = {"min_width": 100, "step": 1}
-      steps = gr.Number(c.steps, label="Steps", precision=0, **small)
-      small["step"] = 0.1
-      temperature = gr.Number(c.temperature, label="Temperature", **small)
-      top_p = gr.Number(c.top_p, label="top_p", **small)
-      seed = gr.Number(c.seed, label="Seed", precision=0, min_width=100)
+      settings = [
+        gr.Dropdown(named_samplers.names(), value=c.path, label="Sampler"),
+        number(c.steps, label="Steps", precision=0),
+        number(c.temperature, label="Temperature", step=0.1),
+        number(c.top_p, label="top_p", step=0.1),
+        number(c.seed, label="Seed", precision=0),
+      ]
     with gr.Row():
       generate = gr.Button("Generate", variant="primary", min_width=120)
       stop = gr.Button("Stop", min_width=120)
@@ -324,78 +225,53 @@ def build(page: Page):
     with gr.Row():
       with gr.Column(scale=3, min_width=320):
         tokens = gr.HighlightedText(
-          label="Tokens",
-          color_map=_colours("confidence"),
-          show_legend=True,
-          elem_id="tokens",
+          label="Tokens", show_legend=True, elem_id="tokens"
         )
-        colour = gr.Radio(list(_SCALES), value="confidence", label="Colour")
-        with gr.Row():
-          kind = gr.Radio(
-            [("hard: SNR 0", "hard"), ("soft: a finite SNR", "soft")],
-            value="hard",
-            label="A click remasks",
-            min_width=220,
-          )
-          snr = gr.Number(5.0, label="SNR of a soft remask", min_width=120)
-        regenerate = gr.Button("Regenerate marked tokens", variant="primary")
+        snr = number(
+          0.0, label="A click remasks to SNR (0 is hard, above 0 soft)"
+        )
+        again = gr.Button("Regenerate marked tokens", variant="primary")
       with gr.Column(scale=2, min_width=320):
         plot = gr.Plot(show_label=False)
         shown = gr.Slider(0, 1, 1, step=1, label="Step that is shown")
+        scale = gr.Radio(list(_SCALES), value="probability", label="Colours")
 
-    outputs = [session, status, tokens, plot, shown]
-
-    def update(view, colour):
-      text = gr.skip()
-      if view.tokens is not None:
-        text = gr.HighlightedText(view.tokens, color_map=_colours(colour))
-      figure = gr.skip() if view.figure is None else view.figure
-      last = max(1, len(view.session.steps) - 1)
-      slider = gr.Slider(maximum=last, value=last)
-      return view.session, view.status, text, figure, slider
-
-    def stream(handler, session, colour, *args):
-      for view in handler(session, colour, *args):
-        yield update(view, colour)
-
-    def on_click(
-      session,
-      colour,
-      kind,
-      snr,
-      event: gr.SelectData,  # type: ignore[name-defined]
-    ):
-      return update(page.click(session, colour, kind, snr, event.index), colour)
-
-    def on_show(session, index, colour):
+    def show(session, index, scale):
+      if not session.steps:
+        return gr.skip()
       index = min(int(index), len(session.steps) - 1)
-      text = page.show(session, index, colour)
-      return gr.HighlightedText(text, color_map=_colours(colour))
+      colours = dict(zip(_labels(scale), _COLOURS))
+      return gr.HighlightedText(
+        page.show(session, index, scale), color_map=_STATES | colours | _MARKS
+      )
 
-    settings = [sampler, steps, temperature, top_p, seed]
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    runs = [
-      button.click(
-        functools.partial(stream, handler),
-        [session, colour, *inputs, *settings],
-        outputs,
-        **private,
-      )
-      for button, handler, inputs in (
-        (generate, page.generate, [text]),
-        (regenerate, page.regenerate, []),
-      )
-    ]
-    stop.click(None, cancels=runs, **private)
-    tokens.select(on_click, [session, colour, kind, snr], outputs, **private)
-    for change in (shown.release, colour.change):
-      change(on_show, [session, shown, colour], tokens, **private)
+    def update(session, status, scale):
+      last = max(1, len(session.steps) - 1)
+      slider = gr.Slider(maximum=last, value=last)
+      return session, status, show(session, last, scale), slider
+
+    def run(session, scale, text, *settings):
+      drawn = 0.0
+      for after, status in page.run(session, text, *settings):
+        figure, now = gr.skip(), time.monotonic()
+        if after.steps and (now - drawn > _DRAWING or "done" in status):
+          figure, drawn = viewer.draw(after.steps), now
+        yield *update(after, status, scale), figure
+
+    # gradio reads the annotation.
+    def click(session, scale, snr, event: gr.SelectData):  # type: ignore
+      return update(*page.click(session, snr, event.index), scale)
+
+    outputs = [session, status, tokens, shown]
+    options = {"api_visibility": "private", "show_progress": "hidden"}
+    for button, source in ((generate, text), (again, gr.State(None))):
+      inputs = [session, scale, source, *settings]
+      event = button.click(run, inputs, [*outputs, plot], **options)
+      stop.click(None, cancels=event, **options)
+    tokens.select(click, [session, scale, snr], outputs, **options)
+    for change in (shown.release, scale.change):
+      change(show, [session, shown, scale], tokens, **options)
   return app
-
-
-def _colours(colour):
-  scale = {label: value for label, (_, value) in _SCALES[colour].items()}
-  return _STATES | scale | _MARKS
 
 
 def demo(cfg: config_lib.Config, workdir: str) -> None:
@@ -407,15 +283,15 @@ def demo(cfg: config_lib.Config, workdir: str) -> None:
       )
     gr = errors.require("gradio", "page")
     named_samplers.check(cfg)
-    tokenizer = trained.load_tokenizer(cfg)
-    params, _ = trained.restore(cfg, workdir)
-    page = Page(cfg, params, tokenizer)
+    model = model_lib.load(workdir)
+    cfg = dataclasses.replace(model.config, sample=cfg.sample)
+    page = Page(model._replace(config=cfg))
     page.compile()
-    build(page).launch(
+    build(page, cfg).launch(
       server_name="127.0.0.1",  # nobody else reaches it
       share=False,
       ssr_mode=False,
       footer_links=[],
-      css=_CSS,
+      css_paths=pathlib.Path(__file__).parent / "templates" / "demo.css",
       theme=gr.themes.Default(font="system-ui", font_mono="ui-monospace"),
     )

@@ -17,8 +17,6 @@ from dsl_jax.modes import pages
 from dsl_jax.runtime import errors
 
 COMMITTED = 255  # level of an infinite SNR; level 0 is the mask
-_MASK_COLOUR, _COMMITTED_COLOUR = "#f7f7f9", "#107a69"  # as in viewer.html
-_FINITE_COLOURS = ["#ecf0f6", "#96bee6", "#346eb4", "#18326e"]
 
 
 def check(path: str) -> None:
@@ -126,25 +124,18 @@ class Trace:
 
 def draw(steps: Sequence[Step]):
   """Draws the SNR of every token (across) after every step (down)."""
-  colors = errors.require("matplotlib.colors", "demo")
-  patches = errors.require("matplotlib.patches", "demo")
+  mpl = errors.require("matplotlib", "page")
   fig, axes = pages.figure("token", "step that moves a token")
-  levels_RL, scale = _levels(np.stack([step.snr_L for step in steps]))
-  shades = colors.LinearSegmentedColormap.from_list("snr", _FINITE_COLOURS)
-  palette = shades(np.linspace(0, 1, COMMITTED + 1))
-  palette[0] = colors.to_rgba(_MASK_COLOUR)
-  palette[COMMITTED] = colors.to_rgba(_COMMITTED_COLOUR)
-  axes.imshow(palette[levels_RL], aspect="auto", interpolation="nearest")
-  axes.locator_params(integer=True)
-  names = [(0, "mask"), (COMMITTED, "committed")]
-  if np.any((levels_RL > 0) & (levels_RL < COMMITTED)):
-    names[1:1] = [(i, f"SNR {scale[i]:.3g}") for i in (1, COMMITTED - 1)]
-  axes.legend(
-    handles=[patches.Patch(fc=palette[i], ec="#c5ccd6") for i, _ in names],
-    labels=[name for _, name in names],
-    loc="lower center",
-    bbox_to_anchor=(0.5, 1.0),
-    ncols=len(names),
-    frameon=False,
+  snr_RL = np.stack([step.snr_L for step in steps])
+  finite = snr_RL[np.isfinite(snr_RL) & (snr_RL > 0)]
+  low, high = (finite.min(), finite.max()) if finite.size else (1.0, 2.0)
+  image = axes.imshow(
+    np.ma.masked_equal(np.minimum(snr_RL, 10 * high), 0),
+    mpl.colormaps["Blues"].with_extremes(bad="#f7f7f9", over="#107a69"),
+    mpl.colors.LogNorm(low, max(high, 2 * low)),
+    aspect="auto",
+    interpolation="nearest",
   )
+  axes.locator_params(integer=True)
+  fig.colorbar(image, extend="max", label="SNR (grey: mask, green: committed)")
   return fig
