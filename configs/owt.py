@@ -45,7 +45,7 @@ def fine_tune():
   return config_lib.Config(
     name="owt",
     net=net,
-    init_from="checkpoints/mdlm-owt",  # kuleshov-group/mdlm-owt, a local copy
+    init_from="kuleshov-group/mdlm-owt",  # on the hub, or a local copy
     clean_snr=100.0,  # [O] clean at V = 50,257 when beta = 1
     data=config_lib.Data(
       corpus="openwebtext",

@@ -1,10 +1,15 @@
 """Prompts with gaps: tokens where text is given, nothing elsewhere."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 import sentencepiece
 
 from dsl_jax.data import prompts, tokenizers
+from dsl_jax.modes import named_samplers, trained
+from dsl_jax.runtime import config as config_lib
 
 TEXT8, MDLM = map(tokenizers.load, ("text8", "text8-mdlm"))
 
@@ -63,6 +68,30 @@ def test_no_space_comes_after_a_gap_where_none_is_written(tmp_path):
         *tokens[gap + 1 : end],
       ]
       assert loaded.decode(filled) == text.replace("[MASK]", "it", 1)[:-6]
+    for text in ("a 日本", "a[MASK]日本"):
+      with pytest.raises(ValueError, match="has characters that 'sentenc"):
+        parse(text, 40, loaded)
+
+
+def test_a_text_may_end_before_its_first_eos(monkeypatch):
+  net = config_lib.NetConfig(34, 16, 1, 2, 4)
+  data = config_lib.Data(length=12)
+  section = config_lib.Sample(path="left_to_right", steps=5)
+  cfg = config_lib.Config("x", net, data=data, sample=section)
+  row_L = np.array([2, *MDLM.encode("ab"), 3, 3, *MDLM.encode("c")])
+  assert trained.decode(cfg, MDLM, row_L) == "[BOS]ab[EOS][EOS]c"
+  section = dataclasses.replace(section, stop_at_eos=True)
+  short = dataclasses.replace(cfg, sample=section)
+  assert trained.decode(short, MDLM, row_L) == "ab"
+  assert trained.decode(short, MDLM, row_L[1:3]) == "ab"
+  said = []
+  monkeypatch.setattr(
+    named_samplers.logging, "log_first_n", lambda *args: said.append(args)
+  )
+  named_samplers.build(cfg, jax.random.key(0), 1)
+  assert [args[1] % args[3:] for args in said] == [
+    "left_to_right commits 3 tokens in a step; one by one takes sample.steps=12"
+  ]
 
 
 def test_gaps_alone_give_nothing():

@@ -87,6 +87,8 @@ def claim(rows, workdir, data_hash=None):
     ({"train.microbatches": 4}, ["use a multiple of 32"]),
     ({"mesh.model": 3}, ["model=3", "the 8 devices"]),
     ({"init_from": "nowhere.ckpt"}, ["nowhere.ckpt"]),
+    ({"init_from": "some/mdlm"}, ["hf download some/mdlm --local-dir"]),
+    ({"data.fingerprint": "abc"}, ["data.fingerprint is abc", "made with"]),
     ({"law.mu": 2}, ["another run: law.mu is 1.4 there and 2.0 here"]),
     ({"train.batch_size": 32}, ["another run: train.batch_size is 8"]),
     ({"train.steps": 7}, ["another run: train.steps is"]),  # cosine

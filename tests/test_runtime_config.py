@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from dsl_jax import main
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import command, errors
 from dsl_jax.runtime import config as config_lib
@@ -166,6 +167,10 @@ def test_other_modes_have_the_config_of_the_run(tmp_path):
       parse(here, "--mode=eval", *flags)
   with pytest.raises(errors.UserError, match="nowhere holds no checkpoint"):
     parse("--workdir=nowhere", "--mode=eval")
+  argv = ["main", here, "--mode=plan", "--topology=v5e:2x2"]
+  assert command.parse(argv, main.MODES)[0].net == trained.net
+  with pytest.raises(errors.UserError, match="--config is missing"):
+    command.parse(["main", *argv[2:]], main.MODES)
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import dsl_jax
 from dsl_jax import likelihood, main, paths
 from dsl_jax.convert import __main__ as converter
+from dsl_jax.data import tokenizers
 from dsl_jax.modes import named_samplers
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import workdir as workdir_lib
@@ -55,6 +56,9 @@ def run(tmp_path_factory):
     )
 
   assert mode("train") == 0
+  stored = json.loads((root / "run/config.json").read_text())["config"]
+  text8 = tokenizers.load("text8").fingerprint
+  assert stored["data"]["fingerprint"] == text8
   assert mode("eval") == 0
   return root / "run", mode
 

@@ -24,8 +24,8 @@ _OPTIONS = (
   ("mask_prior", float, "weight of a fresh converter's mask row at z = 0"),
   ("seed", int, "of a fresh converter's token table"),
 )
-# Of a file that does not say its tokenizer, by the size of its vocabulary.
-_TOKENIZERS = {27: "text8", 34: "text8-mdlm", 50257: "gpt2"}
+# Tokenizer and length of a file without either, by the size of its vocabulary.
+_KNOWN = {27: ("text8", 256), 34: ("text8-mdlm", 256), 50257: ("gpt2", 1024)}
 
 
 def _load_run(args):
@@ -49,8 +49,8 @@ def _load_mdlm(args):
     stored = workdir_lib.stored(args.source)
     run = folder.Run(stored.config, None, stored.data_hash, stored.step)
   else:
-    tokenizer = _TOKENIZERS.get(net.vocab_size, "")
-    length = opened.config.get("model_length", 1024)
+    tokenizer, length = _KNOWN.get(net.vocab_size, ("", 1024))
+    length = opened.config.get("model_length", length)
     data = config_lib.Data("", tokenizer, length, wrap=tokenizer == "gpt2")
     cfg = config_lib.Config(pathlib.Path(args.source).stem, net, data=data)
     run = folder.Run(cfg, None)

@@ -39,24 +39,20 @@ def _special(word, tokenizer, length):
   return [token]
 
 
-def _tokens(text, tokenizer, length) -> list[int]:
-  """Returns the tokens of a prompt; texts between gaps are encoded apart."""
-  tokens: list[int] = []
-  before = ""
-  for number, part in enumerate(_SPECIAL.split(text)):
-    if number % 2:
-      before = part
-      tokens += _special(part, tokenizer, length)
-    elif "[MASK" in part:
-      raise ValueError("has a gap that is not written [MASK] or [MASK:9].")
-    elif part:
-      loses = any(x.isalpha() and not x.isascii() for x in part)
-      if isinstance(tokenizer, tokenizers.CharTokenizer) and not loses:
-        part = tokenizers.normalize_text8(part)  # as the corpus was
-      follows = before.startswith("MASK")
-      encode = tokenizer.encode_inside if follows else tokenizer.encode
-      tokens += encode(part).tolist()
-  return tokens
+def _encode(text, tokenizer, follows_gap):
+  """Returns the tokens of a text, normalised as the corpus was."""
+  if "[MASK" in text:
+    raise ValueError("has a gap that is not written [MASK] or [MASK:9].")
+  is_plain = all(x.isascii() or not x.isalpha() for x in text)
+  if isinstance(tokenizer, tokenizers.CharTokenizer) and is_plain:
+    text = tokenizers.normalize_text8(text)
+  ids = tokenizer.encode(text).tolist()
+  if tokenizer.unk_id in ids:
+    raise ValueError(
+      f"has characters that {tokenizer.name!r} lacks in {text[:80]!r}; leave "
+      "them out, or write small letters if its corpus has no others."
+    )
+  return tokenizer.encode_inside(text).tolist() if follows_gap else ids
 
 
 def parse(
@@ -72,8 +68,15 @@ def parse(
   With `wrap` the row is between BOS and EOS, as those of training are, unless
   the prompt is empty. Errors begin with the name.
   """
+  tokens: list[int] = []
+  words = _SPECIAL.split(text)
   try:
-    tokens = _tokens(text, tokenizer, length)
+    for i, word in enumerate(words):
+      if i % 2:
+        tokens += _special(word, tokenizer, length)
+      elif word:
+        follows_gap = i > 0 and words[i - 1].startswith("MASK")
+        tokens += _encode(word, tokenizer, follows_gap)
   except ValueError as error:
     raise ValueError(f"{name} {error}") from error
   wrap = wrap and bool(text)

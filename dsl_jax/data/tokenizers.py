@@ -34,6 +34,7 @@ class Tokenizer(Protocol):
   vocab_size: int  # ids are 0..vocab_size-1
   bos_id: int | None  # row markers, if it has them
   eos_id: int | None
+  unk_id: int | None  # of what the vocabulary does not have
   fingerprint: str  # sha256 of the vocabulary, not of its files
   files: dict[str, bytes]  # what `load` reads from a folder, NAME:FOLDER
 
@@ -71,6 +72,7 @@ class CharTokenizer(Tokenizer):
 
   def __init__(self, name: str, symbols: Sequence[str]):
     self.name = name
+    self.unk_id: int | None = None
     self.files: dict[str, bytes] = {}
     self.vocab_size = len(symbols)
     has_markers = "[BOS]" in symbols
@@ -125,6 +127,7 @@ class Gpt2Tokenizer(Tokenizer):
     self.vocab_size = _GPT2_VOCAB
     self.bos_id: int | None = 50256  # <|endoftext|>
     self.eos_id: int | None = 50256
+    self.unk_id: int | None = None
     content = json.dumps([sorted(vocab, key=vocab.get), merges])
     self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
@@ -175,6 +178,7 @@ class SentencePieceTokenizer(Tokenizer):
     self.vocab_size = self._model.vocab_size()
     markers = self._model.bos_id(), self._model.eos_id()  # -1 if it has none
     self.bos_id, self.eos_id = (None if x < 0 else x for x in markers)
+    self.unk_id: int | None = self._model.unk_id()
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:

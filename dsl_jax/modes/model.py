@@ -26,7 +26,7 @@ _endpoint_nats = jax.jit(
 
 
 class Model(NamedTuple):
-  """What the pure functions take, of a trained model, and two short cuts."""
+  """A trained model: the arguments of the pure functions, and two uses."""
 
   denoiser: denoiser_lib.Denoiser
   params: dict
@@ -34,6 +34,9 @@ class Model(NamedTuple):
   config: config_lib.Config
   clean_snr: float
   step: int  # of training, 0 if unknown
+
+  def __repr__(self):
+    return f"Model({self.config.name!r}, step={self.step})"
 
   def sample(
     self,
@@ -95,9 +98,9 @@ class Model(NamedTuple):
       if not len(ids):
         raise errors.UserError(f"text is {text!r}; give one with tokens.")
     inner = cfg.data.length - 2 * cfg.data.wrap
-    whole = len(ids) // inner * inner
-    parts = ids[:whole].reshape(-1, inner), ids[None, whole:]
-    draws = max(2, _DRAWS * inner // len(ids))
+    count = len(ids) // inner
+    edge, draws = count * inner, max(2, _DRAWS // (count + 1))
+    parts = ids[:edge].reshape(count, inner), ids[None, edge:]
     nats = variance = 0.0
     for rows_NL in (part for part in parts if part.size):
       if cfg.data.wrap:

@@ -328,7 +328,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       jobs: dict = {text: job}
     else:
       jobs = _table_jobs(cfg, workdir, tokenizer, judged)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     unscored = [job for job in jobs.values() if not job.scores.exists()]
     if unscored:
       print(

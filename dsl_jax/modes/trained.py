@@ -37,6 +37,11 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
   if data.corpus == "kjv":  # comes with a package and is packed in seconds
     prepare.prepare(**settings)
   elif not packing.is_finished(folder, split):
+    if not data.corpus:
+      raise errors.UserError(
+        "the weights do not say their corpus; set data.dir to the folder of "
+        "prepared rows, or score a text of yours by --text=FILE."
+      )
     corpora.check(data.corpus)
     flags = " ".join(f"--{key}={value}" for key, value in settings.items())
     raise errors.UserError(
@@ -44,13 +49,15 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
       f"dsl_jax.data.prepare {flags}."
     )
   packed = packing.load(folder, split)
-  made_with = packed.manifest["fingerprint"]
   manifest, kind = packed.manifest, data.tokenizer.partition(":")[0]
+  made_with = manifest["tokenizer"].partition(":")[0]
+  same = ("data.tokenizer", kind, made_with)
+  if data.fingerprint:  # of the vocabulary, whatever its spec
+    same = ("data.fingerprint", data.fingerprint, manifest["fingerprint"])
   for key, value, packed_value in (
-    ("data.tokenizer", kind, manifest["tokenizer"].partition(":")[0]),
+    same,
     ("data.length", data.length, manifest["length"]),
     ("data.wrap", data.wrap, manifest["wrap"]),
-    ("data.fingerprint", data.fingerprint or made_with, made_with),
     ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
   ):
     if value != packed_value:
@@ -181,6 +188,11 @@ def describe(
 def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
   """Loads the tokenizer of the run, whose ids must be the network's."""
   data = cfg.data
+  if not data.tokenizer:
+    raise errors.UserError(
+      "the weights do not say their tokenizer; write them again by python -m "
+      "dsl_jax.convert export with --tokenizer, or set data.tokenizer."
+    )
   tokenizer = tokenizers.load(data.tokenizer)
   if tokenizer.vocab_size != cfg.net.vocab_size:
     raise errors.UserError(
