@@ -69,7 +69,7 @@ setup(
   license="Apache-2.0",
   packages=find_packages(include=["dsl_jax", "dsl_jax.*"]),
   package_data={
-    "dsl_jax": ["convert/card.md", "modes/templates/*.html", "pretrained/*/*"]
+    "dsl_jax": ["convert/card.md", "modes/templates/*", "pretrained/*/*"]
   },
   python_requires=">=3.11",
   install_requires=[

@@ -51,7 +51,10 @@ class Page:
     self._model, self._config = model, model.config
     self._pool = futures.ThreadPoolExecutor(1)  # one run at a time
     self._piece = functools.cache(
-      lambda token: tokenizers.pieces(model.tokenizer, [token])[0]
+      lambda token: (
+        tokenizers.pieces(model.tokenizer, [token])[0].replace("\n", "\u21b5\n")
+        or "\u25a1"
+      )
     )
     self._curve = functools.cache(
       lambda: named_samplers.measure_curve(model.config, model.params)

@@ -137,5 +137,7 @@ def draw(steps: Sequence[Step]):
     interpolation="nearest",
   )
   axes.locator_params(integer=True)
-  fig.colorbar(image, extend="max", label="SNR (grey: mask, green: committed)")
+  axes.set_title("SNR (grey: mask, green: committed)", fontsize="medium")
+  if finite.size:
+    fig.colorbar(image, extend="max", format="%g")
   return fig
