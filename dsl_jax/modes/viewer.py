@@ -132,12 +132,12 @@ def draw(steps: Sequence[Step]):
   image = axes.imshow(
     np.ma.masked_equal(np.minimum(snr_RL, 10 * high), 0),
     mpl.colormaps["Blues"].with_extremes(bad="#f7f7f9", over="#107a69"),
-    mpl.colors.LogNorm(low, max(high, 2 * low)),
+    mpl.colors.LogNorm(low / 3, max(high, 4 * low)),  # low is not white
     aspect="auto",
     interpolation="nearest",
   )
   axes.locator_params(integer=True)
   axes.set_title("SNR (grey: mask, green: committed)", fontsize="medium")
   if finite.size:
-    fig.colorbar(image, extend="max", format="%g")
+    fig.colorbar(image, extend="max", format="%g").minorticks_off()
   return fig
