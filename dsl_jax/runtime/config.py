@@ -188,7 +188,7 @@ class Sample(_Section):
   block: int = _count(32)  # of the path "blocks"
   continuous_share: float = _fraction(0.5)  # hybrid: steps before commitment
   commit: float = _fraction(0.9)  # hybrid, threshold: confidence to commit
-  prompt: str = ""  # text of every sample; [MASK:9] is a gap of 9, and [EOS]
+  prompt: str = ""  # of every sample; may hold [MASK:9], a gap, [BOS], [EOS]
   prompts: str = ""  # file of prompts, one a line, each sampled num times
   stop_at_eos: bool = False  # a text is what stands before the first EOS
   trace: str = ""  # page to write: a sample appearing row by row, "" = none
