@@ -8,7 +8,7 @@ CONSTRAINTS := .ci/constraints.txt
 EXTRAS ?= test,bench,eval,mauve
 TESTS ?= tests
 
-.PHONY: quickstart test lint unit docs bench clean
+.PHONY: quickstart test lint unit docs bench demo-check clean
 
 # One stamp per set of extras, so that an install happens once.
 $(VENV)/.demo: setup.py
@@ -72,6 +72,13 @@ bench: $(VENV)/.test
 	$(BENCH).sampling --lengths=256 --steps 64 256 --rounds=2 \
 	  --json=runs/bench/sampling.json
 	$(BENCH).weak_scaling --devices=1,8 --json=runs/bench/weak_scaling.json
+
+# Uses the page of a run in a headless Chromium: that of the system, or of
+# `playwright install chromium`. Screenshots in runs/demo-check/.
+demo-check: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet playwright
+	mkdir -p runs/demo-check
+	$(BIN)/python tests/check_demo.py runs/demo-check --workdir=$(RUN)
 
 clean:
 	rm -rf $(VENV) runs data_cache site

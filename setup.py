@@ -38,6 +38,7 @@ EXTRAS = {
     "mkdocs-material>=9.5",
     "mkdocstrings[python]>=0.26",
   ],
+  "page": ["gradio>=6.0", "matplotlib>=3.9"],
   "notebooks": [
     "ipykernel>=6.29",
     "matplotlib>=3.9",
@@ -53,6 +54,7 @@ EXTRAS["test"] = [
   *EXTRAS["demo"],
   *EXTRAS["gcs"],
   *EXTRAS["notebooks"],
+  *EXTRAS["page"],
   "datasets>=4.0",
   "faiss-cpu>=1.9",
   "gcp-storage-emulator>=2026.7",
@@ -87,7 +89,7 @@ setup(
   package_dir={"dsl_jax.configs": "configs"},
   entry_points={"console_scripts": ["dsl-jax = dsl_jax.main:main"]},
   package_data={
-    "dsl_jax": ["convert/card.md", "modes/templates/*.html", "pretrained/*/*"]
+    "dsl_jax": ["convert/card.md", "modes/templates/*", "pretrained/*/*"]
   },
   python_requires=">=3.11",
   install_requires=[

@@ -182,6 +182,20 @@ def test_sentencepiece_loads_and_keeps_the_text(tmp_path):
     tokenizers.load(f"sentencepiece:{path}")
 
 
+def test_pieces_are_the_text_of_ids_inside_a_text(tmp_path, gpt2):
+  path, text = tmp_path / "small.model", "the text of the path"
+  with open(tokenizers.__file__) as lines, open(path, "wb") as model:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=lines, model_writer=model, vocab_size=400
+    )
+  words = tokenizers.load(f"sentencepiece:{path}")
+  # It decodes a word alone without the space before it.
+  assert "".join(tokenizers.pieces(words, words.encode(text))) == f" {text}"
+  assert tokenizers.pieces(words, [1, 2]) == ["[BOS]", "[EOS]"]
+  for other in (gpt2, tokenizers.load("text8")):
+    assert "".join(tokenizers.pieces(other, other.encode(text))) == text
+
+
 @pytest.mark.parametrize(
   ("spec", "match"),
   [

@@ -16,7 +16,12 @@ from dsl_jax.modes import viewer
 from dsl_jax.runtime import errors
 
 TOKENS = ["</script><b>", "&amp;", " ", "\n'\"é"]  # would break a careless page
-TOKENIZER = types.SimpleNamespace(decode=lambda ids: TOKENS[int(ids[0])])
+TOKENIZER = types.SimpleNamespace(
+  encode=lambda text: np.zeros(1, np.int32),
+  decode=lambda ids: "".join(TOKENS[i] for i in ids),
+  bos_id=None,
+  eos_id=None,
+)
 
 
 class Page(html.parser.HTMLParser):

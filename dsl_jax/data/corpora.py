@@ -331,11 +331,10 @@ def lm1b(place: str) -> Corpus:
   Unpack 1-billion-word-language-modeling-benchmark-r13output.tar.gz of
   statmt.org/lm-benchmark: its held-out lines are validation, as in TFDS.
   """
-  folder = os.path.expanduser(place)
   splits, facts = {}, []
   for split, kind in (("train", "training"), ("validation", "heldout")):
-    pattern = f"{glob.escape(folder)}/{kind}-monolingual*/news.en*-of-*"
-    paths = sorted(glob.glob(pattern))
+    pattern = f"{place}/{kind}-monolingual*/news.en*-of-*"
+    paths = storage.find_files(pattern)
     if not paths:
       return tfds(f"lm1b@{place}")._replace(name="lm1b")
     facts += [(os.path.basename(x), os.path.getsize(x)) for x in paths]

@@ -343,6 +343,20 @@ def train(documents: Iterable[str], spec: str) -> bytes:
   return model.getvalue()
 
 
+def pieces(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
+  """Returns the text of each id inside a text, with the space before a word.
+
+  Markers, which decode to nothing, are written [BOS] and [EOS].
+  """
+  before = tokenizer.encode("a").tolist()  # decoders drop a space at the start
+  start = len(tokenizer.decode(before))
+  markers = {tokenizer.bos_id: "[BOS]", tokenizer.eos_id: "[EOS]"}
+  return [
+    tokenizer.decode([*before, token])[start:] or markers.get(token, "")
+    for token in map(int, ids)
+  ]
+
+
 def load(spec: str, folder: str = "") -> Tokenizer:
   """Makes the tokenizer of a spec of `SPECS`, with its `trained_file`."""
   name, _, where = spec.partition(":")

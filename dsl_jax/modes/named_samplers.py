@@ -197,12 +197,15 @@ def sample_batch(
   size: int,
   *,
   prompt_mask_BL: np.ndarray | None = None,
+  soft_BL: np.ndarray | None = None,
   curve: Curve | None = None,
   **options,
 ) -> tuple[np.ndarray, int]:
   """Draws one batch along cfg.sample.path, with options of `samplers.sample`.
 
-  The number of the batch and sample.seed determine path and noise.
+  The number of the batch and sample.seed determine path and noise. With
+  `soft_BL` all tokens are given, and fall to these SNRs, where finite, before
+  they follow the path from there.
 
   Returns tokens_BL, int32, on every host, and the number of network calls.
   """
@@ -212,10 +215,19 @@ def sample_batch(
   path, policy = build(cfg, path_key, size, curve=curve)
   if prompt_mask_BL is None:
     prompt_mask_BL = np.zeros((size, cfg.data.length), bool)
+  path = paths.hold(path, prompt_mask_BL)
+  if soft_BL is not None:
+    if policy is not None:
+      raise errors.UserError(
+        f"the sampler {c.path!r} is a policy, which cannot start from finite "
+        "SNRs; remask to 0, or choose another sampler, such as 'masked'."
+      )
+    path = np.maximum(path, soft_BL)
+    path = paths.concat(np.full((1, *path.shape[1:]), np.inf), path)
   samples = samplers.sample(
     params,
     key,
-    paths.hold(path, prompt_mask_BL),
+    path,
     denoiser=denoiser_lib.make_denoiser(cfg.net),
     clean_snr=cfg.clean_snr,
     integrator=c.integrator,

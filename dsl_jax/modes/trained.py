@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from etils import epath
 
 from dsl_jax import likelihood
 from dsl_jax.convert import mdlm
@@ -194,7 +193,7 @@ def restore(
       f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
       "data.dir to the folder of its rows."
     )
-  epath.Path(workdir).mkdir(parents=True, exist_ok=True)  # of a shipped model
+  storage.make_folder(workdir)  # of a shipped model
   return open_weights(cfg, workdir)
 
 

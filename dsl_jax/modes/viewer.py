@@ -4,6 +4,8 @@ import base64
 import errno
 import os
 import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,24 +64,32 @@ def _pack(array):
   return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
 
 
+class Step(NamedTuple):
+  """One sequence after a step of its path."""
+
+  number: int
+  snr_L: np.ndarray
+  tokens_L: np.ndarray  # drawn, or nearest where the SNR is finite
+  confidence_L: np.ndarray  # their probabilities
+
+
 class Trace:
   """Records the first sequence of a batch while it is sampled."""
 
   def __init__(self, table_VD: jax.Array):
     self._table_VD = table_VD
     self._last = 0  # number of the last step
-    # Of the steps that change something: number, SNRs, tokens, probabilities.
-    self._steps: list[tuple] = []
+    self.steps: list[Step] = []  # those that change something
 
   def __call__(self, number: int, state) -> None:
     """Records a step: the callback of `samplers.sample`, for every step."""
     self._last = number
     tokens_L = np.asarray(state.tokens_BL[0])
     snr_L = np.asarray(state.snr_BL[0])
-    if not self._steps:
+    if not self.steps:
       prompt_L = np.where(state.prompt_mask_BL[0], np.inf, 0)
-      self._steps.append((0, prompt_L, tokens_L, np.ones(len(tokens_L))))
-    if np.array_equal(snr_L, self._steps[-1][1]):
+      self.steps.append(Step(0, prompt_L, tokens_L, np.ones(len(tokens_L))))
+    if np.array_equal(snr_L, self.steps[-1].snr_L):
       return
     confidence_L = np.exp(np.asarray(state.logp_BL[0]))
     finite_L = np.isfinite(snr_L) & (snr_L > 0)
@@ -87,11 +97,11 @@ class Trace:
       nearest_BL, probability_BL = _nearest(self._table_VD, state.z_BLD[:1])
       tokens_L = np.where(finite_L, nearest_BL[0], tokens_L)
       confidence_L = np.where(finite_L, probability_BL[0], confidence_L)
-    self._steps.append((number, snr_L, tokens_L, confidence_L))
+    self.steps.append(Step(number, snr_L, tokens_L, confidence_L))
 
   def write(self, path: str, tokenizer: tokenizers.Tokenizer, title: str):
     """Writes the page, whole or not at all."""
-    numbers, *arrays = zip(*self._steps, strict=True)
+    numbers, *arrays = zip(*self.steps, strict=True)
     snr_RL, tokens_RL, confidence_RL = map(np.stack, arrays)
     tokens_RL = np.where(snr_RL > 0, tokens_RL, 0)
     ids, index_RL = np.unique(tokens_RL, return_inverse=True)
@@ -105,9 +115,30 @@ class Trace:
       "rows": numbers,
       "last": self._last,
       "snr": scale.tolist(),
-      "texts": [tokenizer.decode([i]) for i in ids],
+      "texts": tokenizers.pieces(tokenizer, ids),
       "levels": _pack(levels_RL),
       "confidences": _pack(confidence_RL.astype(np.uint8)),
       "tokens": _pack(index_RL.astype("<u4")),
     }
     pages.write(path, "viewer.html", title=title, finite=finite, data=data)
+
+
+def draw(steps: Sequence[Step]):
+  """Draws the SNR of every token (across) after every step (down)."""
+  mpl = errors.require("matplotlib", "page")
+  fig, axes = pages.figure("token", "step that moves a token")
+  snr_RL = np.stack([step.snr_L for step in steps])
+  finite = snr_RL[np.isfinite(snr_RL) & (snr_RL > 0)]
+  low, high = (finite.min(), finite.max()) if finite.size else (1.0, 2.0)
+  image = axes.imshow(
+    np.ma.masked_equal(np.minimum(snr_RL, 10 * high), 0),
+    mpl.colormaps["Blues"].with_extremes(bad="#f7f7f9", over="#107a69"),
+    mpl.colors.LogNorm(low / 3, max(high, 4 * low)),  # low is not white
+    aspect="auto",
+    interpolation="nearest",
+  )
+  axes.locator_params(integer=True)
+  axes.set_title("SNR (grey: mask, green: committed)", fontsize="medium")
+  if finite.size:
+    fig.colorbar(image, extend="max", format="%g").minorticks_off()
+  return fig

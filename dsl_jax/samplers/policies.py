@@ -47,6 +47,13 @@ class Policy(NamedTuple):
     return self.rule(confidence_BL, snr_BL, step)
 
 
+def _pad(array_T: jax.Array) -> jax.Array:
+  """Repeats the last row up to a power of two: lengths share a program."""
+  rows = max(64, 1 << (len(array_T) - 1).bit_length())
+  widths = [(0, rows - len(array_T))] + [(0, 0)] * (array_T.ndim - 1)
+  return jnp.pad(array_T, widths, "edge")
+
+
 def _most_confident(k, confidence_BL, snr_BL, step):
   open_confidence = jnp.where(jnp.isinf(snr_BL), -1.0, confidence_BL)
   order = jnp.argsort(-open_confidence, axis=-1, stable=True)
@@ -110,7 +117,8 @@ def remask_low_confidence(
   hide, _ = paths.rates(num_steps, kind="rescale", eta=strength)
   _, reveal = paths.rates(num_steps, kind="cap", eta=0.0)
   soft = jnp.float32(soft_snr)
-  return Policy(Partial(_remask_low_confidence, key, hide, reveal, soft))
+  rates = _pad(hide), _pad(reveal)
+  return Policy(Partial(_remask_low_confidence, key, *rates, soft))
 
 
 def _leads_to(row, step):
@@ -143,6 +151,6 @@ def commit(path_TBL: jax.Array, row: int, least: float) -> Policy:
       f"row is {row}; use 1 to {len(path_TBL) - 1}, a later row of the path."
     )
   checks.probability("least", least)
-  path, row = jnp.asarray(path_TBL, jnp.float32), jnp.int32(row)
+  path, row = _pad(jnp.asarray(path_TBL, jnp.float32)), jnp.int32(row)
   rule = Partial(_commit, path, row, jnp.float32(least))
   return Policy(rule, Partial(_leads_to, row))
