@@ -68,6 +68,7 @@ def pieces():
       num=8,
       batch_size=8,
       top_p=0.9,  # [P] the published protocol
+      snr_max=100.0,  # [O] where the law and eval's integral end
     ),
   )
 

@@ -72,7 +72,7 @@ def config() -> str:
 
 def modes() -> str:
   rows = [
-    [f"`{name}`", " ".join(f"`--{x}`" for x in mode.needs), mode.description]
+    [f"`{name}`", " ".join(f"`--{x}`" for x in mode.required), mode.description]
     for name, mode in main.MODES.items()
   ]
   return _table(["`--mode`", "required flags", "what"], rows)

@@ -59,7 +59,7 @@ def arguments(mode, *extra, **changes):
   settings = TINY | changes
   return [
     "main",
-    f"--config={ROOT / 'configs/quickstart.py'}",
+    f"--config={ROOT / 'configs/quickstart.py:letters'}",
     f"--workdir={RUN}",
     f"--mode={mode}",
     *(f"--config.{key}={value}" for key, value in settings.items()),
@@ -98,7 +98,8 @@ def test_a_run_lives_in_a_bucket_and_survives_a_kill(environment):
   assert steps == list(range(1, step + 4))
   storage.write_text("gs://bucket/texts/b.txt", text[:200])
   assert main.main(arguments("eval", "--text=gs://bucket/texts/b.txt")) == 0
-  assert "bounds" in storage.read_json(f"{RUN}/eval-b.json")
+  (scored,) = storage.to_path(RUN).glob("eval-b-*.json")
+  assert "bounds" in storage.read_json(scored)
   assert main.main(arguments("sample", **{"sample.num": 3})) == 0
   assert len(rows("samples.jsonl")) == 3
   exported = "gs://bucket/exported"
@@ -149,7 +150,7 @@ def test_unreadable_checkpoints_are_moved_within_the_bucket(environment):
 
 def test_settings_with_a_name_outside_utf_8_are_kept(tmp_path):
   rows = [{"prompts": "p\udce9.txt"}]
-  storage.write_jsonl(tmp_path / "a.jsonl", rows)
+  storage.append(tmp_path / "a.jsonl", json.dumps(rows[0]) + "\n")
   storage.append(tmp_path / "b.jsonl", json.dumps(rows[0], ensure_ascii=False))
   for name in ("a.jsonl", "b.jsonl"):
     assert storage.read_jsonl(tmp_path / name) == rows

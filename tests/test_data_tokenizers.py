@@ -191,7 +191,7 @@ def test_pieces_are_the_text_of_ids_inside_a_text(tmp_path, gpt2):
   words = tokenizers.load(f"sentencepiece:{path}")
   # It decodes a word alone without the space before it.
   assert "".join(tokenizers.pieces(words, words.encode(text))) == f" {text}"
-  assert tokenizers.pieces(words, [1, 2]) == ["[BOS]", "[EOS]"]
+  assert tokenizers.pieces(words, [1, 2]) == ["<s>", "</s>"]
   for other in (gpt2, tokenizers.load("text8")):
     assert "".join(tokenizers.pieces(other, other.encode(text))) == text
 

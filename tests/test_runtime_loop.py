@@ -76,6 +76,8 @@ def test_the_console_shows_the_time_left(
   tmp_path, capsys, monkeypatch, deadline, minutes
 ):
   recorder = make_recorder(tmp_path, deadline=deadline)
+  monkeypatch.setattr(time, "monotonic", lambda: 1e-9)
+  recorder.restart_clock()
   for step in range(1, 5):  # one a minute, of nine
     monkeypatch.setattr(time, "monotonic", lambda t=step: 60.0 * t)
     recorder.add(step, sums(10.0, 10.0))

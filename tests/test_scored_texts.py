@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from test_scoring import quickstart
+from test_scoring import cell, quickstart
 
 from dsl_jax.data import corpora, tokenizers
 from dsl_jax.modes import evaluate, reproduce, trained
+from dsl_jax.runtime import errors
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -84,3 +85,48 @@ def test_rows_as_texts_score_as_themselves(tmp_path):
   assert reproduce._their_texts(entries, mdlm).ids[0].tolist() == [1, 2]
   entries[0]["tokenizer"] = "another"
   assert len(reproduce._their_texts(entries, mdlm).ids[0]) == 1
+
+
+def test_bounds_are_parsed_with_their_steps():
+  cfg = quickstart(
+    "--config.eval.bounds= blocks:8 , endpoint", "--config.sample.block=4"
+  )
+  sections = evaluate.parse_bounds(cfg)
+  assert list(sections) == ["blocks_8_steps", "endpoint"]
+  assert sections["endpoint"] is None
+  assert sections["blocks_8_steps"].steps == 8
+
+
+def test_scores_are_read_back_with_care(tmp_path):
+  path, scores = tmp_path / "scores.json", cell(5.3, 30.0)
+  path.write_text(json.dumps(scores | {"mauve": {"value": 1, "stderr": None}}))
+  read = reproduce._read_scores(path)
+  assert "1.000(nan)" in reproduce.show_table("owt_mauve", {("a", 8): read})
+  for name, value in (
+    ("entropy", 5),
+    ("entropy", {}),
+    ("extra", {"stderr": 1}),
+  ):
+    path.write_text(json.dumps(scores | {name: value}))
+    with pytest.raises(errors.UserError, match=r"scores.json .*delete it and"):
+      reproduce._read_scores(path)
+
+
+def test_published_figures_are_in_their_column():
+  sections = reproduce.parse(quickstart("--config.eval.table=owt_mauve"))
+  cells = dict.fromkeys(sections, cell(5.3, 30.0))
+  lines = reproduce.show_table("owt_mauve", cells).splitlines()
+  end = lines[0].index("T=256") + 5
+  row = next(x for x in lines if x.startswith("ReMDM"))
+  assert row[:end].endswith(" 0.216 / 30.5 / 5.34")
+  assert lines[1][:end].endswith(" 0.500(0.010) / 30.0(0.4) / 5.30(0.02)")
+
+
+def test_remasking_follows_the_published_protocol():
+  table, budget = "--config.eval.table=owt_mauve:4,999", "sample.remasks=2"
+  sections = reproduce.parse(quickstart(table, f"--config.{budget}"))
+  low, high = sections["remask", 4], sections["remask", 999]
+  assert (low.path, low.eta, low.steps) == ("remask_cap", 0.04, 4)
+  assert (high.path, high.eta, high.steps) == ("remask_loop", 0.02, 999)
+  assert low.top_p == 0.9 and low.strict_top_p and low.temperature == 1
+  assert low.remasks == 0  # a budget would replace eta

@@ -171,7 +171,8 @@ def test_a_model_is_loaded_from_every_place(run, tmp_path, monkeypatch):
   argv = ["main", "--workdir=tiny", "--mode=eval", "--text=text.txt"]
   argv += ["--config.eval.bounds=endpoint", "--config.eval.draws=64"]
   assert main.main(argv) == 0
-  result = json.loads((tmp_path / "tiny/eval-text.json").read_text())
+  (scored,) = tmp_path.glob("tiny/eval-text-*.json")
+  result = json.loads(scored.read_text())
   bound = result["bounds"]["endpoint"]  # not written into the package
   error = np.hypot(bound["stderr_draws"], stderr[1])
   assert value[1] == pytest.approx(bound["bits_per_char"], abs=5 * error)

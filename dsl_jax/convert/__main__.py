@@ -51,7 +51,9 @@ def _load_mdlm(args):
   else:
     tokenizer, length = _KNOWN.get(net.vocab_size, ("", 1024))
     length = opened.config.get("model_length", length)
-    data = config_lib.Data("", tokenizer, length, wrap=tokenizer == "gpt2")
+    data = config_lib.Data(
+      corpus="", tokenizer=tokenizer, length=length, wrap=tokenizer == "gpt2"
+    )
     cfg = config_lib.Config(pathlib.Path(args.source).stem, net, data=data)
     run = folder.Run(cfg, None)
   return params, run, {"clean_snr": clean_snr, "mask_id": opened.mask_id}

@@ -28,9 +28,10 @@ def _special(word, tokenizer, length):
   kind, _, count = word.partition(":")
   if kind == "MASK":
     # A gap longer than the sequence is an error later and needs no memory.
-    size = int(count or 1) if len(count) < 10 else length + 1
+    count = count.lstrip("0") if count else "1"
+    size = int(count or 0) if len(count) < 10 else length + 1
     if not size:
-      raise ValueError(f"has the gap [{word}]; use 1 or more.")
+      raise ValueError("has the gap [MASK:0]; use 1 or more.")
     return [_GAP] * min(size, length + 1)
   token = tokenizer.bos_id if kind == "BOS" else tokenizer.eos_id
   if token is None:

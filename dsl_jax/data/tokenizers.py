@@ -344,17 +344,10 @@ def train(documents: Iterable[str], spec: str) -> bytes:
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
-  """Returns the text of each id inside a text, with the space before a word.
-
-  Markers, which decode to nothing, are written [BOS] and [EOS].
-  """
+  """Returns the text of each id inside a text, with the space before a word."""
   before = tokenizer.encode("a").tolist()  # decoders drop a space at the start
   start = len(tokenizer.decode(before))
-  markers = {tokenizer.bos_id: "[BOS]", tokenizer.eos_id: "[EOS]"}
-  return [
-    tokenizer.decode([*before, token])[start:] or markers.get(token, "")
-    for token in map(int, ids)
-  ]
+  return [tokenizer.decode([*before, int(token)])[start:] for token in ids]
 
 
 def load(spec: str, folder: str = "") -> Tokenizer:

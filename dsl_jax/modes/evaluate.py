@@ -176,14 +176,14 @@ def _description(cfg, name, section):
   return {"protocol": protocol, "seed": cfg.seed, "settings": settings}
 
 
-def _units(cfg, counts):
+def _units(cfg, counts, length):
   """Characters and bytes of the source in a row, by the names of bits."""
   source = {name: counts.get(kind) for name, kind in _SOURCE.items()}
   if str(counts.get("tokenizer")).startswith("text8"):
     source = dict.fromkeys(_SOURCE, counts["tokens"])  # letters, one a token
   if None in source.values():
     logging.warning("no bits per character: prepare the rows again")
-  per_token = (cfg.data.length - 2 * cfg.data.wrap) / counts["tokens"]
+  per_token = (length - 2 * cfg.data.wrap) / counts["tokens"]
   return {name: x * per_token for name, x in source.items() if x}
 
 
@@ -205,7 +205,7 @@ def measure(
     batch_size=min(cfg.eval.batch_size, N),
   )
   cfg = dataclasses.replace(cfg, eval=c)
-  per_row, sections = _units(cfg, counts), parse_bounds(cfg)
+  per_row, sections = _units(cfg, counts, L), parse_bounds(cfg)
   return cfg, {
     name: _numbers(score, L, per_row) | _description(cfg, name, sections[name])
     for name, score in _score(cfg, params, rows_NL, sections).items()
@@ -252,7 +252,8 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   if not c.text and train_rows.tokens_NL.size <= _NGRAM_TOKENS:
     name, nats_N = _best_ngram(cfg, train_rows, test_rows)
     score = nats_N, np.full(len(nats_N), np.nan)
-    numbers = _numbers(score, rows_NL.shape[1], _units(cfg, counts))
+    length = rows_NL.shape[1]
+    numbers = _numbers(score, length, _units(cfg, counts, length))
     bounds[name] = numbers | {"protocol": _PROTOCOLS["ngram"]}
   result = trained.describe(cfg, step, rows_NL, c.text)
   result["settings"]["sample_steps"] = cfg.sample.steps

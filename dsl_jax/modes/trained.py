@@ -25,7 +25,7 @@ from dsl_jax.data import (
   tokenizers,
 )
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import checkpoint, errors, storage
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
