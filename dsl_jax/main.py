@@ -9,15 +9,13 @@ dsl-jax plan --config=owt --topology=v5e:16x16
 
 import importlib
 import os
-import re
 import signal
 import sys
 
 from dsl_jax.runtime import stops
 
 if __name__ == "__main__":  # the other imports take seconds
-  if not re.search(r"-mode[= ](?!train\b)", " ".join(sys.argv)):
-    stops.end_at_once()
+  stops.end_at_once()
 
 import jax
 
@@ -61,7 +59,9 @@ def join_hosts() -> None:
 def main(argv: list[str] | None = None) -> int:
   """Runs a command line; returns 0, 1 for divergence, 2 for user errors."""
   errors.escape_output()
-  argv = sys.argv if argv is None else argv
+  if argv is None:
+    stops.end_at_once()
+    argv = sys.argv
   if len(argv) == 1 or {"-h", "--help"} & set(argv):
     samplers = importlib.import_module("dsl_jax.modes.named_samplers").names()
     print(command.help_text(__doc__, MODES))
@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     with errors.user_errors():
       cfg, workdir, name = command.parse(argv, MODES)
       mode = MODES[name]
+      if name != "train":
+        stops.restore()
       join_hosts()
       if "workdir" in mode.arguments and storage.to_path(workdir).exists():
         workdir_lib.check_writable(workdir)

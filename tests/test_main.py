@@ -262,6 +262,20 @@ def test_a_signal_before_the_first_step_ends_with_zero(rows, tmp_path):
   assert output == "stopped by SIGTERM; there is nothing to save\n"
 
 
+def test_a_mode_that_does_not_train_is_ended_by_the_signal(tmp_path):
+  cfg, *_ = command_lib.parse(["", QUICKSTART, "--workdir=x"], main.MODES)
+  workdir_lib.claim(str(tmp_path), cfg, "hash").close()
+  code = (
+    "import os, signal; from dsl_jax import main; from dsl_jax.modes import "
+  )
+  code += (
+    "report; report.report = lambda _: os.kill(os.getpid(), 15); main.main()"
+  )
+  command = [sys.executable, "-c", code, "report", f"--workdir={tmp_path}"]
+  process = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert (process.returncode, process.stdout) == (-signal.SIGTERM, "")
+
+
 def test_a_compiler_does_not_delay_the_end():
   code = "import ctypes; from dsl_jax.runtime import stops; "
   code += "stops.end_at_once(); print(); "

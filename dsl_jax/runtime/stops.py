@@ -15,11 +15,22 @@ def _end(number, frame=None):
   os._exit(0)
 
 
+def restore() -> None:
+  """Gives signals back to Python's own handlers, if `end_at_once` took them."""
+  if signal.getsignal(signal.SIGTERM) is not _end:
+    return
+  signal.set_wakeup_fd(-1)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def end_at_once() -> None:
   """Ends the process on a signal, with code 0, until another handler is set.
 
   Python's own handlers would wait until a program is compiled.
   """
+  if signal.getsignal(signal.SIGTERM) is _end:
+    return
   sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
