@@ -122,7 +122,7 @@ def test_invalid_prompts_are_one_sentence(text, words):
 
 def test_a_file_has_one_prompt_per_line(tmp_path):
   file = tmp_path / "prompts.txt"
-  file.write_bytes("first\r\n\n tür [MASK:2]\nlast".encode())
+  file.write_bytes("\ufefffirst\r\n\n tür [MASK:2]\nlast".encode())
   lines = prompts.load_lines(str(file))
   assert [text for _, text in lines] == ["first", " tür [MASK:2]", "last"]
   assert lines[1][0] == f"line 3 of {file}"

@@ -71,6 +71,14 @@ def test_samples_of_peers_are_read_in_their_form(tmp_path, name, content):
   assert texts == ["one", "two\nlines"]
 
 
+@pytest.mark.parametrize("found", ["5", "null", '"abc"', "[5]"])
+def test_a_file_without_a_list_of_texts_is_refused(tmp_path, found):
+  path = tmp_path / "a.json"
+  path.write_text(f'{{"generated_seqs": {found}}}')
+  with pytest.raises(errors.UserError, match=r"a\.json. has no"):
+    reproduce.load_texts(str(path))
+
+
 def test_rows_as_texts_score_as_themselves(tmp_path):
   mdlm = tokenizers.load("text8-mdlm")
   rows = np.array([[2, 7, 33, 33, 8, 3], [6, 4, 9, 33, 10, 5]], np.int32)

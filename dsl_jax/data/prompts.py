@@ -104,7 +104,7 @@ def parse(
 def load_lines(path: str) -> list[tuple[str, str]]:
   """Loads a name for errors and the text of every line that is not empty."""
   with errors.reading(f"the prompts {path!r}", "give a UTF-8 text file."):
-    lines = storage.local(path).read_text("utf-8").split("\n")
+    lines = storage.local(path).read_text("utf-8-sig").split("\n")
   named = [(f"line {i} of {path}", line) for i, line in enumerate(lines, 1)]
   if not any(lines):
     raise ValueError(f"the prompts {path!r} are empty; write one per line.")

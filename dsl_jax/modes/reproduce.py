@@ -157,10 +157,12 @@ def load_texts(path: str) -> list[dict]:
     for i, line in enumerate(lines, 1):
       with errors.reading(f"line {i} of {name}", _TEXTS_FIX):
         entries.append(json.loads(line))
+  if not isinstance(entries, list):
+    raise errors.UserError(f"{name} has no list of texts; {_TEXTS_FIX}")
   texts = [x if isinstance(x, dict) else {"text": x} for x in entries]
   for i, entry in enumerate(texts, 1):
     if not isinstance(entry.get("text"), str):
-      raise errors.UserError(f"line {i} of {name} has no text; {_TEXTS_FIX}")
+      raise errors.UserError(f"{name} has no text at entry {i}; {_TEXTS_FIX}")
   return texts
 
 
