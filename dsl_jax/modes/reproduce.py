@@ -162,7 +162,7 @@ def load_texts(path: str) -> list[dict]:
   texts = [x if isinstance(x, dict) else {"text": x} for x in entries]
   for i, entry in enumerate(texts, 1):
     if not isinstance(entry.get("text"), str):
-      raise errors.UserError(f"{name} has no text at entry {i}; {_TEXTS_FIX}")
+      raise errors.UserError(f"line {i} of {name} has no text; {_TEXTS_FIX}")
   return texts
 
 
