@@ -8,16 +8,13 @@ import threading
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def _end(number, frame=None):
-  """Ends the process at once; a handler of signals."""
-  name = signal.Signals(number).name
-  os.write(1, f"stopped by {name}; there is nothing to save\n".encode())
-  os._exit(0)
+def _leave_to_the_watch(number, frame):
+  """A handler that does nothing: the watching thread ends the process."""
 
 
 def restore() -> None:
   """Gives signals back to Python's own handlers, if `end_at_once` took them."""
-  if signal.getsignal(signal.SIGTERM) is not _end:
+  if signal.getsignal(signal.SIGTERM) is not _leave_to_the_watch:
     return
   signal.set_wakeup_fd(-1)
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -29,7 +26,7 @@ def end_at_once() -> None:
 
   Python's own handlers would wait until a program is compiled.
   """
-  if signal.getsignal(signal.SIGTERM) is _end:
+  if signal.getsignal(signal.SIGTERM) is _leave_to_the_watch:
     return
   sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
   reader, writer = os.pipe()
@@ -38,10 +35,12 @@ def end_at_once() -> None:
   def watch():
     while True:
       number = os.read(reader, 1)[0]
-      if signal.getsignal(number) is _end:
-        _end(number)
+      if signal.getsignal(number) is _leave_to_the_watch:
+        name = signal.Signals(number).name
+        os.write(1, f"stopped by {name}; there is nothing to save\n".encode())
+        os._exit(0)
 
   for number in SIGNALS:
-    signal.signal(number, _end)
+    signal.signal(number, _leave_to_the_watch)
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   threading.Thread(target=watch, daemon=True).start()
