@@ -23,7 +23,7 @@ import torch
 from benchmarks import finetune, torch_twin
 from dsl_jax import convert
 from dsl_jax.core import channel, sphere
-from dsl_jax.modes import trained
+from dsl_jax.data import prepare
 from dsl_jax.nets import denoiser as denoiser_lib
 
 CLEAN_SNRS = (10, 30, 100, 300, 1000)
@@ -104,7 +104,7 @@ def main():
   print("max / mean / KL in nats")
   if pathlib.Path(args.mdlm).exists():
     cfg = finetune.load_config("", "unused")
-    rows_NL = trained.open_rows(cfg, "validation").tokens_NL
+    rows_NL = prepare.open_rows(cfg, "validation").tokens_NL
     tokens_BL = np.asarray(rows_NL[:64], np.int32)
     print(
       f"\n{args.mdlm}, trained, D = 16\n\n{table(args.mdlm, tokens_BL, 16)}"

@@ -26,8 +26,7 @@ import tqdm
 from benchmarks import torch_twin
 from dsl_jax import convert, likelihood, main, objective
 from dsl_jax.core import sphere
-from dsl_jax.data import batches
-from dsl_jax.modes import trained
+from dsl_jax.data import batches, prepare
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, command, optim
 from dsl_jax.runtime import config as config_lib
@@ -81,7 +80,7 @@ def train_mdlm(path, cfg, rates, *, steps, seed, start=None):
     optimizer, lambda n: float(rate(n))
   )
   average = torch_twin.EMA(model, rates.ema_decay)
-  packed = trained.open_rows(cfg, "train")
+  packed = prepare.open_rows(cfg, "train")
   recent = []
   bar = tqdm.tqdm(range(steps), desc=path.name, mininterval=10)
   for step in bar:
@@ -216,7 +215,7 @@ def run(args):
   train_mdlm(base, cfg, BASE, steps=args.base_steps, seed=0)
   scores_file = out / "scores.json"
   scores = json.loads(scores_file.read_text()) if scores_file.exists() else {}
-  held_out = trained.open_rows(cfg, "validation")
+  held_out = prepare.open_rows(cfg, "validation")
   judge = functools.partial(score, held_out=held_out, sequences=args.sequences)
 
   def keep(model, number, compute):

@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
       if name != "train":
         stops.restore()
       join_hosts()
-      if "workdir" in mode.arguments and storage.to_path(workdir).exists():
+      writes = "workdir" in mode.arguments and name != "demo"
+      if writes and storage.to_path(workdir).exists():
         workdir_lib.check_writable(workdir)
       if name not in ("plan", "report"):  # which use no devices that are here
         attention.check(cfg.net.attention, jax.default_backend())
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     return 2
   except OSError as error:  # a full disk, say, at any time
     place = error.filename or workdir
-    reason = f"{error.strerror or error}: {place}; mend that and start again."
+    reason = f"{error.strerror or error}: {place}; fix that and start again."
     print(f"error: {reason}", file=sys.stderr)
     return 2
   except FloatingPointError as error:

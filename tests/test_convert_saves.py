@@ -15,8 +15,7 @@ from tiny_mdlm import BUFFER, DEPTH, HEADS, WIDTH, mdlm_tensors
 
 from dsl_jax import convert
 from dsl_jax.convert import __main__ as command
-from dsl_jax.data import tokenizers
-from dsl_jax.modes import trained
+from dsl_jax.data import prepare, tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
@@ -153,14 +152,14 @@ def test_run_is_exported(tmp_path, capsys):
   assert run.data_hash == "hash of the rows" and run.step == 3
   moved = dataclasses.replace(data, tokenizer=f"sentencepiece:{out}")
   assert run.config == dataclasses.replace(cfg, data=moved)
-  found = trained.load_tokenizer(run.config)
+  found = prepare.load_tokenizer(run.config)
   assert found.fingerprint == tokenizer.fingerprint
   model = (out / "tokenizer.model").read_bytes()
   assert model.count(b"import") > 0  # of equal size, with another piece
   other = model.replace(b"import", b"tropmi")
   (out / "tokenizer.model").write_bytes(other)
   with pytest.raises(errors.UserError, match="has another vocabulary"):
-    trained.load_tokenizer(run.config)
+    prepare.load_tokenizer(run.config)
 
 
 def test_a_folder_without_a_run_names_the_fix(path, tmp_path, capsys):

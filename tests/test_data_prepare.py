@@ -128,6 +128,11 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
   assert "No locks available" in caplog.text
 
 
+def test_a_limit_that_is_none_is_refused(arguments):
+  with pytest.raises(TypeError, match="max_unknow"):
+    prepare.prepare(**arguments, max_unknow=0.0)
+
+
 def test_prepare_and_the_config_have_the_same_default_of_wrap(arguments):
   packed = prepare.prepare(**arguments | {"tokenizer": "text8-mdlm"})
   assert packed["train"].manifest["wrap"] is config_lib.Data().wrap

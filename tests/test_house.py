@@ -20,15 +20,14 @@ FLOORS = {
   "quality": 4,
   "modes": 5,
   "main": 6,
+  "__main__": 6,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 SMALL = ("dsl_jax", "tests", "benchmarks", "configs", "launch")
 
 
 def room(path: pathlib.Path) -> str:
-  """The room a file is in; a package's command line is an entry like main."""
-  if path.name == "__main__.py":
-    return "main"
+  """The room a file is in."""
   return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 

@@ -228,3 +228,5 @@ def test_ngrams_agree_with_direct_counting(order):
     for i in range(len(test))
   ]
   np.testing.assert_allclose(prob, direct, rtol=1e-12)
+  short = ngrams.probabilities(np.arange(2), np.arange(4), 4, order)
+  assert len(list(short)) == min(order, 2)

@@ -211,6 +211,7 @@ def test_numbers_and_none_are_read_as_they_are_written(tmp_path):
   assert (cfg.init_from, cfg.train.steps) == ("", 1_000_000)
   cfg, _, _ = parse(config, "--workdir=x", "--config.init_from=a")
   assert cfg.init_from == "a"
+  assert parse(config, "--workdir=x", "--config.name=A:/1")[0].name == "A:/1"
   cfg, _, _ = parse(config, "--workdir=x", "--config.sample.prompt=None")
   assert cfg.sample.prompt == "None"
   with pytest.raises(errors.UserError, match="has no variant 'big'"):

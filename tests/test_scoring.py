@@ -296,7 +296,7 @@ def test_windows_cover_a_text_once():
     np.testing.assert_array_equal(correct.join(ids[index], index), ids)
     marked, p = np.ones(n, bool), np.full(n, 0.1)
     scores = correct.TokenScores(marked, p, ids + 100, 3 * p)
-    marks, repaired = correct.collect(ids, scores, str)
+    marks, repaired = correct.collect(ids, scores, list)
     assert [mark["position"] for mark in marks] == list(range(n))
     np.testing.assert_array_equal(repaired, ids + 100)
     assert marks[0]["confidence"] == pytest.approx(0.75)

@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 from dsl_jax.convert import folder, mdlm
-from dsl_jax.modes import trained
+from dsl_jax.data import prepare
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import workdir as workdir_lib
@@ -71,7 +71,7 @@ def _with_options(run, args, clean_snr):
   )
   tokenizer = None
   try:
-    tokenizer = trained.load_tokenizer(cfg)
+    tokenizer = prepare.load_tokenizer(cfg)
   except (ValueError, ImportError) as error:
     if args.tokenizer or ":" in cfg.data.tokenizer:
       raise

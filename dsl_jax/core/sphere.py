@@ -27,7 +27,9 @@ def embed(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
   Returns:
     x_BLD, same dtype as the table.
   """
-  return table_VD.at[tokens_BL].get(mode="fill", fill_value=jnp.nan)
+  return table_VD.at[tokens_BL].get(
+    mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+  )
 
 
 def nearest(table_VD: jax.Array, z_BLD: jax.Array) -> jax.Array:

@@ -56,7 +56,7 @@ def encode_documents(
   if isinstance(tokenizer, tokenizers.CharTokenizer):
     last = ""
     for text in documents:
-      text = tokenizers.normalize_text8(text)
+      text = tokenizer.normalize(text)
       if last:
         text = text.removeprefix(" ")
         text = text if last == " " else " " + text

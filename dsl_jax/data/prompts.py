@@ -45,7 +45,7 @@ def _encode(text, tokenizer, follows_gap):
     raise ValueError("has a gap that is not written [MASK] or [MASK:9].")
   is_plain = all(x.isascii() or not x.isalpha() for x in text)
   if isinstance(tokenizer, tokenizers.CharTokenizer) and is_plain:
-    text = tokenizers.normalize_text8(text)
+    text = tokenizer.normalize(text)
   ids = tokenizer.encode(text).tolist()
   if tokenizer.unk_id in ids:
     raise ValueError(

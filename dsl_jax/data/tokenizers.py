@@ -90,6 +90,10 @@ class _Markers:
         parts.append(np.asarray(ids, np.int32))
     return np.concatenate(parts)
 
+  def normalize(self, text: str, normalize: Callable[[str], str]) -> str:
+    parts = enumerate(self._pattern.split(text))
+    return "".join(x if n % 2 else normalize(x) for n, x in parts)
+
   def decode(self, ids, decode: Callable) -> str:
     ids, text = np.asarray(ids).tolist(), ""
     for marked, group in itertools.groupby(ids, self._name_of.__contains__):
@@ -135,6 +139,10 @@ class CharTokenizer(Tokenizer):
       if len(symbol) == 1:
         self._id_of[ord(symbol)] = token
 
+  def normalize(self, text: str) -> str:
+    """Maps all but the markers of a text onto the alphabet."""
+    return self._markers.normalize(text, normalize_text8)
+
   def encode(self, text: str) -> np.ndarray:
     return self._markers.encode(text, self._encode)
 
@@ -165,9 +173,12 @@ class LibraryTokenizer(Tokenizer):
   The vocabulary has the size of the model's, tokens added to it included.
   """
 
-  def __init__(self, name: str, model, facts: str, files: dict[str, bytes]):
+  def __init__(
+    self, name: str, model, facts: str, files: dict[str, bytes], inside=None
+  ):
     vocab = model.get_vocab(with_added_tokens=True)
     self.name, self.files, self._model = name, files, model
+    self._inside = inside or model  # which puts no space before a text
     self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
     self.vocab_size = max(vocab.values()) + 1
     self.bos_id, self.eos_id, self.unk_id = (
@@ -180,6 +191,10 @@ class LibraryTokenizer(Tokenizer):
     parts = cut(text, _ENCODED, _WORD) if self.name == "gpt2" else [text]
     ids = [self._model.encode(x, add_special_tokens=False).ids for x in parts]
     return np.array(list(itertools.chain(*ids)), np.int32)
+
+  def encode_inside(self, text: str) -> np.ndarray:
+    ids = self._inside.encode(text, add_special_tokens=False).ids
+    return np.array(ids, np.int32)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     if max(map(len, texts), default=0) > _ENCODED:
@@ -288,6 +303,16 @@ class ByteTokenizer(Tokenizer):
     )
 
 
+def _unspaced(node: dict) -> dict:
+  """Turns off the part of a tokenizer.json that puts a space before a text."""
+  off: dict[str, dict] = {
+    "Metaspace": {"prepend_scheme": "never"},
+    "Prepend": {"prepend": ""},
+    "ByteLevel": {"add_prefix_space": False},
+  }
+  return node | off.get(str(node.get("type")), {})
+
+
 def _load_hf(where: str) -> LibraryTokenizer:
   """A tokenizer.json: a file, in a directory, or of a name on the hub."""
   library = errors.require("tokenizers", "data")
@@ -299,12 +324,16 @@ def _load_hf(where: str) -> LibraryTokenizer:
       hub = errors.require("huggingface_hub", "data")
       path = storage.to_path(hub.hf_hub_download(where, "tokenizer.json"))
     content = path.read_text("utf-8")
-    model = library.Tokenizer.from_str(content)
-    model.no_padding()
-    model.no_truncation()
+    model, inside = (
+      library.Tokenizer.from_str(x)
+      for x in (content, json.dumps(json.loads(content, object_hook=_unspaced)))
+    )
+    for one in (model, inside):
+      one.no_padding()
+      one.no_truncation()
     facts = json.dumps(json.loads(content), sort_keys=True)
   files = {"tokenizer.json": content.encode()}
-  return LibraryTokenizer("hf", model, facts, files)
+  return LibraryTokenizer("hf", model, facts, files, inside)
 
 
 def trained_file(spec: str, folder: str) -> str:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from dsl_jax import probes
+from dsl_jax.data import prepare
 from dsl_jax.modes import named_samplers, pages, trained
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import config as config_lib
@@ -225,7 +226,7 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     errors.require("matplotlib.figure", "demo")
     for section in _watched_sections(cfg):
       named_samplers.check(dataclasses.replace(cfg, sample=section))
-    packed = trained.open_rows(cfg, cfg.eval.split)
+    packed = prepare.open_rows(cfg, cfg.eval.split)
     rows_NL = trained.draw_rows(packed, cfg.eval.sequences, cfg.seed)
     params, step = trained.restore(cfg, workdir)
     run = Run(cfg, params, rows_NL)

@@ -1,5 +1,6 @@
 """Correction: marks the tokens of a text that do not fit, and repairs them."""
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 
 from dsl_jax import probes, samplers
 from dsl_jax.core import paths
-from dsl_jax.data import packing
+from dsl_jax.data import packing, prepare, tokenizers
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -46,7 +47,7 @@ def join(values_NL: np.ndarray, index_NL: np.ndarray) -> np.ndarray:
 
 
 def collect(
-  ids: np.ndarray, scores: TokenScores, decode: Callable[[np.ndarray], str]
+  ids: np.ndarray, scores: TokenScores, pieces: Callable[[np.ndarray], list]
 ) -> tuple[list[dict], np.ndarray]:
   """Returns the marks of a text [n] and its ids after repair.
 
@@ -65,22 +66,22 @@ def collect(
         "p_found": before,
         "p_repair": after,
         "confidence": after / max(after + before, 1e-30),
-        "found": decode(ids[[i]]),
-        "repair": decode(repaired[[i]]),
+        "found": pieces(ids[[i]])[0],
+        "repair": pieces(repaired[[i]])[0],
       }
     )
   return marks, repaired
 
 
-def show(ids, repaired, marks, decode) -> str:
+def show(ids, repaired, marks, pieces) -> str:
   """Returns the text with [found -> repair], or [found ?] without a repair."""
   marked = {mark["position"]: mark["repaired"] for mark in marks}
   text = ""
   for kind, group in itertools.groupby(range(len(ids)), key=marked.get):
     positions = list(group)
-    word = decode(ids[positions])
+    word = "".join(pieces(ids[positions]))
     if kind is not None:
-      repair = f"-> {decode(repaired[positions])}" if kind else "?"
+      repair = "-> " + "".join(pieces(repaired[positions])) if kind else "?"
       word = f"[{word} {repair}]"
     text += word
   return text
@@ -132,7 +133,7 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
   with errors.user_errors():
     if not cfg.eval.text:
       raise errors.UserError("eval.text is empty; write --text=FILE.")
-    tokenizer = trained.load_tokenizer(cfg)
+    tokenizer = prepare.load_tokenizer(cfg)
     ids, _ = trained.text_ids(cfg, tokenizer)
     if len(ids) > 1 and ids[-1] == tokenizer.eos_id:
       ids = ids[:-1]  # the end of the text is not a token of it
@@ -145,7 +146,8 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     inner_L = np.pad(inner_L, 1)  # not the markers
   scores_NL = _score_windows(cfg, params, rows_NL, inner_L)
   scores = TokenScores(*(join(x[:, inner_L], index_NL) for x in scores_NL))
-  marks, repaired = collect(ids, scores, tokenizer.decode)
+  pieces = functools.partial(tokenizers.pieces, tokenizer)
+  marks, repaired = collect(ids, scores, pieces)
   result = {
     "text": cfg.eval.text,
     "train_step": step,
@@ -161,6 +163,6 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     name = f"correct-{pathlib.Path(cfg.eval.text).stem}-{made}"
     storage.write_json(f"{workdir}/{name}.json", result)
     storage.write_text(f"{workdir}/{name}.txt", tokenizer.decode(repaired))
-    print(show(ids, repaired, marks, tokenizer.decode))
+    print(show(ids, repaired, marks, pieces))
     count = result["repaired"]
     print(f"{len(marks)} of {len(ids)} tokens marked, {count} repaired")

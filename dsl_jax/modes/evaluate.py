@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from dsl_jax import likelihood
-from dsl_jax.data import packing
+from dsl_jax.data import packing, prepare
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.quality import estimate, ngrams
 from dsl_jax.runtime import config as config_lib
@@ -223,7 +224,8 @@ def _target(cfg, workdir, result, rows_NL):
     smaller |= old.get("split") != result["split"]
     if not smaller and set(old.get("bounds", ())) <= set(result["bounds"]):
       return path
-  made = [result["split"], result["settings"], rows_NL.tolist()]
+  rows = hashlib.sha256(np.ascontiguousarray(rows_NL)).hexdigest()
+  made = [result["split"], result["settings"], rows]
   stem = pathlib.Path(cfg.eval.text or cfg.eval.split).stem
   return path.with_name(f"eval-{stem}-{trained.digest(made)}.json")
 
@@ -239,10 +241,10 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     c, data_hash = cfg.eval, None
     parse_bounds(cfg)
     if c.text:
-      rows_NL, counts = trained.text_rows(cfg, trained.load_tokenizer(cfg))
+      rows_NL, counts = trained.text_rows(cfg, prepare.load_tokenizer(cfg))
     else:
-      train_rows = trained.open_rows(cfg, "train")
-      test_rows = trained.open_rows(cfg, c.split)
+      train_rows = prepare.open_rows(cfg, "train")
+      test_rows = prepare.open_rows(cfg, c.split)
       rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
       data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
     params, step = trained.restore(cfg, workdir, data_hash)

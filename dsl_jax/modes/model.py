@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dsl_jax import likelihood
-from dsl_jax.data import packing, prompts, tokenizers
+from dsl_jax.data import packing, prepare, prompts, tokenizers
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -143,7 +143,7 @@ def load(where: str | os.PathLike) -> Model:
     except ValueError:  # trained on other devices
       net = dataclasses.replace(net, attention="xla")
     cfg = dataclasses.replace(cfg, net=net, mesh=config_lib.Mesh())
-    tokenizer = trained.load_tokenizer(cfg)
+    tokenizer = prepare.load_tokenizer(cfg)
     params, step = trained.open_weights(cfg, where)
   denoiser = denoiser_lib.make_denoiser(net)
   return Model(denoiser, params, tokenizer, cfg, cfg.clean_snr, step)

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from dsl_jax import samplers
 from dsl_jax.core import paths
+from dsl_jax.data import prepare
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -273,6 +274,6 @@ def draw(
 
 def measure_curve(cfg: config_lib.Config, params: dict) -> Curve:
   """Measures the mmse curve on the first rows of held-out text."""
-  held_out = trained.open_rows(cfg, "validation").tokens_NL
+  held_out = prepare.open_rows(cfg, "validation").tokens_NL
   mmse_NT = trained.mmse_rows(cfg, params, held_out[:_CURVE_SEQUENCES], "mmse")
   return Curve(cfg.eval.snr_grid(), mmse_NT.mean(axis=0))

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax.data import corpora
+from dsl_jax.data import corpora, prepare
 from dsl_jax.modes import named_samplers, trained, zero_shot
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
@@ -351,8 +351,8 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
         f"--mode=reproduce runs on {jax.process_count()} hosts; its files are "
         "those of one, so start a single process on one of them."
       )
-    packed = trained.open_rows(cfg, cfg.eval.split)
-    tokenizer = trained.load_tokenizer(cfg)
+    packed = prepare.open_rows(cfg, cfg.eval.split)
+    tokenizer = prepare.load_tokenizer(cfg)
     num, given = cfg.eval.samples, f"eval.samples is {cfg.eval.samples}"
     if text:
       entries = load_texts(text)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax.data import prompts
+from dsl_jax.data import prepare, prompts
 from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -47,18 +47,19 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   c, target = cfg.sample, storage.to_path(workdir) / "samples.jsonl"
   with errors.user_errors():
     named_samplers.check(cfg)
-    tokenizer = trained.load_tokenizer(cfg)
+    tokenizer = prepare.load_tokenizer(cfg)
     requests = _parse_prompts(cfg, tokenizer)
     if c.trace:
       viewer.check(c.trace)
     params, step = trained.restore(cfg, workdir)
     settings = dataclasses.asdict(c) | {"trace": "", "train_step": step}
-    if jax.process_index() == 0:
-      storage.filter_jsonl(target, lambda x: x.get("settings") != settings)
     mesh = sharding_lib.make_mesh(cfg.mesh)
     curve = None
     if c.path == "information":
       curve = named_samplers.measure_curve(cfg, params)
+  is_first_host = jax.process_index() == 0
+  if is_first_host:
+    storage.filter_jsonl(target, lambda x: x.get("settings") != settings)
 
   options: dict = {}
   if c.trace:
@@ -67,7 +68,14 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   size = named_samplers.batch_size(c, mesh)
   texts: list[str] = []
   total_calls, began, compiled = 0, time.monotonic(), loop.compile_clock()
-  bar = tqdm.trange(0, len(requests), size, desc="compiling", unit="batch")
+  bar = tqdm.trange(
+    0,
+    len(requests),
+    size,
+    desc="compiling",
+    unit="batch",
+    disable=not is_first_host,
+  )
   for first in bar:
     batch = requests[first : first + size]
     # Batches of one size share a program, so the last one is filled up.
@@ -97,18 +105,19 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
       for index, (prompt, tokens_L) in enumerate(zip(batch, tokens_BL), first)
     ]
     texts += [line["text"] for line in lines]
-    if jax.process_index() == 0:
+    if is_first_host:
       rows = (json.dumps(line, ensure_ascii=False) for line in lines)
       storage.append(target, "".join(f"{row}\n" for row in rows))
     if options:
-      trace.write(c.trace, tokenizer, c.path)
-      print(f"wrote {c.trace}")
+      if is_first_host:
+        trace.write(c.trace, tokenizer, c.path)
+      loop.say(f"wrote {c.trace}")
       options = {}  # only the first batch is recorded
   seconds = time.monotonic() - began - compiled()
   rate = len(texts) * cfg.data.length / seconds
   for text in texts[:_SHOWN]:
-    print(f"  {text}")
-  print(
+    loop.say(f"  {text}")
+  loop.say(
     f"{len(texts)} samples along the {c.path} path: {total_calls} "
     f"network calls, {rate:,.0f} tokens/s and {compiled():.0f} s of compilation"
   )

@@ -12,7 +12,7 @@ import numpy as np
 from clu import parameter_overview
 
 from dsl_jax.convert import mdlm
-from dsl_jax.data import batches, packing
+from dsl_jax.data import batches, packing, prepare
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import checkpoint, costs, errors, loop, metrics, optim
@@ -32,8 +32,8 @@ def open_run(cfg: config_lib.Config, workdir: str):
   mesh = sharding_lib.make_mesh(cfg.mesh)
   state = state_lib.abstract(cfg, mesh, optim.make(cfg.optim, c.steps))
   costs.check_memory(state.params, state.params, state)  # and gradients
-  packed = trained.open_rows(cfg, "train")
-  held_out = trained.open_rows(cfg, "validation")
+  packed = prepare.open_rows(cfg, "train")
+  held_out = prepare.open_rows(cfg, "validation")
   sharding_lib.num_microbatches(mesh, cfg)  # raises if there is no division
   if c.batch_size > len(packed.tokens_NL):
     raise errors.UserError(

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +20,6 @@ from dsl_jax.data import (
   corpora,
   detokenizers,
   packing,
-  prepare,
   tokenizers,
 )
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -33,63 +31,6 @@ from dsl_jax.runtime import workdir as workdir_lib
 
 # Of the network, which a file of weights fixes.
 _SIZES = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
-
-
-def _rows_folder(data):
-  """The folder of the packed rows and of a vocabulary trained with them."""
-  name = f"{data.corpus}_{data.tokenizer}_{data.length}"
-  name += "_wrapped" if data.wrap else ""
-  return data.dir or "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
-
-
-def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
-  """Opens the packed rows of a split; packs the King James Bible first."""
-  data, folder = cfg.data, _rows_folder(cfg.data)
-  keys = ("corpus", "tokenizer", "length", "wrap", "detokenizer")
-  settings = {key: getattr(data, key) for key in keys} | {"out": folder}
-  if data.corpus:
-    corpora.check(data.corpus)
-  if data.corpus == "kjv":  # comes with a package and is packed in seconds
-    prepare.prepare(**settings)
-  elif not packing.is_finished(folder, split):
-    if not data.corpus:
-      raise errors.UserError(
-        "the weights do not say their corpus; set data.dir to the folder of "
-        "prepared rows, or score a text of yours by --text=FILE."
-      )
-    if any(packing.is_finished(folder, x) for x in ("train", "validation")):
-      raise errors.UserError(
-        f"eval.split is {split!r} but {folder} has no such rows; choose the "
-        "other one, or add it with python -m dsl_jax.data.prepare --splits."
-      )
-    flags = " ".join(f"--{key}={value}" for key, value in settings.items())
-    raise errors.UserError(
-      f"{folder} has no prepared {split} rows; run python -m "
-      f"dsl_jax.data.prepare {flags}."
-    )
-  packed = packing.load(folder, split)
-  manifest, kind = packed.manifest, data.tokenizer.partition(":")[0]
-  made_with = manifest["tokenizer"].partition(":")[0]
-  same = ("data.tokenizer", kind, made_with)
-  if data.fingerprint:  # of the vocabulary, whatever its spec
-    same = ("data.fingerprint", data.fingerprint, manifest["fingerprint"])
-  for key, value, packed_value in (
-    same,
-    ("data.length", data.length, manifest["length"]),
-    ("data.wrap", data.wrap, manifest["wrap"]),
-    (
-      "data.detokenizer",
-      detokenizers.resolve(data.detokenizer, data.corpus),
-      manifest.get("detokenizer", "none"),
-    ),
-    ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
-  ):
-    if value != packed_value:
-      raise errors.UserError(
-        f"{key} is {value}; the rows in {folder} were made with "
-        f"{packed_value}, so set it to that or prepare others."
-      )
-  return packed
 
 
 def draw_rows(packed: packing.Packed, count: int, seed: int) -> np.ndarray:
@@ -210,29 +151,6 @@ def describe(
     "seed": cfg.seed,
     "settings": dataclasses.asdict(cfg.eval),
   }
-
-
-def load_tokenizer(cfg: config_lib.Config) -> tokenizers.Tokenizer:
-  """Loads the tokenizer of the run, whose ids must be the network's."""
-  data = cfg.data
-  if not data.tokenizer:
-    raise errors.UserError(
-      "the weights do not say their tokenizer; write them again by python -m "
-      "dsl_jax.convert export with --tokenizer, or set data.tokenizer."
-    )
-  tokenizer = tokenizers.load(data.tokenizer, _rows_folder(data))
-  if tokenizer.vocab_size != cfg.net.vocab_size:
-    raise errors.UserError(
-      f"net.vocab_size is {cfg.net.vocab_size}; set it to the "
-      f"{tokenizer.vocab_size} ids of tokenizer {data.tokenizer!r}."
-    )
-  if data.fingerprint not in ("", tokenizer.fingerprint):
-    raise errors.UserError(
-      f"the tokenizer {data.tokenizer!r} has another vocabulary (sha256 "
-      f"{tokenizer.fingerprint[:12]}) than the model (data.fingerprint is "
-      f"{data.fingerprint[:12]}); give its own as --config.data.tokenizer."
-    )
-  return tokenizer
 
 
 def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:

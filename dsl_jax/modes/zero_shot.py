@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from dsl_jax.data import prepare
 from dsl_jax.modes import evaluate, trained
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
@@ -48,7 +49,7 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
   """
   places, scored = parse(cfg.eval.table), {}
   with errors.user_errors():
-    tokenizer = trained.load_tokenizer(cfg)
+    tokenizer = prepare.load_tokenizer(cfg)
     for name, place in places.items():
       c = dataclasses.replace(
         cfg.eval, text=place, detokenizer=SETS[name][1], bounds="endpoint"

@@ -20,14 +20,15 @@ def probabilities(
 ) -> Iterator[np.ndarray]:
   """Yields P_1 to P_order of every token of a text, [n], given those before it.
 
-  The first tokens, which have shorter histories, use the lower orders.
+  The first tokens, which have shorter histories, use the lower orders. Orders
+  above the length of the training text are left out.
   """
   # Histories of the training text are numbered; -1 is a history not in it.
   train_history = np.zeros(len(train_tokens), np.int64)
   test_history = np.zeros(len(test_tokens), np.int64)
   num_histories = 1
   prob = np.full(len(test_tokens), 1 / vocab_size)
-  for n in range(order):
+  for n in range(min(order, len(train_tokens))):
     # An n-gram's key is its history * V + its token.
     keys = train_history * vocab_size + train_tokens[n:]
     keys, gram, count = np.unique(keys, return_inverse=True, return_counts=True)

@@ -30,6 +30,11 @@ def _one_of(*words: str) -> str:
   return _within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
 
 
+# Keys that are paths, or KIND:PATH.
+_PATHS: tuple[str, ...] = ("corpus", "tokenizer", "dir", "init_from", "text")
+_PATHS += ("prompts", "trace", "control", "judge")
+
+
 def _check_storage(name: str, value: str) -> None:
   """Rejects a path that is neither local nor in a bucket of Google's."""
   is_spec = name in ("corpus", "tokenizer")  # KIND:PATH
@@ -44,7 +49,7 @@ class _Section:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if isinstance(value, str) and field.name != "prompt":
+      if field.name in _PATHS and isinstance(value, str):
         _check_storage(field.name, value)
       if field.metadata and not field.metadata["contains"](value):
         raise ValueError(

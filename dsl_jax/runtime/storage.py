@@ -165,8 +165,11 @@ def staged(path: Path) -> Iterator[pathlib.Path]:
   path = to_path(path)
   if isinstance(path, pathlib.Path):
     partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    os.replace(partial, path)
+    try:
+      yield partial
+      os.replace(partial, path)
+    finally:
+      partial.unlink(missing_ok=True)
     return
   with tempfile.TemporaryDirectory(dir=make_folder(copies())) as folder:
     partial = pathlib.Path(folder) / path.name
