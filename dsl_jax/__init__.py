@@ -4,6 +4,7 @@ Shape suffixes used everywhere, one capital per axis:
   B batch, L length, V vocabulary, D sphere dimension, M network width,
   T path intervals, H heads, K features of a head or query, N tokens (B * L),
   C chunks or channels, R rows of a chunk.
+clean_snr is the SNR of a committed token, which is stored as clean_snr * e(v).
 Information is in nats; the signal-to-noise ratio (SNR, t) is linear.
 """
 

@@ -9,9 +9,8 @@ in each. Every sequence stays uniform, draws of one sequence stay independent,
 and so do groups: the spread of group means is a valid standard error.
 
 All functions take the parameters of the denoiser, a typed random key, ids
-tokens_BL, and the denoiser. clean_snr is the SNR that stands for a committed
-token: it is stored as clean_snr * e(v). With `draws` independent repetitions
-nats_B is their mean and stderr_B the standard error, NaN for a single one.
+tokens_BL, and the denoiser. With `draws` independent repetitions nats_B is
+their mean and stderr_B the standard error, NaN for a single one.
 """
 
 import jax

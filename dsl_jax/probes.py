@@ -1,8 +1,7 @@
 """Probes of a denoiser on given text: calibration, repair, conditionals, SNR.
 
 All functions take the parameters of the denoiser, a typed random key, ids
-tokens_BL, and the denoiser. clean_snr is the SNR that stands for a committed
-token: it is stored as clean_snr * e(v).
+tokens_BL, and the denoiser.
 """
 
 import jax

@@ -14,17 +14,8 @@ from dsl_jax.data import corpora, detokenizers, packing, tokenizers
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
-_FLAGS = (
-  "corpus",
-  "tokenizer",
-  "length",
-  "out",
-  "splits",
-  "wrap",
-  "detokenizer",
-  "held_out",
-  "max_unknown",
-)
+_FLAGS: tuple[str, ...] = ("corpus", "tokenizer", "length", "out", "splits")
+_FLAGS += ("wrap", "detokenizer", "held_out", "max_unknown")
 
 
 class _Limits(NamedTuple):
@@ -74,8 +65,8 @@ def prepare(
   is_fixed = cache.parent.exists() and not os.access(cache.parent, os.W_OK)
   if is_fixed or not is_local:
     cache = storage.copies()
-  limit = _Limits(**limits)
-  texts = corpora.load(corpus, cache=str(cache), held_out=limit.held_out)
+  held_out, max_unknown = _Limits(**limits)
+  texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
   names = list(texts.splits if splits is None else splits)
   for name in names:
     if name not in texts.splits:
@@ -105,7 +96,7 @@ def prepare(
         length=length,
         origin=origin,
         wrap=wrap,
-        max_unknown=limit.max_unknown,
+        max_unknown=max_unknown,
       )
   return packed
 

@@ -73,25 +73,19 @@ def _cached(path, make):
     return np.load(storage.local(path))
 
 
-def _features(folder, judge, words):
-  """Features of texts under a judge, kept in a folder."""
-
-  def make():
-    progress = tqdm.tqdm(words, "features", unit="text", leave=False)
-    return perplexity.features(judge, progress)
-
-  return _cached(folder / f"{trained.digest([judge.name, words])}.npy", make)
+def _features(judge, texts):
+  """Features of texts under a judge."""
+  progress = tqdm.tqdm(texts.words, "features", unit="text", leave=False)
+  return perplexity.features(judge, progress)
 
 
-def _score(samples, human, judge, folder):
+def _score(samples, human, human_ND, judge):
   """Scores samples against human text: numbers with their errors, by name."""
 
   def mean(values):
     return estimate.ratio(values, np.ones(len(values)))
 
-  human_ND = _features(folder, judge, human.words)
-  samples_ND = _features(folder, judge, samples.words)
-  scores: dict = {"mauve": mauve.score(human_ND, samples_ND)}
+  scores: dict = {"mauve": mauve.score(human_ND, _features(judge, samples))}
   for protocol in (perplexity.remdm, perplexity.corrected):
     name = f"gen_ppl_{protocol.__name__}"
     progress = tqdm.tqdm(samples.words, name, unit="text", leave=False)
@@ -391,11 +385,12 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       errors.require("faiss", "eval")  # for MAUVE
       judge = perplexity.CausalJudge(cfg.eval.judge)
       human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
+      human_ND = _features(judge, human)
 
   for job in unscored:
     samples, effort = job.texts()
     with errors.user_errors():
-      scores = _score(samples, human, judge, folder / "features")
+      scores = _score(samples, human, human_ND, judge)
     scores |= job.identity | effort
     storage.write_json(job.scores, scores)
   results = {k: _read_scores(job.scores) for k, job in jobs.items()}

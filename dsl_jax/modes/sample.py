@@ -68,14 +68,8 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   size = named_samplers.batch_size(c, mesh)
   texts: list[str] = []
   total_calls, began, compiled = 0, time.monotonic(), loop.compile_clock()
-  bar = tqdm.trange(
-    0,
-    len(requests),
-    size,
-    desc="compiling",
-    unit="batch",
-    disable=not is_first_host,
-  )
+  starts = range(0, len(requests), size)
+  bar = tqdm.tqdm(starts, "compiling", unit="batch", disable=not is_first_host)
   for first in bar:
     batch = requests[first : first + size]
     # Batches of one size share a program, so the last one is filled up.

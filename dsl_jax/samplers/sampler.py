@@ -270,8 +270,6 @@ def generate(
 
   Args:
     path_TBL: [T+1, B, L], or [T+1, L] for the prompt's batch or one sequence.
-    clean_snr: SNR that stands for a committed token: it is stored as
-      clean_snr * e(v).
     **options: integrator, temperature, top_p, policy, prompt_BL, strict_top_p,
       noise and confidence, the fields of `Options`.
 
