@@ -20,8 +20,8 @@ def probabilities(
 ) -> Iterator[np.ndarray]:
   """Yields P_1 to P_order of every token of a text, [n], given those before it.
 
-  The first tokens, which have shorter histories, use the lower orders. A text of
-  fewer training tokens than `order` has fewer orders.
+  The first tokens, which have shorter histories, use the lower orders. Orders
+  above the number of training tokens are left out.
   """
   # Histories of the training text are numbered; -1 is a history not in it.
   train_history = np.zeros(len(train_tokens), np.int64)
