@@ -36,7 +36,7 @@ def compiled(chunks):
   )
   mesh = sharding_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(vocab, "num_chunks", lambda positions, vocab_size: chunks)
+    patch.setattr(vocab, "num_chunks", lambda *_: chunks)
     step = plan.compile_step(cfg, mesh)
   params = jax.eval_shape(
     denoiser_lib.make_denoiser(NET).init, jax.random.key(0)
@@ -109,7 +109,7 @@ def test_attention_in_tiles_keeps_the_scores_of_one(monkeypatch):
     return program.memory_analysis().temp_size_in_bytes
 
   whole = temporary()
-  monkeypatch.setattr(attention, "TILE_SCORES", 1)
+  monkeypatch.setattr(attention, "CPU_SCORES", 1)
   assert temporary() < 0.5 * scores < 2 * scores < whole
 
 
