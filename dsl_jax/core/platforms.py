@@ -24,8 +24,7 @@ def kept(fn: Callable, result: Any, *args) -> Any:
   Accelerators compute it again, so that it is not stored.
   """
 
-  def again(_, *args):
-    # The barrier keeps XLA from finding the result of the forward pass.
+  def again(_, *args):  # the barrier hides the forward pass from XLA
     return fn(*jax.lax.optimization_barrier(args))
 
   return jax.lax.platform_dependent(
