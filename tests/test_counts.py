@@ -141,3 +141,21 @@ def test_the_update_allocates_nothing_but_the_state():
   program = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
   temporary = program.memory_analysis().temp_size_in_bytes
   assert temporary < 0.1 * params["blocks"]["kernel"].nbytes
+
+
+@pytest.mark.parametrize("platform, rows", [("cpu", 508), ("cuda", 12_672)])
+def test_chunks_suit_the_platform_that_a_program_is_lowered_for(platform, rows):
+  """Forward and backward; neither has anything of the other platform."""
+
+  def loss(h_BLM, head_VM, tokens_BL):
+    return jnp.sum(vocab.nll(h_BLM, head_VM, tokens_BL))
+
+  arguments = (
+    jax.ShapeDtypeStruct((4, 1024, 8), jnp.float32),
+    jax.ShapeDtypeStruct((50_257, 8), jnp.float32),
+    jax.ShapeDtypeStruct((4, 1024), jnp.int32),
+  )
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*arguments)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  scores = set(re.findall(r"dot_general.*-> tensor<4096x(\d+)xf32>", text))
+  assert scores == {str(rows), "8"}
