@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -94,20 +95,22 @@ def compile_inference(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
     (jax.eval_shape(denoiser.init, key), key),
   )
-  spec = jax.sharding.PartitionSpec(None, sharding_lib.AXES)
-  function = functools.partial(samplers.generate, top_p=cfg.sample.top_p)
+  function: Callable = functools.partial(
+    samplers.generate, top_p=cfg.sample.top_p
+  )
+  axes: tuple = (None, sharding_lib.AXES)
   batch = named_samplers.batch_size(cfg.sample, mesh)
-  shape, dtype = (2, batch, cfg.data.length), "f4"
+  shape, dtype = [2, batch, cfg.data.length], "f4"
   if mode == "eval":
     batch = -(-cfg.eval.batch_size // mesh.size) * mesh.size
-    function, spec = likelihood.endpoint_nats, spec[1:]
-    shape, dtype = (batch, cfg.data.length), "i4"
+    function, axes = likelihood.endpoint_nats, axes[1:]
+    shape, dtype = [batch, cfg.data.length], "i4"
   function = functools.partial(
     function, denoiser=denoiser, clean_snr=cfg.clean_snr
   )
-  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-  rows = jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-  return _compile(jax.jit(function), mesh, params, key, rows)
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+  inputs = jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+  return _compile(jax.jit(function), mesh, params, key, inputs)
 
 
 def _print_memory(compiled, chip):

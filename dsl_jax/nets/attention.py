@@ -9,8 +9,7 @@ from dsl_jax.core import platforms
 
 CPU_SCORES = 1 << 24  # of a tile of queries, about
 ACCELERATOR_SCORES = 1 << 27
-# So few tiles need no loop, whose slices and updates are kernels of their own.
-MAX_UNROLL = 4
+MAX_UNROLL = 4  # tiles without a loop, whose slices are kernels of their own
 MIN_QUERIES = 128  # of a tile
 _NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 

@@ -81,9 +81,8 @@ def _stack(cfg):
       "dots": jax.checkpoint_policies.save_only_these_names("saved"),
       "full": None,
     }
-    # Blocks without a loop: XLA must not find that the backward pass computes
-    # again what the forward pass has. Barriers around x and the keys do;
-    # around the parameters they would copy them out of their stacks.
+    # Without a loop barriers hide the forward pass from XLA; around the
+    # parameters they would copy them out of their stacks.
     barrier = not 0 < cfg.unroll < cfg.depth
     barriers = False, False, barrier, False, False, False, barrier
     policy = policies[cfg.remat]

@@ -56,8 +56,7 @@ def _loop(line, bodies):
 def _executed(bodies, name, times=1, loop="", is_launched=True):
   """Yields (line, its executions, innermost loop around it, is_launched).
 
-  Lines of fusions are not launched on their own; of a conditional the last
-  branch is, for `lax.cond` that of True.
+  Of a conditional the last branch is launched, for `lax.cond` that of True.
   """
   for line in bodies[name]:
     yield line, times, loop, is_launched
