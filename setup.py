@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 EXTRAS = {
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda13]"],
+  # Compiles for NVIDIA GPUs that are not here, without driver or toolkit.
+  "cuda-plan": ["jax-cuda13-pjrt>=0.10", "jax-cuda13-plugin>=0.10"],
   # PyTorch is never needed to read or write weights.
   "convert": ["safetensors>=0.5"],
   "data": [
@@ -66,7 +68,13 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["dsl_jax", "dsl_jax.*"]),
-  package_data={"dsl_jax": ["convert/card.md", "modes/templates/*.html"]},
+  package_data={
+    "dsl_jax": [
+      "convert/card.md",
+      "modes/templates/*.html",
+      "runtime/gpus/*.txtpb",
+    ]
+  },
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

@@ -32,19 +32,22 @@ def with_gradients(fn, g, *args):
   return result, back(g)
 
 
-def test_layer_norm_and_its_gradient():
+@pytest.mark.parametrize("rows", [1, 7])
+def test_layer_norm_and_its_gradients(platform, rows):
   x, g = jax.random.normal(KEY, (2, 3, 7, 8))
+  gain = jax.random.normal(jax.random.key(1), (1, rows, 8))
 
-  def plain(x):
+  def plain(x, gain):
     x = x - x.mean(-1, keepdims=True)
-    return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+    return gain * x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
 
   assert_close(
-    with_gradients(layers.normalize, g, x), with_gradients(plain, g, x)
+    with_gradients(layers.normalize, g, x, gain),
+    with_gradients(plain, g, x, gain),
   )
 
 
-def test_gelu_before_a_product_and_its_gradients():
+def test_gelu_before_a_product_and_its_gradients(platform):
   x = jnp.linspace(-6, 6, 100).reshape(20, 5)
   kernel = jax.random.normal(KEY, (5, 3))
 
@@ -85,16 +88,17 @@ def attention_inputs(queries, keys, head_dim=8):
 @pytest.mark.parametrize(
   "queries, tile_scores, tiles",
   [
-    (300, attention.TILE_SCORES, 1),
+    (300, attention.CPU_SCORES, 1),
     (300, 128 * 300 * 6, 3),
     (256, 3 * 128 * 300 * 6, 1),
     (640, 3 * 128 * 300 * 6, 5),  # equal tiles
     (130, 1, 2),
   ],
 )
-def test_attention_in_tiles(monkeypatch, queries, tile_scores, tiles):
-  monkeypatch.setattr(attention, "TILE_SCORES", tile_scores)
-  assert attention.num_tiles(2, queries, 300, 3) == tiles
+def test_attention_in_tiles(monkeypatch, platform, queries, tile_scores, tiles):
+  for name in ("CPU_SCORES", "ACCELERATOR_SCORES"):
+    monkeypatch.setattr(attention, name, tile_scores)
+  assert attention.num_tiles(tile_scores, 2, queries, 300, 3) == tiles
   arguments = attention_inputs(queries, 300)
   attend = functools.partial(attention.attend, implementation="xla")
   assert_close(

@@ -1,11 +1,16 @@
-"""Planning: compiles the training step for devices that are not here."""
+"""Planning: compiles a run's programs for devices that are not here."""
 
+import functools
 import os
+import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from dsl_jax import likelihood, samplers
+from dsl_jax.modes import named_samplers
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import costs, errors, hlo, optim
@@ -15,15 +20,29 @@ from dsl_jax.runtime import state as state_lib
 _USABLE = 0.9  # of the memory; the runtime and fragmentation take the rest
 
 
+def _gpus(name, number):
+  """Returns the devices of one host with a number of GPUs."""
+  if not number.isdecimal() or int(number) < 1:
+    raise RuntimeError("the number of GPUs must be 1 or more")
+  target = pathlib.Path(costs.__file__).parent / "gpus" / f"{name}.txtpb"
+  return topologies.get_topology_desc(
+    "", "cuda", target_config=target.read_text(), topology=f"1x{int(number)}x1"
+  ).devices
+
+
 def topology_devices(topology: str) -> tuple[costs.Chip, list]:
-  """Returns the chip and the devices of a topology CHIP:SHAPE."""
+  """Returns the chip and the devices of CHIP:SHAPE (TPUs) or CHIP:NUMBER."""
   name, _, shape = topology.partition(":")
-  if name not in costs.TPUS:
+  chips = costs.TPUS | costs.GPUS
+  if name not in chips:
     raise errors.UserError(
-      "--topology must be CHIP:SHAPE of TPUs, for example v5e:16x16, since "
-      f"plan does not compile for GPUs yet; there is no TPU chip {name!r}"
-      + errors.nearest(name, costs.TPUS)
+      "--topology must be CHIP:SHAPE of TPUs or CHIP:NUMBER of GPUs, for "
+      f"example v5e:16x16 or h100:8; there is no chip {name!r}"
+      + errors.nearest(name, chips)
     )
+  extra, example = "tpu", "a slice such as v5e:4x4 or v4:2x2x2"
+  if name in costs.GPUS:
+    extra, example = "cuda-plan", "GPUs of a host such as h100:8"
   # Without these settings of a TPU host libtpu waits for a metadata server.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
@@ -31,15 +50,23 @@ def topology_devices(topology: str) -> tuple[costs.Chip, list]:
   # Megacore makes the two cores of a v4 chip one device, as on TPU hosts.
   options = {"chip_config_name": "megacore"} if name == "v4" else {}
   try:
+    if name in costs.GPUS:
+      return chips[name], _gpus(name, shape)
     if "0" in shape.split("x"):  # newer versions of libtpu crash
       raise RuntimeError("a size is 0")
     description = topologies.get_topology_desc(topology, "tpu", **options)
+    return chips[name], description.devices
   except RuntimeError as error:
     raise errors.UserError(
-      f"--topology is {topology!r}; write a slice such as v5e:4x4 or v4:2x2x2 "
-      f"after pip install 'dsl_jax[tpu]' ({str(error).splitlines()[0][:200]})."
+      f"--topology is {topology!r}; write {example} after pip install "
+      f"'dsl_jax[{extra}]' ({str(error).splitlines()[0][:200]})."
     ) from error
-  return costs.TPUS[name], description.devices
+
+
+def _compile(function, mesh, *args):
+  platform = mesh.devices.flat[0].platform
+  platforms = ({"gpu": "cuda"}.get(platform, platform),)
+  return function.trace(*args).lower(lowering_platforms=platforms).compile()
 
 
 def compile_step(
@@ -55,7 +82,35 @@ def compile_step(
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   tokens_BL = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
   step = state_lib.jit_step(state_lib.train_step, cfg, mesh, tx, state)
-  return step.lower(state, tokens_BL).compile()
+  return _compile(step, mesh, state, tokens_BL)
+
+
+def compile_inference(
+  mode: str, cfg: config_lib.Config, mesh: jax.sharding.Mesh
+) -> jax.stages.Compiled:
+  """Compiles the masked bound of a batch ("eval"), or a step of "sample"."""
+  denoiser, key = denoiser_lib.make_denoiser(cfg.net), jax.random.key(0)
+  everywhere = sharding_lib.replicated(mesh)
+  params, key = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+    (jax.eval_shape(denoiser.init, key), key),
+  )
+  function: Callable = functools.partial(
+    samplers.generate, top_p=cfg.sample.top_p
+  )
+  axes: tuple = (None, sharding_lib.AXES)
+  batch = named_samplers.batch_size(cfg.sample, mesh)
+  shape, dtype = [2, batch, cfg.data.length], "f4"
+  if mode == "eval":
+    batch = -(-cfg.eval.batch_size // mesh.size) * mesh.size
+    function, axes = likelihood.endpoint_nats, axes[1:]
+    shape, dtype = [batch, cfg.data.length], "i4"
+  function = functools.partial(
+    function, denoiser=denoiser, clean_snr=cfg.clean_snr
+  )
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+  inputs = jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+  return _compile(jax.jit(function), mesh, params, key, inputs)
 
 
 def _print_memory(compiled, chip):
@@ -63,7 +118,7 @@ def _print_memory(compiled, chip):
   stats = compiled.memory_analysis()
   new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
   uses = {
-    "train state and batch": stats.argument_size_in_bytes,
+    "weights, states and batch": stats.argument_size_in_bytes,
     "gradients, activations": stats.temp_size_in_bytes + new_outputs,
     "program": stats.generated_code_size_in_bytes,
   }
@@ -94,10 +149,9 @@ def _print_collectives(collectives):
 def _print_time(cfg, chip, mesh, rows, collectives):
   """Prints the roofline of a step and of the whole training."""
   work = costs.work(cfg.net, cfg.data.length, rows, mesh.shape["model"])
-  page = cfg.mesh.topology.partition(":")[0]
   tokens = cfg.train.batch_size * cfg.data.length
   device_tokens = tokens / mesh.size
-  exact = 6 * work.exact  # bf16 products of a TPU for one of f32 precision
+  exact = chip.exact * work.exact
   flops = exact + work.done - work.exact
   products = device_tokens * flops / chip.bf16_flops
   network = sum(c.sent for c in collectives) / chip.link_rate
@@ -114,9 +168,28 @@ def _print_time(cfg, chip, mesh, rows, collectives):
     f"a step takes at least {1e3 * step:.1f} ms: MFU at most {mfu:.0%}",
     f"{cfg.train.steps:,} steps take at least {days:.2f} days, "
     f"{24 * days * mesh.size:,.0f} chip-hours",
-    f"peak rates: cloud.google.com/tpu/docs/{page}",
+    f"peak rates: {chip.source}",
     sep="\n",
   )
+
+
+def _print_program(compile_it, cfg, mesh, chip, rows=0):
+  """Prints what the compiler says; of a training step all there is to know."""
+  try:
+    compiled = compile_it(cfg, mesh)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    print(f"\ndoes not fit: {str(error).splitlines()[0]}")
+    return False
+  program = hlo.read(compiled.as_text() or "")
+  fits = _print_memory(compiled, chip)
+  print(f"kernels: {program.kernels:,}; ", end="")
+  print(f"largest array: {program.largest / 1e6:,.1f} M elements")
+  if rows:
+    _print_collectives(program.collectives)
+    _print_time(cfg, chip, mesh, rows, program.collectives)
+  return fits
 
 
 def _advice(cfg, mesh, rows):
@@ -142,18 +215,10 @@ def plan(cfg: config_lib.Config) -> None:
   rows = cfg.train.batch_size // divisor  # that a device computes at once
   axes = " ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   print(f"{cfg.name} on {cfg.mesh.topology}: {mesh.size} devices, mesh {axes}")
-  try:
-    compiled = compile_step(cfg, mesh)
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    print(f"does not fit: {str(error).splitlines()[0]}")
-    print(_advice(cfg, mesh, rows))
-    return
-  collectives, largest = hlo.read(compiled.as_text() or "")
-  fits = _print_memory(compiled, chip)
-  _print_collectives(collectives)
-  print(f"largest array: {largest / 1e6:,.1f} M elements")
-  _print_time(cfg, chip, mesh, rows, collectives)
+  fits = _print_program(compile_step, cfg, mesh, chip, rows)
   if not fits:
     print(_advice(cfg, mesh, rows))
+  for mode in ("eval", "sample"):
+    print(f"\na batch of --mode={mode}, weights on every device", end="")
+    compile_it = functools.partial(compile_inference, mode)
+    _print_program(compile_it, cfg, mesh, chip)

@@ -1,9 +1,15 @@
 """Bidirectional attention behind one switch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-TILE_SCORES = 1 << 24  # scores of a tile of queries, about
+from dsl_jax.core import platforms
+
+CPU_SCORES = 1 << 24  # of a tile of queries, about
+ACCELERATOR_SCORES = 1 << 27
+MAX_UNROLL = 4  # tiles without a loop, whose slices are kernels of their own
 MIN_QUERIES = 128  # of a tile
 _NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 
@@ -25,12 +31,12 @@ def is_fused(implementation: str, queries: int) -> bool:
   )
 
 
-def num_tiles(rows: int, queries: int, keys: int, heads: int) -> int:
+def num_tiles(scores: int, rows: int, queries: int, keys: int, heads: int):
   """Returns how many tiles of queries "xla" computes one after the other."""
-  if rows * heads * queries * keys <= TILE_SCORES:
+  if rows * heads * queries * keys <= scores:
     return 1
   step = MIN_QUERIES
-  size = max(1, TILE_SCORES // (rows * heads * keys) // step) * step
+  size = max(1, scores // (rows * heads * keys) // step) * step
   # Equal tiles where possible, of sizes that suit a matrix unit.
   while queries % size and size > step:
     size -= step
@@ -45,30 +51,43 @@ def _scores(q, k):
   return jnp.matmul(q, _transpose(k), preferred_element_type=jnp.float32)
 
 
+def _weights(q, k):
+  return jax.nn.softmax(_scores(q, k), axis=-1)
+
+
+def _transposed_products(q, g, ds, p):
+  """XLA's CPU backend is slow to transpose scores: q and g are transposed."""
+  # The barriers keep XLA from transposing the scores after all.
+  q_t, g_t = jax.lax.optimization_barrier((_transpose(q), _transpose(g)))
+  dk_t, dv_t = jax.lax.optimization_barrier((q_t @ ds, g_t @ p))
+  return _transpose(dk_t), _transpose(dv_t)
+
+
 @jax.custom_vjp
 def _attend_heads(q_NLK, k_NLK, v_NLK):
-  """softmax(q k^T) v for N heads, with all scores at once.
-
-  XLA's CPU backend is slow to transpose scores; the backward pass transposes q
-  and the cotangent instead.
-  """
+  """softmax(q k^T) v for N heads, with all scores at once."""
   return _attend_heads_fwd(q_NLK, k_NLK, v_NLK)[0]
 
 
 def _attend_heads_fwd(q, k, v):
-  p = jax.nn.softmax(_scores(q, k), axis=-1)
+  p = _weights(q, k)
   return p.astype(v.dtype) @ v, (q, k, v, p)
 
 
 def _attend_heads_bwd(saved, g):
   q, k, v, p = saved
+  p = platforms.kept(_weights, p, q, k)
   dp = _scores(g, v)
   ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
   p, ds = p.astype(v.dtype), ds.astype(q.dtype)
-  # The barriers keep XLA from transposing the scores after all.
-  q_t, g_t = jax.lax.optimization_barrier((_transpose(q), _transpose(g)))
-  dk_t, dv_t = jax.lax.optimization_barrier((q_t @ ds, g_t @ p))
-  return ds @ k, _transpose(dk_t), _transpose(dv_t)
+
+  def products(q, g, ds, p):
+    return _transpose(ds) @ q, _transpose(p) @ g
+
+  dk, dv = jax.lax.platform_dependent(
+    q, g, ds, p, cpu=_transposed_products, default=products
+  )
+  return ds @ k, dk, dv
 
 
 _attend_heads.defvjp(_attend_heads_fwd, _attend_heads_bwd)
@@ -82,6 +101,23 @@ def _attend_tile(q_BLHK, k_BLHK, v_BLHK):
 
   o = _attend_heads(merge(q_BLHK), merge(k_BLHK), merge(v_BLHK))
   return _transpose(o.reshape(B, H, L, K))
+
+
+def _attend_tiles(cut, q_BLHK, k_BLHK, v_BLHK):
+  """Attends tile by tile; the backward pass keeps no scores of several."""
+  tiles, unroll = cut
+  if tiles == 1:
+    return _attend_tile(q_BLHK, k_BLHK, v_BLHK)
+  B, L, H, K = q_BLHK.shape
+  q = jnp.pad(q_BLHK, ((0, 0), (0, -L % tiles), (0, 0), (0, 0)))
+  q = jnp.moveaxis(q.reshape(B, tiles, -1, H, K), 1, 0)
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def tile(_, q):
+    return None, _attend_tile(q, k_BLHK, v_BLHK)
+
+  o = jax.lax.scan(tile, None, q, unroll=unroll)[1]
+  return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
 
 
 def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:
@@ -134,14 +170,10 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
   q = q_BLHK * q_BLHK.shape[-1] ** -0.5
   if is_fused(implementation, q.shape[1]):
     return splash(q, k_BLHK, v_BLHK)
-  B, L, H, K = q.shape
-  tiles = num_tiles(B, L, k_BLHK.shape[1], H)
-  if tiles == 1:
-    return _attend_tile(q, k_BLHK, v_BLHK)
-  q = jnp.pad(q, ((0, 0), (0, -L % tiles), (0, 0), (0, 0)))
-  # The backward pass computes the scores of a tile again, and keeps none.
-  tile = jax.checkpoint(
-    lambda q: _attend_tile(q, k_BLHK, v_BLHK), prevent_cse=False
+  B, L, H, _ = q.shape
+  cpu, accelerator = (
+    num_tiles(scores, B, L, k_BLHK.shape[1], H)
+    for scores in (CPU_SCORES, ACCELERATOR_SCORES)
   )
-  o = jax.lax.map(tile, jnp.moveaxis(q.reshape(B, tiles, -1, H, K), 1, 0))
-  return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
+  cuts = (cpu, cpu == 1), (accelerator, accelerator <= MAX_UNROLL)
+  return platforms.choose(_attend_tiles, *cuts, q, k_BLHK, v_BLHK)

@@ -34,7 +34,8 @@ class NetConfig:
   # Of matrix products and the residual stream, or "bfloat16"; parameters and
   # statistics stay in f32.
   dtype: str = "float32"
-  # What the backward pass recomputes: "dots" (all but products) or "full".
+  # What the backward pass recomputes: "dots" (all but attention and the wide
+  # products) or "full".
   remat: str = "none"
   unroll: int = 0  # blocks per step of the layer scan, 0 for all
   attention: str = "xla"  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, parsed from its HLO text.
+"""Collectives and kernels of a compiled program, parsed from its HLO text.
 
 The text gives the shape of every array and the bounds of every loop. No other
 interface of XLA reports the collectives that partitioning has inserted.
@@ -17,6 +17,12 @@ _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _STARTED = re.compile(
   r'\(%?([\w.\-]+)\), custom_call_target="AsyncCollectiveStart"'
 )
+# Start no kernel of their own.
+_FREE = re.compile(
+  r"parameter|constant|tuple|get-tuple-element|bitcast|after-all|while|call|"
+  r"conditional|(partition|replica)-id|opt-barrier|async-start|\S+-done"
+)
+_CONTROL = re.compile(r" (while|conditional|call|async-start)\(")
 _CALLS = re.compile(r"\w=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")  # calls=, body=, ...
 
 
@@ -47,16 +53,23 @@ def _loop(line, bodies):
   return max(map(int, bounds), default=1), scope[1] if scope else "unnamed"
 
 
-def _executed(bodies, name, times=1, loop=""):
-  """Yields (line, its executions, innermost loop around it)."""
+def _executed(bodies, name, times=1, loop="", is_launched=True):
+  """Yields (line, its executions, innermost loop around it, is_launched).
+
+  Of a conditional the last branch is launched, for `lax.cond` that of True.
+  """
   for line in bodies[name]:
-    yield line, times, loop
+    yield line, times, loop, is_launched
     if re.search(r"-(done|update)\(", line):
       continue  # names the computation of its start again
     trips, inner = _loop(line, bodies) if " while(" in line else (1, loop)
     called = re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
-    for callee in filter(bodies.get, called):
-      yield from _executed(bodies, callee, times * trips, inner)
+    launched = is_launched and _CONTROL.search(line)
+    first = len(called) - 1 if " conditional(" in line else 0
+    for i, callee in enumerate(called):
+      if callee in bodies:
+        own = bool(launched) and i >= first
+        yield from _executed(bodies, callee, times * trips, inner, own)
 
 
 def _group_size(line, devices):
@@ -75,11 +88,16 @@ def _group_size(line, devices):
   return devices
 
 
-def read(text: str) -> tuple[list[Collective], int]:
-  """Parses `compiled.as_text()`, whose shapes are those of one device.
+class Program(NamedTuple):
+  """What `read` finds."""
 
-  Returns the collectives in order, and the elements of the largest array.
-  """
+  collectives: list[Collective]  # in order
+  largest: int  # elements of the largest array
+  kernels: int  # launched on a device per call
+
+
+def read(text: str) -> Program:
+  """Parses `compiled.as_text()`, whose shapes are those of one device."""
   body: list[str] = []
   bodies = {"ENTRY": body}
   for line in text.splitlines():
@@ -88,14 +106,15 @@ def read(text: str) -> tuple[list[Collective], int]:
     body.append(line)
   counts = re.findall(r"num_(?:partitions|replicas)=(\d+)", text)
   devices = math.prod(map(int, counts))
-  collectives, largest = [], 0
+  collectives, largest, kernels = [], 0, 0
   # XLA for TPUs can fuse a collective with the computations that overlap it.
   # All fusions of such a chain repeat it; in one of them it starts.
   starts = set(_STARTED.findall(text))
-  for line, times, loop in _executed(bodies, "ENTRY"):
+  for line, times, loop, is_launched in _executed(bodies, "ENTRY"):
     if not (instruction := _INSTRUCTION.match(line)):
       continue
     name, shape, opcode = instruction.groups()
+    kernels += times * (is_launched and not _FREE.fullmatch(opcode))
     sizes = []
     for bits, dims in _SHAPE.findall(shape):
       elements = math.prod(int(n) for n in dims.split(",") if n)
@@ -112,4 +131,4 @@ def read(text: str) -> tuple[list[Collective], int]:
     else:
       size = sum(sizes) * (group if kind == "reduce-scatter" else 1)
     collectives.append(Collective(kind, size, times, group, loop))
-  return collectives, largest
+  return Program(collectives, largest, kernels)
