@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dsl_jax.core import vocab
+from dsl_jax.core import platforms, vocab
 from dsl_jax.modes import plan
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -109,7 +109,9 @@ def test_attention_in_tiles_keeps_the_scores_of_one(monkeypatch):
     return program.memory_analysis().temp_size_in_bytes
 
   whole = temporary()
-  monkeypatch.setattr(attention, "CPU_SCORES", 1)
+  monkeypatch.setattr(
+    platforms, "CPU", platforms.CPU._replace(attention_scores=1)
+  )
   assert temporary() < 0.5 * scores < 2 * scores < whole
 
 

@@ -10,6 +10,7 @@ import pytest
 from oracle import assert_close, tiny
 
 from dsl_jax import NetConfig, make_denoiser
+from dsl_jax.core import platforms
 from dsl_jax.nets import attention, layers, transformer
 from dsl_jax.nets.shards import ONE_DEVICE
 
@@ -88,7 +89,7 @@ def attention_inputs(queries, keys, head_dim=8):
 @pytest.mark.parametrize(
   "queries, tile_scores, tiles",
   [
-    (300, attention.CPU_SCORES, 1),
+    (300, 1 << 24, 1),
     (300, 128 * 300 * 6, 3),
     (256, 3 * 128 * 300 * 6, 1),
     (640, 3 * 128 * 300 * 6, 5),  # equal tiles
@@ -96,9 +97,10 @@ def attention_inputs(queries, keys, head_dim=8):
   ],
 )
 def test_attention_in_tiles(monkeypatch, platform, queries, tile_scores, tiles):
-  for name in ("CPU_SCORES", "ACCELERATOR_SCORES"):
-    monkeypatch.setattr(attention, name, tile_scores)
-  assert attention.num_tiles(tile_scores, 2, queries, 300, 3) == tiles
+  own = getattr(platforms, platform.upper())
+  own = own._replace(attention_scores=tile_scores)
+  monkeypatch.setattr(platforms, platform.upper(), own)
+  assert attention.num_tiles(own, 2, queries, 300, 3) == tiles
   arguments = attention_inputs(queries, 300)
   attend = functools.partial(attention.attend, implementation="xla")
   assert_close(
@@ -122,8 +124,6 @@ def test_the_kernel_for_tpus(keys):
 
 
 def test_lengths_that_the_kernel_does_not_take_use_xla():
-  assert attention.is_fused("splash", 128)
-  assert not attention.is_fused("splash", 5)
   _, q, k, v = attention_inputs(5, 5)
   plain, other = (attention.attend(q, k, v, x) for x in ("xla", "splash"))
   np.testing.assert_array_equal(plain, other)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from dsl_jax.core import vocab
+from dsl_jax.core import platforms, vocab
 from dsl_jax.modes import plan
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -60,8 +60,8 @@ def test_sharded_weights_are_gathered_once_outside_of_loops(sizes):
 
 
 def test_along_model_no_rows_of_the_vocabulary_are_sent(monkeypatch):
-  sizes = vocab.CPU._replace(min_rows=64, chunk_scores=64, whole_scores=64)
-  monkeypatch.setattr(vocab, "CPU", sizes)
+  sizes = platforms.CPU._replace(min_rows=64, chunk_scores=64, whole_scores=64)
+  monkeypatch.setattr(platforms, "CPU", sizes)
   assert vocab.num_chunks(64, NET.vocab_size, sizes) > 1
   net = dataclasses.replace(NET, depth=3, evidence_skip=True)
   sent, _, params = compiled((2, 2, 2), rows=1, net=net)
@@ -96,8 +96,8 @@ def test_no_array_has_an_element_for_every_token_and_row(monkeypatch):
   all_scores = B // 8 * 64 * net.vocab_size  # of one device
   largest = {}
   for scores in (all_scores, all_scores // 16):
-    sizes = vocab.CPU._replace(chunk_scores=scores, whole_scores=scores)
-    monkeypatch.setattr(vocab, "CPU", sizes)
+    sizes = platforms.CPU._replace(chunk_scores=scores, whole_scores=scores)
+    monkeypatch.setattr(platforms, "CPU", sizes)
     largest[scores] = compiled((8, 1, 1), net=net, length=64)[1]
   assert largest[all_scores] >= all_scores
   assert largest[all_scores // 16] < all_scores / 4

@@ -9,7 +9,7 @@ import pytest
 from oracle import assert_close
 
 from dsl_jax import vocab
-from dsl_jax.core import draws
+from dsl_jax.core import draws, platforms
 
 B, L, M, V, C = 2, 5, 7, 13, 3
 KEY = jax.random.key(0)
@@ -91,8 +91,8 @@ def test_bf16_gradients_keep_terms_below_their_resolution(monkeypatch):
   exact = jax.grad(loss)(head, h.astype(jnp.float32))
   assert_close(jax.grad(loss)(head, h), exact, 0.01)
 
-  cut = vocab.CPU._replace(tile_scores=6)  # two positions
-  monkeypatch.setattr(vocab, "CPU", cut)
+  cut = platforms.CPU._replace(tile_scores=6)  # two positions
+  monkeypatch.setattr(platforms, "CPU", cut)
   q, keys = jnp.zeros((1, 4096, 2)), jnp.zeros((3, 2))
 
   def mean(values):
@@ -119,8 +119,8 @@ def test_tiles_of_positions_change_no_result(data, monkeypatch, platform):
     )
 
   whole = run()
-  cut = vocab.CPU._replace(tile_scores=25, whole_scores=3 * 2 * 13)
-  monkeypatch.setattr(vocab, platform.upper(), cut)
+  cut = platforms.CPU._replace(tile_scores=25, whole_scores=3 * 2 * 13)
+  monkeypatch.setattr(platforms, platform.upper(), cut)
   assert_close(run(), whole)
 
 
@@ -150,7 +150,7 @@ def test_huge_scores_stay_finite(data):
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(streamed(*arrays)))
 
 
-@pytest.mark.parametrize("sizes", [vocab.CPU, vocab.ACCELERATOR])
+@pytest.mark.parametrize("sizes", [platforms.CPU, platforms.ACCELERATOR])
 def test_chunks_have_rows_that_suit_a_product(sizes):
   assert vocab.num_chunks(16, sizes.whole_scores // 16, sizes) == 1
   for positions in (1 << 11, 1 << 13, 1 << 16):

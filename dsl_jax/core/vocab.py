@@ -27,28 +27,14 @@ from dsl_jax.core import draws, platforms
 from dsl_jax.core.draws import NEG_INF
 
 
-class Sizes(NamedTuple):
-  """Sizes of chunks and tiles that suit a platform."""
-
-  min_rows: int  # of a chunk: products with fewer rows are slow,
-  max_rows: int  # and so are copies of more.
-  chunk_scores: int  # of a chunk with rows between the two
-  whole_scores: int  # up to here one chunk is faster: it needs no copy
-  tile_scores: int  # of one chunk for one tile, at most
-  multiple: int  # of the rows of a chunk
-
-
-CPU = Sizes(512, 4096, 1 << 20, 1 << 21, 1 << 23, 1)  # what fits its cache
-# Few large kernels; the f32 scores of one take at most 512 MB.
-ACCELERATOR = Sizes(4096, 16384, 1 << 27, 1 << 26, 1 << 27, 128)
-
-
-def num_chunks(positions: int, vocab_size: int, sizes: Sizes) -> int:
+def num_chunks(
+  positions: int, vocab_size: int, platform: platforms.Platform
+) -> int:
   """Returns how many chunks the vocabulary is processed in."""
-  if positions * vocab_size <= sizes.whole_scores:
+  if positions * vocab_size <= platform.whole_scores:
     return 1
-  rows = max(sizes.min_rows, sizes.chunk_scores // positions)
-  return -(-vocab_size // min(rows, sizes.max_rows))
+  rows = max(platform.min_rows, platform.chunk_scores // positions)
+  return -(-vocab_size // min(rows, platform.max_rows))
 
 
 class _Tiles(NamedTuple):
@@ -110,21 +96,13 @@ class _Chunks:
     return _scan(lambda c, j: (step(c, j), None), carry, self.numbers)[0]
 
 
-def _cut(sizes, shape, vocab_size, chunks):
+def _cut(platform, shape, vocab_size, chunks):
   """Returns the tiles of [B, L, ...] and the rows of a chunk."""
   B, L, _ = shape
-  rows = -(-vocab_size // (chunks or num_chunks(B * L, vocab_size, sizes)))
-  rows = min(-(-rows // sizes.multiple) * sizes.multiple, vocab_size)
-  return _Tiles.of(B, L, -(-B * L * rows // sizes.tile_scores)), rows
-
-
-def _streamed(function, chunks, x_BLK, rows_VK, *args):
-  """Returns function(cut, x_BLK, rows_VK, *args), cut for the platform."""
-  cuts = (
-    _cut(sizes, x_BLK.shape, len(rows_VK), chunks)
-    for sizes in (CPU, ACCELERATOR)
-  )
-  return platforms.choose(function, *cuts, x_BLK, rows_VK, *args)
+  chunks = chunks or num_chunks(B * L, vocab_size, platform)
+  rows = -(-vocab_size // (chunks * platform.multiple)) * platform.multiple
+  rows = min(rows, vocab_size)
+  return _Tiles.of(B, L, -(-B * L * rows // platform.tile_scores)), rows
 
 
 def _scan(step, carry, xs):
@@ -331,13 +309,13 @@ def softmax_terms(
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
 
-  def terms(cut, h, head, bias, tokens):
-    tiles, rows = cut
+  def terms(platform, h, head, bias, tokens):
+    tiles, rows = _cut(platform, h.shape, len(head), chunks)
     h, tokens = tiles.split(h), tiles.split(tokens)
     return tuple(map(tiles.join, _softmax_terms(h, head, bias, tokens, rows)))
 
   head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
-  return _streamed(terms, chunks, h_BLM, head, bias, tokens_BL)
+  return platforms.choose(terms, h_BLM, head, bias, tokens_BL)
 
 
 def expectation(
@@ -369,13 +347,13 @@ def expectation_terms(
   """Returns `expectation`, and top_BL and total_BL as `softmax_terms` does."""
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
 
-  def terms(cut, q, keys, bias, values):
-    tiles, rows = cut
+  def terms(platform, q, keys, bias, values):
+    tiles, rows = _cut(platform, q.shape, len(keys), chunks)
     q = tiles.split(q)
     return tuple(map(tiles.join, _expectation(q, keys, bias, values, rows)))
 
   keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)
-  return _streamed(terms, chunks, q_BLK, keys, bias, values_VC)
+  return platforms.choose(terms, q_BLK, keys, bias, values_VC)
 
 
 def _map_rows(fn, q_BLK, keys_VK, bias_V, *xs, num=None):
@@ -384,20 +362,18 @@ def _map_rows(fn, q_BLK, keys_VK, bias_V, *xs, num=None):
   Returns [B, L] arrays; the work is cut along L alone.
   """
   B, L, _ = q_BLK.shape
-  scores = B * L * len(keys_VK)
-  cuts = (
-    _Tiles.of(B, L, num or -(-scores // sizes.whole_scores))
-    for sizes in (CPU, ACCELERATOR)
-  )
 
-  def map_tiles(tiles, keys, bias, *xs):
+  def map_tiles(platform, keys, bias, *xs):
+    scores = B * L * len(keys)
+    tiles = _Tiles.of(B, L, num or -(-scores // platform.whole_scores))
+
     def tile(q, *xs):
       return fn(_scores(q, keys, bias), *xs)
 
     return jax.tree.map(tiles.join, _map(tile, *map(tiles.split, xs)))
 
   keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)
-  return platforms.choose(map_tiles, *cuts, keys, bias, q_BLK, *xs)
+  return platforms.choose(map_tiles, keys, bias, q_BLK, *xs)
 
 
 def draw(

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from dsl_jax import likelihood, samplers
+from dsl_jax.core import platforms
 from dsl_jax.modes import named_samplers
+from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import costs, errors, hlo, optim
@@ -20,14 +22,26 @@ from dsl_jax.runtime import state as state_lib
 _USABLE = 0.9  # of the memory; the runtime and fragmentation take the rest
 
 
-def _gpus(name, number):
-  """Returns the devices of one host with a number of GPUs."""
-  if not number.isdecimal() or int(number) < 1:
-    raise RuntimeError("the number of GPUs must be 1 or more")
-  target = pathlib.Path(costs.__file__).parent / "gpus" / f"{name}.txtpb"
-  return topologies.get_topology_desc(
-    "", "cuda", target_config=target.read_text(), topology=f"1x{int(number)}x1"
-  ).devices
+def _describe(topology, name, shape):
+  """Returns the devices of a topology as their compiler describes them."""
+  if name in costs.GPUS:
+    target = pathlib.Path(costs.__file__).parent / "gpus" / f"{name}.txtpb"
+    if not shape.isdecimal() or int(shape) < 1:
+      raise RuntimeError("the number of GPUs must be 1 or more")
+    options = {
+      "target_config": target.read_text(),
+      "topology": f"1x{int(shape)}x1",
+    }
+    return topologies.get_topology_desc("", "cuda", **options).devices
+  if "0" in shape.split("x"):  # newer versions of libtpu crash
+    raise RuntimeError("a size is 0")
+  # Without these settings of a TPU host libtpu waits for a metadata server.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  # Megacore makes the two cores of a v4 chip one device, as on TPU hosts.
+  options = {"chip_config_name": "megacore"} if name == "v4" else {}
+  return topologies.get_topology_desc(topology, "tpu", **options).devices
 
 
 def topology_devices(topology: str) -> tuple[costs.Chip, list]:
@@ -43,19 +57,8 @@ def topology_devices(topology: str) -> tuple[costs.Chip, list]:
   extra, example = "tpu", "a slice such as v5e:4x4 or v4:2x2x2"
   if name in costs.GPUS:
     extra, example = "cuda-plan", "GPUs of a host such as h100:8"
-  # Without these settings of a TPU host libtpu waits for a metadata server.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  # Megacore makes the two cores of a v4 chip one device, as on TPU hosts.
-  options = {"chip_config_name": "megacore"} if name == "v4" else {}
   try:
-    if name in costs.GPUS:
-      return chips[name], _gpus(name, shape)
-    if "0" in shape.split("x"):  # newer versions of libtpu crash
-      raise RuntimeError("a size is 0")
-    description = topologies.get_topology_desc(topology, "tpu", **options)
-    return chips[name], description.devices
+    return chips[name], _describe(topology, name, shape)
   except RuntimeError as error:
     raise errors.UserError(
       f"--topology is {topology!r}; write {example} after pip install "
@@ -65,8 +68,8 @@ def topology_devices(topology: str) -> tuple[costs.Chip, list]:
 
 def _compile(function, mesh, *args):
   platform = mesh.devices.flat[0].platform
-  platforms = ({"gpu": "cuda"}.get(platform, platform),)
-  return function.trace(*args).lower(lowering_platforms=platforms).compile()
+  names = ({"gpu": "cuda"}.get(platform, platform),)
+  return function.trace(*args).lower(lowering_platforms=names).compile()
 
 
 def compile_step(
@@ -90,27 +93,25 @@ def compile_inference(
 ) -> jax.stages.Compiled:
   """Compiles the masked bound of a batch ("eval"), or a step of "sample"."""
   denoiser, key = denoiser_lib.make_denoiser(cfg.net), jax.random.key(0)
-  everywhere = sharding_lib.replicated(mesh)
-  params, key = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-    (jax.eval_shape(denoiser.init, key), key),
-  )
-  function: Callable = functools.partial(
-    samplers.generate, top_p=cfg.sample.top_p
-  )
-  axes: tuple = (None, sharding_lib.AXES)
-  batch = named_samplers.batch_size(cfg.sample, mesh)
-  shape, dtype = [2, batch, cfg.data.length], "f4"
+  length = cfg.data.length
+  spec = jax.sharding.PartitionSpec(sharding_lib.AXES)
+  function: Callable = likelihood.endpoint_nats
   if mode == "eval":
     batch = -(-cfg.eval.batch_size // mesh.size) * mesh.size
-    function, axes = likelihood.endpoint_nats, axes[1:]
-    shape, dtype = [batch, cfg.data.length], "i4"
-  function = functools.partial(
-    function, denoiser=denoiser, clean_snr=cfg.clean_snr
+    inputs = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+  else:
+    function = functools.partial(samplers.generate, top_p=cfg.sample.top_p)
+    batch = named_samplers.batch_size(cfg.sample, mesh)
+    spec = jax.sharding.PartitionSpec(None, sharding_lib.AXES)
+    inputs = jax.ShapeDtypeStruct((2, batch, length), jnp.float32)
+  rows = jax.sharding.NamedSharding(mesh, spec)
+  everywhere = sharding_lib.replicated(mesh)
+  run = jax.jit(
+    functools.partial(function, denoiser=denoiser, clean_snr=cfg.clean_snr),
+    in_shardings=(everywhere, everywhere, rows),
   )
-  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-  inputs = jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-  return _compile(jax.jit(function), mesh, params, key, inputs)
+  params = jax.eval_shape(denoiser.init, key)
+  return _compile(run, mesh, params, key, inputs)
 
 
 def _print_memory(compiled, chip):
@@ -148,7 +149,7 @@ def _print_collectives(collectives):
 
 def _print_time(cfg, chip, mesh, rows, collectives):
   """Prints the roofline of a step and of the whole training."""
-  work = costs.work(cfg.net, cfg.data.length, rows, mesh.shape["model"])
+  work = costs.work(cfg.net, cfg.data.length, rows, platforms.ACCELERATOR)
   tokens = cfg.train.batch_size * cfg.data.length
   device_tokens = tokens / mesh.size
   exact = chip.exact * work.exact
@@ -173,23 +174,25 @@ def _print_time(cfg, chip, mesh, rows, collectives):
   )
 
 
-def _print_program(compile_it, cfg, mesh, chip, rows=0):
-  """Prints what the compiler says; of a training step all there is to know."""
+def _print_program(compile_it, cfg, mesh, chip):
+  """Prints memory and kernels of a program; returns it and whether it fits."""
   try:
     compiled = compile_it(cfg, mesh)
-  except jax.errors.JaxRuntimeError as error:
+  except RuntimeError as error:
+    if "cuDNN not found" in str(error):
+      raise errors.UserError(
+        "net.attention is 'cudnn', which compiles after pip install "
+        "nvidia-cudnn-cu13; or use --config.net.attention=xla."
+      ) from error
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     print(f"\ndoes not fit: {str(error).splitlines()[0]}")
-    return False
+    return None, False
   program = hlo.read(compiled.as_text() or "")
   fits = _print_memory(compiled, chip)
   print(f"kernels: {program.kernels:,}; ", end="")
   print(f"largest array: {program.largest / 1e6:,.1f} M elements")
-  if rows:
-    _print_collectives(program.collectives)
-    _print_time(cfg, chip, mesh, rows, program.collectives)
-  return fits
+  return program, fits
 
 
 def _advice(cfg, mesh, rows):
@@ -209,13 +212,17 @@ def plan(cfg: config_lib.Config) -> None:
   """Prints whether the training step fits mesh.topology, and its least time."""
   with errors.user_errors():
     chip, devices = topology_devices(cfg.mesh.topology)
+    attention.check(cfg.net.attention, devices[0].platform)
     mesh = sharding_lib.make_mesh(cfg.mesh, devices)
     microbatches = sharding_lib.num_microbatches(mesh, cfg)
   divisor = sharding_lib.num_row_shards(mesh) * microbatches
   rows = cfg.train.batch_size // divisor  # that a device computes at once
   axes = " ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   print(f"{cfg.name} on {cfg.mesh.topology}: {mesh.size} devices, mesh {axes}")
-  fits = _print_program(compile_step, cfg, mesh, chip, rows)
+  program, fits = _print_program(compile_step, cfg, mesh, chip)
+  if program:
+    _print_collectives(program.collectives)
+    _print_time(cfg, chip, mesh, rows, program.collectives)
   if not fits:
     print(_advice(cfg, mesh, rows))
   for mode in ("eval", "sample"):

@@ -7,9 +7,6 @@ import jax.numpy as jnp
 
 from dsl_jax.core import platforms
 
-CPU_SCORES = 1 << 24  # of a tile of queries, about
-ACCELERATOR_SCORES = 1 << 27
-MAX_UNROLL = 4  # tiles without a loop, whose slices are kernels of their own
 MIN_QUERIES = 128  # of a tile
 _NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 
@@ -24,15 +21,11 @@ def check(implementation: str, platform: str) -> None:
     )
 
 
-def is_fused(implementation: str, queries: int) -> bool:
-  """Returns whether a kernel handles so many queries without keeping scores."""
-  return implementation == "cudnn" or (
-    implementation == "splash" and queries % MIN_QUERIES == 0
-  )
-
-
-def num_tiles(scores: int, rows: int, queries: int, keys: int, heads: int):
+def num_tiles(
+  platform: platforms.Platform, rows: int, queries: int, keys: int, heads: int
+) -> int:
   """Returns how many tiles of queries "xla" computes one after the other."""
+  scores = platform.attention_scores
   if rows * heads * queries * keys <= scores:
     return 1
   step = MIN_QUERIES
@@ -55,8 +48,10 @@ def _weights(q, k):
   return jax.nn.softmax(_scores(q, k), axis=-1)
 
 
-def _transposed_products(q, g, ds, p):
-  """XLA's CPU backend is slow to transpose scores: q and g are transposed."""
+def _key_products(platform, q, g, ds, p):
+  """Returns ds^T q and p^T g; a CPU is slow to transpose scores."""
+  if platform.recomputes:
+    return _transpose(ds) @ q, _transpose(p) @ g
   # The barriers keep XLA from transposing the scores after all.
   q_t, g_t = jax.lax.optimization_barrier((_transpose(q), _transpose(g)))
   dk_t, dv_t = jax.lax.optimization_barrier((q_t @ ds, g_t @ p))
@@ -80,14 +75,7 @@ def _attend_heads_bwd(saved, g):
   dp = _scores(g, v)
   ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
   p, ds = p.astype(v.dtype), ds.astype(q.dtype)
-
-  def products(q, g, ds, p):
-    return _transpose(ds) @ q, _transpose(p) @ g
-
-  dk, dv = jax.lax.platform_dependent(
-    q, g, ds, p, cpu=_transposed_products, default=products
-  )
-  return ds @ k, dk, dv
+  return ds @ k, *platforms.choose(_key_products, q, g, ds, p)
 
 
 _attend_heads.defvjp(_attend_heads_fwd, _attend_heads_bwd)
@@ -103,12 +91,12 @@ def _attend_tile(q_BLHK, k_BLHK, v_BLHK):
   return _transpose(o.reshape(B, H, L, K))
 
 
-def _attend_tiles(cut, q_BLHK, k_BLHK, v_BLHK):
+def _attend_tiles(platform, q_BLHK, k_BLHK, v_BLHK):
   """Attends tile by tile; the backward pass keeps no scores of several."""
-  tiles, unroll = cut
+  B, L, H, K = q_BLHK.shape
+  tiles = num_tiles(platform, B, L, k_BLHK.shape[1], H)
   if tiles == 1:
     return _attend_tile(q_BLHK, k_BLHK, v_BLHK)
-  B, L, H, K = q_BLHK.shape
   q = jnp.pad(q_BLHK, ((0, 0), (0, -L % tiles), (0, 0), (0, 0)))
   q = jnp.moveaxis(q.reshape(B, tiles, -1, H, K), 1, 0)
 
@@ -116,7 +104,7 @@ def _attend_tiles(cut, q_BLHK, k_BLHK, v_BLHK):
   def tile(_, q):
     return None, _attend_tile(q, k_BLHK, v_BLHK)
 
-  o = jax.lax.scan(tile, None, q, unroll=unroll)[1]
+  o = jax.lax.scan(tile, None, q, unroll=tiles <= platform.unroll)[1]
   return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
 
 
@@ -168,12 +156,6 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
       q_BLHK, k_BLHK, v_BLHK, implementation="cudnn"
     )
   q = q_BLHK * q_BLHK.shape[-1] ** -0.5
-  if is_fused(implementation, q.shape[1]):
+  if implementation == "splash" and q.shape[1] % MIN_QUERIES == 0:
     return splash(q, k_BLHK, v_BLHK)
-  B, L, H, _ = q.shape
-  cpu, accelerator = (
-    num_tiles(scores, B, L, k_BLHK.shape[1], H)
-    for scores in (CPU_SCORES, ACCELERATOR_SCORES)
-  )
-  cuts = (cpu, cpu == 1), (accelerator, accelerator <= MAX_UNROLL)
-  return platforms.choose(_attend_tiles, *cuts, q, k_BLHK, v_BLHK)
+  return platforms.choose(_attend_tiles, q, k_BLHK, v_BLHK)

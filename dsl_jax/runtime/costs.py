@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 
+from dsl_jax.core import platforms
 from dsl_jax.nets import attention
 from dsl_jax.nets.config import NetConfig
 
@@ -56,8 +57,13 @@ class Work(NamedTuple):
   exact: float  # those of `done` on f32 arrays that keep f32 precision
 
 
-def work(net: NetConfig, length: int, rows: int = 1, shards: int = 1) -> Work:
-  """Counts a training step; a device computes `rows` at once on its shard."""
+def work(
+  net: NetConfig,
+  length: int,
+  rows: int = 1,
+  platform: platforms.Platform = platforms.CPU,
+) -> Work:
+  """Counts a training step on a platform, of `rows` at once on a device."""
   M, V, D = net.width, net.vocab_size, net.sphere_dim
   dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
   mixing = 4 * net.depth * length * M  # scores and values of attention
@@ -72,11 +78,8 @@ def work(net: NetConfig, length: int, rows: int = 1, shards: int = 1) -> Work:
   if net.dtype == "float32":
     exact += 2 * head_scores
   done: float = model + scores
-  queries = length // shards
-  tiles = attention.num_tiles(
-    attention.CPU_SCORES, rows, queries, length, net.heads
-  )
-  if attention.is_fused(net.attention, queries) or tiles > 1:
+  tiles = attention.num_tiles(platform, rows, length, length, net.heads)
+  if platform.recomputes or tiles > 1:
     done += mixing / 2  # the backward pass computes attention's scores again
   if net.remat == "dots":
     done += 2 * net.depth * M * M  # the product behind attention

@@ -17,12 +17,10 @@ _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _STARTED = re.compile(
   r'\(%?([\w.\-]+)\), custom_call_target="AsyncCollectiveStart"'
 )
-# Start no kernel of their own.
-_FREE = re.compile(
-  r"parameter|constant|tuple|get-tuple-element|bitcast|after-all|while|call|"
-  r"conditional|(partition|replica)-id|opt-barrier|async-start|\S+-done"
+_NO_KERNEL = re.compile(
+  r"parameter|constant|(get-)?tuple(-element)?|bitcast|after-all|opt-barrier|"
+  r"(partition|replica)-id|\S+-(done|update)"
 )
-_CONTROL = re.compile(r" (while|conditional|call|async-start)\(")
 _CALLS = re.compile(r"\w=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")  # calls=, body=, ...
 
 
@@ -53,23 +51,35 @@ def _loop(line, bodies):
   return max(map(int, bounds), default=1), scope[1] if scope else "unnamed"
 
 
-def _executed(bodies, name, times=1, loop="", is_launched=True):
-  """Yields (line, its executions, innermost loop around it, is_launched).
+def _called(line):
+  """Returns the computations that an instruction names, a loop's body last."""
+  return re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
 
-  Of a conditional the last branch is launched, for `lax.cond` that of True.
-  """
+
+def _executed(bodies, name, times=1, loop=""):
+  """Yields (line, its executions, innermost loop around it)."""
   for line in bodies[name]:
-    yield line, times, loop, is_launched
+    yield line, times, loop
     if re.search(r"-(done|update)\(", line):
       continue  # names the computation of its start again
     trips, inner = _loop(line, bodies) if " while(" in line else (1, loop)
-    called = re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
-    launched = is_launched and _CONTROL.search(line)
-    first = len(called) - 1 if " conditional(" in line else 0
-    for i, callee in enumerate(called):
-      if callee in bodies:
-        own = bool(launched) and i >= first
-        yield from _executed(bodies, callee, times * trips, inner, own)
+    for callee in filter(bodies.get, _called(line)):
+      yield from _executed(bodies, callee, times * trips, inner)
+
+
+def _kernels(bodies, name):
+  """Returns how many kernels a computation starts; of branches, the most."""
+  total = 0
+  for line in bodies[name]:
+    match = _INSTRUCTION.match(line)
+    opcode = match[3] if match else "after-all"
+    if opcode in ("while", "conditional", "call", "async-start"):
+      inner = [_kernels(bodies, callee) for callee in _called(line)]
+      times = _loop(line, bodies)[0] if opcode == "while" else 1
+      total += times * (max(inner) if opcode == "conditional" else inner[-1])
+    else:
+      total += not _NO_KERNEL.fullmatch(opcode)
+  return total
 
 
 def _group_size(line, devices):
@@ -106,15 +116,14 @@ def read(text: str) -> Program:
     body.append(line)
   counts = re.findall(r"num_(?:partitions|replicas)=(\d+)", text)
   devices = math.prod(map(int, counts))
-  collectives, largest, kernels = [], 0, 0
+  collectives, largest = [], 0
   # XLA for TPUs can fuse a collective with the computations that overlap it.
   # All fusions of such a chain repeat it; in one of them it starts.
   starts = set(_STARTED.findall(text))
-  for line, times, loop, is_launched in _executed(bodies, "ENTRY"):
+  for line, times, loop in _executed(bodies, "ENTRY"):
     if not (instruction := _INSTRUCTION.match(line)):
       continue
     name, shape, opcode = instruction.groups()
-    kernels += times * (is_launched and not _FREE.fullmatch(opcode))
     sizes = []
     for bits, dims in _SHAPE.findall(shape):
       elements = math.prod(int(n) for n in dims.split(",") if n)
@@ -131,4 +140,4 @@ def read(text: str) -> Program:
     else:
       size = sum(sizes) * (group if kind == "reduce-scatter" else 1)
     collectives.append(Collective(kind, size, times, group, loop))
-  return Program(collectives, largest, kernels)
+  return Program(collectives, largest, _kernels(bodies, "ENTRY"))

@@ -93,14 +93,11 @@ def _apply(
   cheaper than gathering them. With `always_tiles` fn may rely on positions.
   """
   B, L = where_BL.shape
-  cpu, accelerator = (
-    max(1, min(L, sizes.whole_scores // (B * vocab_size)))
-    for sizes in (vocab.CPU, vocab.ACCELERATOR)
-  )
   count_B1 = jnp.sum(where_BL, axis=1, dtype=jnp.int32)[:, None]
   busiest = jnp.max(count_B1)
 
-  def in_tiles(size, old):
+  def in_tiles(platform, old):
+    size = max(1, min(L, platform.whole_scores // (B * vocab_size)))
     # Positions asked for come first; the padding L is out of range.
     order = jnp.argsort(~where_BL, axis=1, stable=True).astype(jnp.int32)
     order = jnp.where(jnp.arange(L, dtype=jnp.int32)[None] < count_B1, order, L)
@@ -116,7 +113,7 @@ def _apply(
 
     return jax.lax.fori_loop(0, (busiest + size - 1) // size, tile, old)
 
-  gathered = functools.partial(platforms.choose, in_tiles, cpu, accelerator)
+  gathered = functools.partial(platforms.choose, in_tiles)
 
   def everywhere(old):
     return jnp.where(where_BL[..., None], fn(x_BLC, None), old)
