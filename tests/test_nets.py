@@ -100,7 +100,7 @@ def test_attention_in_tiles(monkeypatch, platform, queries, tile_scores, tiles):
   own = getattr(platforms, platform.upper())
   own = own._replace(attention_scores=tile_scores)
   monkeypatch.setattr(platforms, platform.upper(), own)
-  assert attention.num_tiles(own, 2, queries, 300, 3) == tiles
+  assert attention.num_tiles(tile_scores, queries, 2 * 3 * 300) == tiles
   arguments = attention_inputs(queries, 300)
   attend = functools.partial(attention.attend, implementation="xla")
   assert_close(

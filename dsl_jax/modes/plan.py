@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from dsl_jax import likelihood, samplers
-from dsl_jax.core import platforms
 from dsl_jax.modes import named_samplers
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -28,11 +27,9 @@ def _describe(topology, name, shape):
     target = pathlib.Path(costs.__file__).parent / "gpus" / f"{name}.txtpb"
     if not shape.isdecimal() or int(shape) < 1:
       raise RuntimeError("the number of GPUs must be 1 or more")
-    options = {
-      "target_config": target.read_text(),
-      "topology": f"1x{int(shape)}x1",
-    }
-    return topologies.get_topology_desc("", "cuda", **options).devices
+    return topologies.get_topology_desc(
+      "", "cuda", target_config=target.read_text(), topology=f"1x{shape}x1"
+    ).devices
   if "0" in shape.split("x"):  # newer versions of libtpu crash
     raise RuntimeError("a size is 0")
   # Without these settings of a TPU host libtpu waits for a metadata server.
@@ -147,9 +144,9 @@ def _print_collectives(collectives):
     print(f"  {name:<44}{times:>7}{size:>10.1f}{sent:>9.1f}")
 
 
-def _print_time(cfg, chip, mesh, rows, collectives):
+def _print_time(cfg, chip, mesh, collectives):
   """Prints the roofline of a step and of the whole training."""
-  work = costs.work(cfg.net, cfg.data.length, rows, platforms.ACCELERATOR)
+  work = costs.work(cfg.net, cfg.data.length, accelerator=True)
   tokens = cfg.train.batch_size * cfg.data.length
   device_tokens = tokens / mesh.size
   exact = chip.exact * work.exact
@@ -175,7 +172,7 @@ def _print_time(cfg, chip, mesh, rows, collectives):
 
 
 def _print_program(compile_it, cfg, mesh, chip):
-  """Prints memory and kernels of a program; returns it and whether it fits."""
+  """Prints memory and kernels; returns collectives and whether it fits."""
   try:
     compiled = compile_it(cfg, mesh)
   except RuntimeError as error:
@@ -188,11 +185,10 @@ def _print_program(compile_it, cfg, mesh, chip):
       raise
     print(f"\ndoes not fit: {str(error).splitlines()[0]}")
     return None, False
-  program = hlo.read(compiled.as_text() or "")
+  collectives, largest, kernels = hlo.read(compiled.as_text() or "")
   fits = _print_memory(compiled, chip)
-  print(f"kernels: {program.kernels:,}; ", end="")
-  print(f"largest array: {program.largest / 1e6:,.1f} M elements")
-  return program, fits
+  print(f"kernels: {kernels:,}; largest array: {largest / 1e6:,.1f} M elements")
+  return collectives, fits
 
 
 def _advice(cfg, mesh, rows):
@@ -210,6 +206,8 @@ def _advice(cfg, mesh, rows):
 
 def plan(cfg: config_lib.Config) -> None:
   """Prints whether the training step fits mesh.topology, and its least time."""
+  # The plugin for GPUs refuses to start without a driver, but it compiles.
+  jax.config.update("jax_platforms", "cpu")
   with errors.user_errors():
     chip, devices = topology_devices(cfg.mesh.topology)
     attention.check(cfg.net.attention, devices[0].platform)
@@ -219,10 +217,10 @@ def plan(cfg: config_lib.Config) -> None:
   rows = cfg.train.batch_size // divisor  # that a device computes at once
   axes = " ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   print(f"{cfg.name} on {cfg.mesh.topology}: {mesh.size} devices, mesh {axes}")
-  program, fits = _print_program(compile_step, cfg, mesh, chip)
-  if program:
-    _print_collectives(program.collectives)
-    _print_time(cfg, chip, mesh, rows, program.collectives)
+  collectives, fits = _print_program(compile_step, cfg, mesh, chip)
+  if collectives is not None:
+    _print_collectives(collectives)
+    _print_time(cfg, chip, mesh, collectives)
   if not fits:
     print(_advice(cfg, mesh, rows))
   for mode in ("eval", "sample"):

@@ -1,7 +1,5 @@
 """Bidirectional attention behind one switch."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -21,15 +19,12 @@ def check(implementation: str, platform: str) -> None:
     )
 
 
-def num_tiles(
-  platform: platforms.Platform, rows: int, queries: int, keys: int, heads: int
-) -> int:
-  """Returns how many tiles of queries "xla" computes one after the other."""
-  scores = platform.attention_scores
-  if rows * heads * queries * keys <= scores:
+def num_tiles(scores: int, queries: int, scores_of_query: int) -> int:
+  """Returns how many tiles of at most about so many scores queries make."""
+  if queries * scores_of_query <= scores:
     return 1
   step = MIN_QUERIES
-  size = max(1, scores // (rows * heads * keys) // step) * step
+  size = max(1, scores // scores_of_query // step) * step
   # Equal tiles where possible, of sizes that suit a matrix unit.
   while queries % size and size > step:
     size -= step
@@ -81,29 +76,24 @@ def _attend_heads_bwd(saved, g):
 _attend_heads.defvjp(_attend_heads_fwd, _attend_heads_bwd)
 
 
-def _attend_tile(q_BLHK, k_BLHK, v_BLHK):
-  B, L, H, K = q_BLHK.shape
-
-  def merge(x):
-    return _transpose(x).reshape(B * H, -1, K)
-
-  o = _attend_heads(merge(q_BLHK), merge(k_BLHK), merge(v_BLHK))
-  return _transpose(o.reshape(B, H, L, K))
-
-
 def _attend_tiles(platform, q_BLHK, k_BLHK, v_BLHK):
   """Attends tile by tile; the backward pass keeps no scores of several."""
   B, L, H, K = q_BLHK.shape
-  tiles = num_tiles(platform, B, L, k_BLHK.shape[1], H)
+  scores = B * H * k_BLHK.shape[1]  # of a query
+  tiles = num_tiles(platform.attention_scores, L, scores)
+
+  def tile(_, q):
+    def merge(x):
+      return _transpose(x).reshape(B * H, -1, K)
+
+    o = _attend_heads(merge(q), merge(k_BLHK), merge(v_BLHK))
+    return None, _transpose(o.reshape(B, H, -1, K))
+
   if tiles == 1:
-    return _attend_tile(q_BLHK, k_BLHK, v_BLHK)
+    return tile(None, q_BLHK)[1]
   q = jnp.pad(q_BLHK, ((0, 0), (0, -L % tiles), (0, 0), (0, 0)))
   q = jnp.moveaxis(q.reshape(B, tiles, -1, H, K), 1, 0)
-
-  @functools.partial(jax.checkpoint, prevent_cse=False)
-  def tile(_, q):
-    return None, _attend_tile(q, k_BLHK, v_BLHK)
-
+  tile = jax.checkpoint(tile, prevent_cse=False)
   o = jax.lax.scan(tile, None, q, unroll=tiles <= platform.unroll)[1]
   return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
 

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import jax
 
-from dsl_jax.core import platforms
-from dsl_jax.nets import attention
 from dsl_jax.nets.config import NetConfig
 
 
@@ -57,13 +55,8 @@ class Work(NamedTuple):
   exact: float  # those of `done` on f32 arrays that keep f32 precision
 
 
-def work(
-  net: NetConfig,
-  length: int,
-  rows: int = 1,
-  platform: platforms.Platform = platforms.CPU,
-) -> Work:
-  """Counts a training step on a platform, of `rows` at once on a device."""
+def work(net: NetConfig, length: int, *, accelerator: bool = False) -> Work:
+  """Counts a training step, on a CPU that keeps the scores of attention."""
   M, V, D = net.width, net.vocab_size, net.sphere_dim
   dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
   mixing = 4 * net.depth * length * M  # scores and values of attention
@@ -78,8 +71,7 @@ def work(
   if net.dtype == "float32":
     exact += 2 * head_scores
   done: float = model + scores
-  tiles = attention.num_tiles(platform, rows, length, length, net.heads)
-  if platform.recomputes or tiles > 1:
+  if accelerator:
     done += mixing / 2  # the backward pass computes attention's scores again
   if net.remat == "dots":
     done += 2 * net.depth * M * M  # the product behind attention

@@ -98,16 +98,12 @@ def _group_size(line, devices):
   return devices
 
 
-class Program(NamedTuple):
-  """What `read` finds."""
+def read(text: str) -> tuple[list[Collective], int, int]:
+  """Parses `compiled.as_text()`, whose shapes are those of one device.
 
-  collectives: list[Collective]  # in order
-  largest: int  # elements of the largest array
-  kernels: int  # launched on a device per call
-
-
-def read(text: str) -> Program:
-  """Parses `compiled.as_text()`, whose shapes are those of one device."""
+  Returns the collectives in order, the elements of the largest array, and how
+  many kernels a device starts per call.
+  """
   body: list[str] = []
   bodies = {"ENTRY": body}
   for line in text.splitlines():
@@ -140,4 +136,4 @@ def read(text: str) -> Program:
     else:
       size = sum(sizes) * (group if kind == "reduce-scatter" else 1)
     collectives.append(Collective(kind, size, times, group, loop))
-  return Program(collectives, largest, _kernels(bodies, "ENTRY"))
+  return collectives, largest, _kernels(bodies, "ENTRY")
