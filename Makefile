@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 CONSTRAINTS := .ci/constraints.txt
-EXTRAS ?= test,bench,eval,mauve
+EXTRAS ?= test,cuda-plan,bench,eval,mauve
 TESTS ?= tests
 
 .PHONY: quickstart test lint unit bench clean

@@ -10,9 +10,10 @@ python -m benchmarks.gpu --toy  # the same code at toy sizes, also on a CPU
   memory  the compiler's figure for a step and the measured peak
 
 Every case runs in a process of its own, so that one which fails, or runs out of
-memory, stops no other; figures are written as they arrive. Sides that are
-compared take turns in one process. --minutes bounds the whole; cases that do
-not fit are named in the output.
+memory, stops no other; figures are written as they arrive, the most wanted
+first. Sides that are compared take turns in one process. --minutes bounds the
+whole; cases that do not fit are named in the output. Programs of training steps
+are compiled first, several at a time, into a cache.
 """
 
 import dataclasses
@@ -25,8 +26,12 @@ import runpy
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR", tempfile.gettempdir() + "/dsl_jax_programs"
+)
 # Two frameworks share the GPU, and peaks are of what is used, not reserved.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -178,19 +183,14 @@ def check_attention(toy):
 def jax_steps(cfg):
   """Compiles the step; returns a function that takes it, and the program."""
   mesh = sharding_lib.make_mesh(cfg.mesh, jax.devices()[:1])
+  compiled = plan.compile_step(cfg, mesh)
   tx = optim.make(cfg.optim, cfg.train.steps)
   params = denoiser_lib.make_denoiser(cfg.net).init(jax.random.key(0))
-  abstract = sharding_lib.abstract(
-    mesh, jax.eval_shape(lambda x: state_lib.create(x, tx), params)
-  )
-  step = state_lib.jit_step(state_lib.train_step, cfg, mesh, tx, abstract)
-  state = jax.device_put(
-    state_lib.create(params, tx), sharding_lib.shardings(abstract)
+  tokens = random_tokens(cfg).astype(np.int32)
+  state, tokens = jax.device_put(
+    (state_lib.create(params, tx), tokens), compiled.input_shardings[0]
   )
   del params
-  rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
-  tokens = jax.device_put(random_tokens(cfg).astype(np.int32), rows)
-  compiled = step.lower(state, tokens).compile()
 
   def run(count=1):
     nonlocal state
@@ -201,8 +201,8 @@ def jax_steps(cfg):
   return run, compiled
 
 
-def torch_steps(cfg, converter, toy):
-  """Returns a function that takes a step of a PyTorch twin."""
+def torch_model(cfg, converter):
+  """Returns a PyTorch twin on the GPU, and the device."""
   import torch
 
   from benchmarks import torch_dsl, torch_twin
@@ -214,11 +214,20 @@ def torch_steps(cfg, converter, toy):
   sizes = n.vocab_size + 1, n.width, n.depth, n.heads
   twin = torch_twin.Config(*sizes, mask_id=n.vocab_size, dropout=n.dropout)
   if converter:
-    model = torch_dsl.DSL(twin, n.sphere_dim)
+    return torch_dsl.DSL(twin, n.sphere_dim).to(device), device
+  return torch_twin.MDLM(twin).to(device), device
+
+
+def torch_steps(cfg, converter, toy):
+  """Returns a function that takes a step of a PyTorch twin."""
+  import torch
+
+  from benchmarks import torch_dsl, torch_twin
+
+  model, device = torch_model(cfg, converter)
+  loss = torch_twin.loss
+  if converter:
     loss = torch_dsl.make_loss(cfg.law, cfg.clean_snr)
-  else:
-    model, loss = torch_twin.MDLM(twin), torch_twin.loss
-  model = model.to(device)
   optimizer, average = torch_twin.make_optimizer(model), torch_twin.EMA(model)
   tokens = torch.from_numpy(random_tokens(cfg)).to(device)
   backbone = model.backbone
@@ -226,7 +235,7 @@ def torch_steps(cfg, converter, toy):
     backbone.compile()
 
   def loss_fn(model, tokens, generator):
-    low = n.dtype == "bfloat16"
+    low = cfg.net.dtype == "bfloat16"
     with torch.autocast(device, torch.bfloat16, enabled=low):
       return loss(model, tokens, generator)
 
@@ -238,6 +247,13 @@ def torch_steps(cfg, converter, toy):
     return float(value)
 
   return run
+
+
+def compile_step(toy, rows, **net):
+  """Fills the cache of compiled programs."""
+  cfg = config(toy, rows, **net)
+  plan.compile_step(cfg, sharding_lib.make_mesh(cfg.mesh, jax.devices()[:1]))
+  return {}
 
 
 def peak_bytes():
@@ -297,22 +313,30 @@ def train_twins(toy, rows, attention):
 # Sampling.
 
 
-def sample_twins(toy, path, steps, batch):
-  """Our sampler along a path beside MDLM's ancestral sampler."""
+def sample_twins(toy, batch):
+  """Yields our sampler along paths beside MDLM's ancestral sampler.
+
+  All in one process: the paths share compiled programs.
+  """
+  cfg = config(toy, dtype="bfloat16", remat="none", dropout=0.0)
+  params = denoiser_lib.make_denoiser(cfg.net).init(jax.random.key(0))
+  twin = torch_model(cfg, False)
+  paths = "masked", "continuous", "hybrid"
+  for steps, path in itertools.product((4, 8) if toy else (32, 128), paths):
+    section = config_lib.Sample(path=path, steps=steps, batch_size=batch)
+    sampled = dataclasses.replace(cfg, sample=section)
+    row = sample_in_turns(sampled, params, *twin, 2 if toy else 8)
+    yield {"path": path, "steps": steps} | row
+
+
+def sample_in_turns(cfg, params, model, device, timed):
+  """Returns seconds per sequence of one path and of so many steps of a twin."""
   import torch
 
   from benchmarks import torch_twin
 
-  cfg = config(toy, dtype="bfloat16", remat="none")
-  section = config_lib.Sample(path=path, steps=steps, batch_size=batch)
-  cfg = dataclasses.replace(cfg, sample=section)
-  params = denoiser_lib.make_denoiser(cfg.net).init(jax.random.key(0))
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-  n, timed = cfg.net, min(steps, 2 if toy else 8)
-  sizes = n.vocab_size + 1, n.width, n.depth, n.heads
-  twin = torch_twin.Config(*sizes, mask_id=n.vocab_size, dropout=0.0)
-  model = torch_twin.MDLM(twin).eval().to(device)
-  calls = []
+  model.eval()
+  calls, batch, steps = [], cfg.sample.batch_size, cfg.sample.steps
 
   def ours():
     calls.append(named_samplers.sample_batch(cfg, params, 0, batch)[1])
@@ -337,19 +361,8 @@ def sample_twins(toy, path, steps, batch):
 # Memory.
 
 
-def plan_memory(toy, rows, remat):
-  """The plan's memory of a step, and the peak of a process that takes it."""
-  cfg = config(toy, rows, dtype="bfloat16", remat=remat)
-  run, compiled = jax_steps(cfg)
-  run(2)
-  row = {"planned_bytes": planned_bytes(compiled), "peak_bytes": peak_bytes()}
-  if row["peak_bytes"]:
-    row["ratio"] = row["peak_bytes"] / row["planned_bytes"]
-  return row
-
-
 def score_memory(toy, batch):
-  """The same for a batch of --mode=eval."""
+  """Memory of a batch of --mode=eval, planned and measured."""
   cfg = config(toy, dtype="bfloat16")
   settings = dataclasses.replace(cfg.eval, batch_size=batch)
   cfg = dataclasses.replace(cfg, eval=settings)
@@ -368,21 +381,6 @@ def score_memory(toy, batch):
     "planned_bytes": planned_bytes(compiled),
     "peak_bytes": peak_bytes(),
   }
-
-
-FUNCTIONS = {
-  f.__name__: f
-  for f in (
-    check_step,
-    check_draws,
-    check_attention,
-    train_step,
-    train_twins,
-    sample_twins,
-    plan_memory,
-    score_memory,
-  )
-}
 
 
 def train_cases(kernel, rows):
@@ -418,34 +416,58 @@ def cases(part, toy, kernel):
   elif part == "train":
     yield from train_cases(kernel, rows)
   elif part == "sample":
-    steps, batches = ((4, 8), (1, 2)) if toy else ((32, 128), (16, 1))
-    paths = "masked", "continuous", "hybrid"
-    for batch, number, path in itertools.product(batches, steps, paths):
-      yield "sample_twins", {"path": path, "steps": number, "batch": batch}
+    for batch in (2, 1) if toy else (16, 1):
+      yield "sample_twins", {"batch": batch}
   else:
     for remat in ("dots", "none"):
-      yield "plan_memory", {"rows": rows[1], "remat": remat}
+      case = {"rows": rows[1], "remat": remat, "attention": kernel}
+      yield "train_step", case | {"dtype": "bfloat16"}
     yield "score_memory", {"batch": 2 if toy else 32}
 
 
-def run_case(toy, name, arguments, timeout):
-  """Runs a case in a process of its own; returns its row, or the error."""
-  row = {"case": name, **arguments}
+def command(toy, name, arguments):
+  """Returns the command line of a case."""
   request = json.dumps([toy, name, arguments])
-  command = [sys.executable, "-m", "benchmarks.gpu", f"--case={request}"]
-  began = time.monotonic()
+  return [sys.executable, "-m", "benchmarks.gpu", f"--case={request}"]
+
+
+def run_case(toy, name, arguments, timeout):
+  """Runs a case in a process of its own; returns its rows, or the error."""
+  case = {"case": name, **arguments}
+  began, errors = time.monotonic(), []
   try:
     process = subprocess.run(
-      command, capture_output=True, text=True, timeout=timeout
+      command(toy, name, arguments),
+      capture_output=True,
+      text=True,
+      timeout=timeout,
     )
-    lines = process.stdout.splitlines()
-    if process.returncode or not lines:
-      lines = process.stderr.strip().splitlines()
-      return row | {"error": "\n".join(lines[-5:])[-800:]}
-    row |= json.loads(lines[-1])
-  except subprocess.TimeoutExpired:
-    return row | {"error": f"stopped after {timeout:.0f} s"}
-  return row | {"case_seconds": round(time.monotonic() - began, 1)}
+    out = process.stdout
+    if process.returncode:
+      last = process.stderr.strip().splitlines()[-5:]
+      errors = [case | {"error": "\n".join(last)[-800:]}]
+  except subprocess.TimeoutExpired as error:
+    out = (error.stdout or b"").decode()
+    errors = [case | {"error": f"stopped after {timeout:.0f} s"}]
+  seconds = round(time.monotonic() - began, 1)
+  found = [json.loads(x) for x in out.splitlines() if x.startswith('{"device"')]
+  return [case | row | {"case_seconds": seconds} for row in found] + errors
+
+
+def warm(toy, wanted, seconds):
+  """Compiles the steps of cases, four at a time, for so many seconds."""
+  ends = time.monotonic() + seconds
+  waiting = [x for name, x in wanted if name == "train_step"]
+  running = []
+  while (waiting or running) and time.monotonic() < ends:
+    running = [process for process in running if process.poll() is None]
+    if waiting and len(running) < 4:
+      argv = command(toy, "compile_step", waiting.pop(0))
+      quiet = subprocess.DEVNULL
+      running.append(subprocess.Popen(argv, stdout=quiet, stderr=quiet))
+    time.sleep(0.1)
+  for process in running:
+    process.kill()
 
 
 def main():
@@ -457,8 +479,10 @@ def main():
   args = parser.parse_args()
   if args.case:
     toy, name, arguments = json.loads(args.case)
-    row = FUNCTIONS[name](toy, **arguments)
-    print(json.dumps(row | {"device": jax.devices()[0].device_kind}))
+    device = {"device": jax.devices()[0].device_kind}
+    found = globals()[name](toy, **arguments)
+    for row in [found] if isinstance(found, dict) else found:
+      print(json.dumps(device | row), flush=True)
     return
   # The parent stays off the GPU.
   found = subprocess.run(
@@ -476,13 +500,16 @@ def main():
     ends = time.monotonic() + left * share[part] / total
     total -= share[part]
     began = time.monotonic()
+    if part == "train":
+      warm(args.toy, cases(part, args.toy, kernel), (ends - began) / 2)
     for name, arguments in cases(part, args.toy, kernel):
       seconds = ends - time.monotonic()
       if seconds < 5:
         rows.append({"case": name, **arguments, "error": "no time left"})
         continue
-      rows.append(run_case(args.toy, name, arguments, seconds))
-      print(json.dumps(rows[-1]), flush=True)
+      for row in run_case(args.toy, name, arguments, seconds):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
       side_by_side.write(args.json, rows)
     left -= time.monotonic() - began
   side_by_side.write(args.json, rows)

@@ -51,15 +51,13 @@ def topology_devices(topology: str) -> tuple[costs.Chip, list]:
       f"example v5e:16x16 or h100:8; there is no chip {name!r}"
       + errors.nearest(name, chips)
     )
-  extra, example = "tpu", "a slice such as v5e:4x4 or v4:2x2x2"
-  if name in costs.GPUS:
-    extra, example = "cuda-plan", "GPUs of a host such as h100:8"
+  extra = "cuda-plan" if name in costs.GPUS else "tpu"
   try:
     return chips[name], _describe(topology, name, shape)
   except RuntimeError as error:
     raise errors.UserError(
-      f"--topology is {topology!r}; write {example} after pip install "
-      f"'dsl_jax[{extra}]' ({str(error).splitlines()[0][:200]})."
+      f"--topology is {topology!r}; write v5e:4x4, v4:2x2x2 or h100:8 after "
+      f"pip install 'dsl_jax[{extra}]' ({str(error).splitlines()[0][:200]})."
     ) from error
 
 
