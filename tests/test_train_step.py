@@ -219,6 +219,28 @@ def test_a_first_moment_in_bf16_moves_almost_alike():
   assert 0 < jnp.abs(exact - low).max() < 5e-3
 
 
+def test_muon_turns_inner_matrices_and_adam_moves_the_rest():
+  key = jax.random.key(0)
+  grads = {
+    "blocks": {
+      "qkv": {"kernel": jax.random.normal(key, (2, 8, 24))},
+      "mlp_in": {"bias": jnp.ones((2, 8))},
+    },
+    "head": {"kernel": jnp.ones((8, 8))},
+    "converter": {"beta": jnp.ones(())},
+  }
+  tx = optim.make(config_lib.Optim(name="muon", learning_rate=0.1), 10)
+  updates, _ = tx.update(grads, tx.init(grads), grads)
+  turned = np.asarray(updates["blocks"]["qkv"]["kernel"])
+  # All singular values near 0.1 * 0.2 * sqrt(24), in each of the two blocks.
+  values = np.linalg.svd(turned, compute_uv=False) / (0.02 * 24**0.5)
+  np.testing.assert_allclose(values, 1.0, atol=0.35)
+  assert np.sum(turned * np.asarray(grads["blocks"]["qkv"]["kernel"])) < 0
+  for rest in (updates["blocks"]["mlp_in"]["bias"], updates["head"]["kernel"]):
+    np.testing.assert_allclose(rest, -0.1, rtol=1e-5)
+  np.testing.assert_allclose(updates["converter"]["beta"], -1.0, rtol=1e-5)
+
+
 def test_schedules():
   cfg = config_lib.Optim(learning_rate=2.0, warmup_steps=4)
   rate = optim.schedule(cfg, 104)
@@ -252,9 +274,13 @@ def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
 def test_moments_and_averages_are_sharded_like_parameters(monkeypatch):
   monkeypatch.setattr(sharding_lib, "_SMALL", 64)
   mesh = sharding_lib.make_mesh(config_lib.Mesh(2, 2, 2))
-  tx = optim.make(config_lib.Optim(mu_dtype="bfloat16"), 10)
-  state = jax.eval_shape(lambda: state_lib.create(dsl_params(), tx))
-  state = sharding_lib.shardings(sharding_lib.abstract(mesh, state))
+
+  def shardings(**options):
+    tx = optim.make(config_lib.Optim(**options), 10)
+    state = jax.eval_shape(lambda: state_lib.create(dsl_params(), tx))
+    return sharding_lib.shardings(sharding_lib.abstract(mesh, state))
+
+  state = shardings(mu_dtype="bfloat16")
   axes = ("fsdp", "model")
   for tree in (state.params, state.ema, state.opt_state[1].mu):
     assert tree["embed"]["embedding"].spec == P(None, axes)  # also of 16 rows
@@ -262,6 +288,11 @@ def test_moments_and_averages_are_sharded_like_parameters(monkeypatch):
     assert tree["blocks"]["qkv"]["kernel"].spec == P(None, None, axes)
     assert tree["blocks"]["norm1"]["scale"].spec == P(None, None)
   assert state.step.spec == P()
+  states = shardings(name="muon").opt_state[1].inner_states
+  muon, adam = states["muon"].inner_state, states["adam"].inner_state
+  momentum = muon.inner_states["muon"].inner_state[0].mu
+  assert momentum["blocks"]["qkv"]["kernel"].spec == P(None, None, axes)
+  assert adam.mu["head"]["kernel"].spec == P(None, axes)
 
 
 @pytest.mark.parametrize(

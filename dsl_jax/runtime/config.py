@@ -96,8 +96,9 @@ TRAINING_LAWS = {"mixture": _mixture}
 
 @dataclasses.dataclass(frozen=True)
 class Optim(_Section):
-  """AdamW, clipping, warm-up and the moving average."""
+  """AdamW or Muon, clipping, warm-up and the moving average."""
 
+  name: str = _one_of("adamw", "muon")
   learning_rate: float = _positive(3e-4)
   b1: float = _decay(0.9)
   b2: float = _decay(0.999)

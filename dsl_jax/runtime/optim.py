@@ -1,4 +1,4 @@
-"""The optimiser: clip, Adam, decay, a group for the converter, warm-up."""
+"""The optimiser: clip, Adam or Muon, decay, a converter group, warm-up."""
 
 from collections.abc import Callable
 
@@ -46,8 +46,29 @@ def schedule(cfg: config_lib.Optim, steps: int) -> optax.Schedule:
   return optax.join_schedules([warmup, after], [cfg.warmup_steps])
 
 
+def _muon(cfg, adam):
+  """Muon for matrices other than embedding, head and converter; else Adam.
+
+  Updates of Muon have a root mean square of 0.2, about that of Adam's, so
+  that one learning rate serves both (Liu et al., arXiv 2502.16982).
+  """
+  is_matrix = _mask(lambda keys: keys[-1] == "kernel" and keys[0] != "head")
+  muon = optax.contrib.muon(
+    -1.0,  # keeps the sign; the schedule follows
+    mu_dtype=cfg.mu_dtype,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
+  )
+  return optax.partition(
+    {"muon": muon, "adam": adam},
+    lambda params: jax.tree.map(
+      lambda chosen: "muon" if chosen else "adam", is_matrix(params)
+    ),
+  )
+
+
 def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
-  """Builds AdamW with a larger learning rate for the converter.
+  """Builds AdamW or Muon with a larger learning rate for the converter.
 
   The converter starts far from where training takes it (beta above all, which
   has one more factor), and one learning rate for everything moves it too
@@ -57,9 +78,10 @@ def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
   decayed = _mask(lambda keys: keys[-1] == "kernel")
   converter = _mask(lambda keys: keys[0] == "converter")
   beta = _mask(lambda keys: keys[:2] == ["converter", "beta"])
+  adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.mu_dtype)
   transforms = [
     _clip(cfg.clip_norm),
-    optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.mu_dtype),
+    _muon(cfg, adam) if cfg.name == "muon" else adam,
   ]
   if cfg.weight_decay:
     transforms.append(optax.add_decayed_weights(cfg.weight_decay, decayed))
