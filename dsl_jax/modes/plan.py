@@ -87,7 +87,7 @@ def compile_inference(
   mode: str, cfg: config_lib.Config, mesh: jax.sharding.Mesh
 ) -> jax.stages.Compiled:
   """Compiles the masked bound of a batch ("eval"), or a step of "sample"."""
-  denoiser, key = denoiser_lib.make_denoiser(cfg.net), jax.random.key(0)
+  denoiser = denoiser_lib.make_denoiser(cfg.net)
   length = cfg.data.length
   spec = jax.sharding.PartitionSpec(sharding_lib.AXES)
   function: Callable = likelihood.endpoint_nats
@@ -105,6 +105,7 @@ def compile_inference(
     functools.partial(function, denoiser=denoiser, clean_snr=cfg.clean_snr),
     in_shardings=(everywhere, everywhere, rows),
   )
+  key = jax.eval_shape(jax.random.key, 0)
   params = jax.eval_shape(denoiser.init, key)
   return _compile(run, mesh, params, key, inputs)
 
