@@ -76,9 +76,6 @@ def random_tokens(cfg):
   return np.random.default_rng(0).integers(0, cfg.net.vocab_size, shape)
 
 
-# Check: the accelerator's numbers beside the CPU's.
-
-
 def _difference(tree, reference):
   """Returns the distance of two trees relative to the norm of the second."""
   pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(reference))
@@ -172,9 +169,6 @@ def check_attention(toy):
     run = functools.partial(gradients, name)
     row[name] = _difference(_on(jax.devices()[0], run, *low), expected)
   return row
-
-
-# Training.
 
 
 def jax_steps(cfg):
@@ -307,9 +301,6 @@ def train_twins(toy, rows, attention):
   return row
 
 
-# Sampling.
-
-
 def sample_twins(toy, batch):
   """Yields our sampler along paths beside MDLM's ancestral sampler.
 
@@ -353,9 +344,6 @@ def sample_in_turns(cfg, params, model, device, timed):
   row = {name: statistics.median(s) / batch for name, s in seconds.items()}
   row |= side_by_side.ratio(seconds["torch_mdlm"], seconds["dsl_jax"])
   return row | {"network_calls": calls[0], "peak_bytes": peak_bytes()}
-
-
-# Memory.
 
 
 def score_memory(toy, batch):
