@@ -123,6 +123,36 @@ def test_notations_of_groups(groups, size):
   assert collective == hlo.Collective("all-reduce", 16, 1, size, "")
 
 
+def test_kernels_are_those_of_bodies_and_of_the_largest_branch():
+  """The body runs five times; names of other instructions are no calls."""
+  text = """
+%c (p: s32[]) -> pred[] {
+  %p = s32[] parameter(0)
+  ROOT %l = pred[] compare(%p, %p), direction=LT
+}
+%b (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %f = s32[] fusion(%p), kind=kLoop, calls=%few, control-predecessors={%g}
+}
+%few (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %n = s32[] negate(%p)
+}
+%many (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %n = s32[] negate(%p)
+  ROOT %m = s32[] negate(%n)
+}
+ENTRY %main (a: s32[]) -> s32[] {
+  %a = s32[] parameter(0)
+  %w = s32[] while(%a), condition=%c, body=%b, control-predecessors={%a}, \
+backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %r = s32[] conditional(%w, %a, %a), branch_computations={%many, %few}
+}
+"""
+  assert hlo.read(text)[2] == 5 + 2
+
+
 # A loop without an annotated trip count, an asynchronous collective, one that
 # is fused with the computation that overlaps it, and a wrapped one.
 TPU_TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=4

@@ -51,9 +51,10 @@ def _loop(line, bodies):
   return max(map(int, bounds), default=1), scope[1] if scope else "unnamed"
 
 
-def _called(line):
+def _called(line, bodies):
   """Returns the computations that an instruction names, a loop's body last."""
-  return re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
+  names = re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
+  return [name for name in names if name in bodies]
 
 
 def _executed(bodies, name, times=1, loop=""):
@@ -63,7 +64,7 @@ def _executed(bodies, name, times=1, loop=""):
     if re.search(r"-(done|update)\(", line):
       continue  # names the computation of its start again
     trips, inner = _loop(line, bodies) if " while(" in line else (1, loop)
-    for callee in filter(bodies.get, _called(line)):
+    for callee in _called(line, bodies):
       yield from _executed(bodies, callee, times * trips, inner)
 
 
@@ -74,7 +75,7 @@ def _kernels(bodies, name):
     match = _INSTRUCTION.match(line)
     opcode = match[3] if match else "after-all"
     if opcode in ("while", "conditional", "call", "async-start"):
-      inner = [_kernels(bodies, callee) for callee in _called(line)]
+      inner = [_kernels(bodies, callee) for callee in _called(line, bodies)]
       times = _loop(line, bodies)[0] if opcode == "while" else 1
       total += times * (max(inner) if opcode == "conditional" else inner[-1])
     else:
