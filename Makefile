@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 CONSTRAINTS := .ci/constraints.txt
-EXTRAS ?= test,bench,eval,mauve
+EXTRAS ?= test,cuda-plan,bench,eval,mauve
 TESTS ?= tests
 
 .PHONY: quickstart test lint unit docs bench demo-check clean

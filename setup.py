@@ -12,6 +12,8 @@ EXTRAS = {
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda13]"],
   "gcs": ["gcsfs>=2025.2"],  # paths in a bucket, gs://
+  # Compiles for NVIDIA GPUs that are not here, without driver or toolkit.
+  "cuda-plan": ["jax-cuda13-pjrt>=0.10", "jax-cuda13-plugin>=0.10"],
   # PyTorch is never needed to read or write weights.
   "convert": ["huggingface_hub>=0.30", "safetensors>=0.5"],
   "data": [
@@ -89,7 +91,12 @@ setup(
   package_dir={"dsl_jax.configs": "configs"},
   entry_points={"console_scripts": ["dsl-jax = dsl_jax.main:main"]},
   package_data={
-    "dsl_jax": ["convert/card.md", "modes/templates/*", "pretrained/*/*"]
+    "dsl_jax": [
+      "convert/card.md",
+      "modes/templates/*",
+      "pretrained/*/*",
+      "runtime/gpus/*.txtpb",
+    ]
   },
   python_requires=">=3.11",
   install_requires=[

@@ -51,11 +51,12 @@ def draw_snr(tokens, law, clean_snr, generator=None):
     SNRs, [B, L].
   """
   B, L = tokens.shape
+  options = {"generator": generator, "device": tokens.device}
 
   def uniform(*shape):
-    return torch.rand(shape, generator=generator)
+    return torch.rand(shape, **options)
 
-  normal = torch.randn((B, 1), generator=generator)
+  normal = torch.randn((B, 1), **options)
   visible = uniform(B, L).argsort(-1) < torch.floor(uniform(B, 1) * L)
   clean = clean_snr * (0.8 + 0.2 * uniform(B, L))
   endpoint = torch.where(visible, clean, uniform(B, L))
@@ -70,7 +71,7 @@ def make_loss(law, clean_snr):
   def loss(model, tokens, generator=None):
     snr = draw_snr(tokens, law, clean_snr, generator)[..., None]
     x = model.points()[tokens]
-    noise = torch.randn(x.shape, generator=generator)
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
     logits = model(snr * x + snr.sqrt() * noise)
     logits[..., model.cfg.mask_id] = -torch.inf
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())

@@ -40,7 +40,7 @@ def measure(
   train = dataclasses.replace(cfg.train, batch_size=rows * mesh.size)
   compiled = plan.compile_step(dataclasses.replace(cfg, train=train), mesh)
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-  collectives, _ = hlo.read(compiled.as_text())
+  collectives, *_ = hlo.read(compiled.as_text())
   return {
     "devices": mesh.size,
     "gigaflops": cost["flops"] / 1e9,

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of this host: gpu_node.sh CONFIG WORKDIR [--config.key=...]
-# The same command resumes. DRY_RUN=1 prints the command instead.
+# Installs what is missing; the same command resumes. DRY_RUN=1 prints the
+# command instead. PYTHON (3.11 or newer) makes the environment VENV.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   echo "usage: $0 CONFIG WORKDIR [--config.key=value ...]" >&2
@@ -20,8 +21,23 @@ if [ -n "${DRY_RUN:-}" ]; then
   echo
   exit 0
 fi
-[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet -e '.[cuda,data,convert]'
+# CUDA itself comes with the wheels; only the driver is the host's.
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1) ||
+  true
+if [ "${driver%%.*}" -lt 580 ] 2>/dev/null || [ -z "$driver" ]; then
+  echo "$0: CUDA 13 needs an NVIDIA driver of version 580 or newer, found" \
+    "${driver:-none}; on Ubuntu: sudo apt install nvidia-driver-580-server" >&2
+  exit 1
+fi
+# A stamp, so that a run resumes without a network.
+if [ ! -e "$venv/.installed" ]; then
+  "${PYTHON:-python3}" -m venv "$venv" || {
+    echo "$0: on Ubuntu: sudo apt install python3-venv" >&2
+    exit 1
+  }
+  "$venv/bin/python" -m pip install --quiet -e '.[cuda,data,convert]'
+  touch "$venv/.installed"
+fi
 
 # exec: SIGTERM goes to the trainer, which saves and exits.
 exec "${run[@]}"

@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
 
 import jax
+import pytest
 
 FLAGS = [
   os.environ.get("XLA_FLAGS", ""),
@@ -22,3 +23,15 @@ os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform(request, monkeypatch):
+  """Runs a test with the choices for CPUs and with those for accelerators."""
+  if request.param == "accelerator":
+
+    def choose(*args, cpu, default):
+      return default(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+  return request.param

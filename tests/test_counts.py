@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dsl_jax.core import vocab
+from dsl_jax.core import platforms, vocab
 from dsl_jax.modes import plan
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -36,7 +36,7 @@ def compiled(chunks):
   )
   mesh = sharding_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(vocab, "num_chunks", lambda positions, vocab_size: chunks)
+    patch.setattr(vocab, "num_chunks", lambda *_: chunks)
     step = plan.compile_step(cfg, mesh)
   params = jax.eval_shape(
     denoiser_lib.make_denoiser(NET).init, jax.random.key(0)
@@ -109,7 +109,9 @@ def test_attention_in_tiles_keeps_the_scores_of_one(monkeypatch):
     return program.memory_analysis().temp_size_in_bytes
 
   whole = temporary()
-  monkeypatch.setattr(attention, "TILE_SCORES", 1)
+  monkeypatch.setattr(
+    platforms, "CPU", platforms.CPU._replace(attention_scores=1)
+  )
   assert temporary() < 0.5 * scores < 2 * scores < whole
 
 
@@ -141,3 +143,21 @@ def test_the_update_allocates_nothing_but_the_state():
   program = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
   temporary = program.memory_analysis().temp_size_in_bytes
   assert temporary < 0.1 * params["blocks"]["kernel"].nbytes
+
+
+@pytest.mark.parametrize("platform, rows", [("cpu", 508), ("cuda", 12_672)])
+def test_chunks_suit_the_platform_that_a_program_is_lowered_for(platform, rows):
+  """Forward and backward; neither has anything of the other platform."""
+
+  def loss(h_BLM, head_VM, tokens_BL):
+    return jnp.sum(vocab.nll(h_BLM, head_VM, tokens_BL))
+
+  arguments = (
+    jax.ShapeDtypeStruct((4, 1024, 8), jnp.float32),
+    jax.ShapeDtypeStruct((50_257, 8), jnp.float32),
+    jax.ShapeDtypeStruct((4, 1024), jnp.int32),
+  )
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*arguments)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  scores = set(re.findall(r"dot_general.*-> tensor<4096x(\d+)xf32>", text))
+  assert scores == {str(rows), "8"}

@@ -154,6 +154,31 @@ def test_flags_of_the_caller_win():
   assert bash("-c", "source launch/env.sh cpu").returncode == 2
 
 
+@pytest.mark.parametrize("driver, code", [("", 1), ("535.1", 1), ("580.9", 0)])
+def test_a_gpu_host_needs_a_driver_and_is_installed_once(
+  tmp_path, driver, code
+):
+  """Both programs that the script calls are stand-ins."""
+  venv = tmp_path / "venv"
+  (venv / "bin").mkdir(parents=True)
+  (venv / ".installed").touch()
+  stubs = {"nvidia-smi": f"echo {driver}", "venv/bin/python": 'echo "$@"'}
+  for name, line in stubs.items():
+    (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+    (tmp_path / name).chmod(0o755)
+  found = bash(
+    "launch/gpu_node.sh",
+    "c.py",
+    "/runs/x",
+    DRY_RUN="",
+    VENV=str(venv),
+    PATH=f"{tmp_path}:{os.environ['PATH']}",
+  )
+  assert found.returncode == code
+  assert ("580 or newer" in found.stderr) == bool(code)
+  assert ("--workdir=/runs/x --mode=train" in found.stdout) == (not code)
+
+
 def boxed(tree, above=None):
   """Puts the amounts of resources where their definition wants them."""
   if isinstance(tree, list):

@@ -10,6 +10,7 @@ import pytest
 from oracle import assert_close, tiny
 
 from dsl_jax import NetConfig, make_denoiser
+from dsl_jax.core import platforms
 from dsl_jax.nets import attention, layers, transformer
 from dsl_jax.nets.shards import ONE_DEVICE
 
@@ -32,19 +33,22 @@ def with_gradients(fn, g, *args):
   return result, back(g)
 
 
-def test_layer_norm_and_its_gradient():
+@pytest.mark.parametrize("rows", [1, 7])
+def test_layer_norm_and_its_gradients(platform, rows):
   x, g = jax.random.normal(KEY, (2, 3, 7, 8))
+  gain = jax.random.normal(jax.random.key(1), (1, rows, 8))
 
-  def plain(x):
+  def plain(x, gain):
     x = x - x.mean(-1, keepdims=True)
-    return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+    return gain * x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
 
   assert_close(
-    with_gradients(layers.normalize, g, x), with_gradients(plain, g, x)
+    with_gradients(layers.normalize, g, x, gain),
+    with_gradients(plain, g, x, gain),
   )
 
 
-def test_gelu_before_a_product_and_its_gradients():
+def test_gelu_before_a_product_and_its_gradients(platform):
   x = jnp.linspace(-6, 6, 100).reshape(20, 5)
   kernel = jax.random.normal(KEY, (5, 3))
 
@@ -85,16 +89,18 @@ def attention_inputs(queries, keys, head_dim=8):
 @pytest.mark.parametrize(
   "queries, tile_scores, tiles",
   [
-    (300, attention.TILE_SCORES, 1),
+    (300, 1 << 24, 1),
     (300, 128 * 300 * 6, 3),
     (256, 3 * 128 * 300 * 6, 1),
     (640, 3 * 128 * 300 * 6, 5),  # equal tiles
     (130, 1, 2),
   ],
 )
-def test_attention_in_tiles(monkeypatch, queries, tile_scores, tiles):
-  monkeypatch.setattr(attention, "TILE_SCORES", tile_scores)
-  assert attention.num_tiles(2, queries, 300, 3) == tiles
+def test_attention_in_tiles(monkeypatch, platform, queries, tile_scores, tiles):
+  own = getattr(platforms, platform.upper())
+  own = own._replace(attention_scores=tile_scores)
+  monkeypatch.setattr(platforms, platform.upper(), own)
+  assert attention.num_tiles(tile_scores, queries, 2 * 3 * 300) == tiles
   arguments = attention_inputs(queries, 300)
   attend = functools.partial(attention.attend, implementation="xla")
   assert_close(
@@ -118,8 +124,6 @@ def test_the_kernel_for_tpus(keys):
 
 
 def test_lengths_that_the_kernel_does_not_take_use_xla():
-  assert attention.is_fused("splash", 128)
-  assert not attention.is_fused("splash", 5)
   _, q, k, v = attention_inputs(5, 5)
   plain, other = (attention.attend(q, k, v, x) for x in ("xla", "splash"))
   np.testing.assert_array_equal(plain, other)

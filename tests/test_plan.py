@@ -1,8 +1,12 @@
 """Plans: FLOPs counted from shapes, and compiling for a topology."""
 
 import functools
+import importlib.metadata
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import costs
 
+INSTALLED = importlib.metadata.packages_distributions()
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {"net.width": 16, "net.depth": 1, "net.heads": 2, "train.batch_size": 32}
 
@@ -104,9 +109,11 @@ def test_a_plan_that_does_not_fit_says_what_to_change(
   "topology, flags, message",
   [
     ("", [], "error: --topology "),
-    ("v5", [], "no TPU chip 'v5'; did you mean 'v5"),
-    ("h100:8", [], "compile for GPUs yet; there is no TPU chip 'h100'"),
-    ("v5e:0x4", [], "write a slice such as v5e:4x4 or v4:2x2x2 after pip"),
+    ("v5", [], "no chip 'v5'; did you mean 'v5"),
+    ("h10:8", [], "no chip 'h10'; did you mean 'h100'?"),
+    ("h100:0", [], "or h100:8 after pip install 'dsl_jax[cuda-plan]"),
+    ("l4", [], "the number of GPUs must be 1 or more"),
+    ("v5e:0x4", [], "write v5e:4x4, v4:2x2x2 or h100:8 after pip"),
     ("fake", ["train.batch_size=12"], "12; use a multiple of 8"),
     ("fake", ["train.microbatches=8"], "is 32; use a multiple of 64"),
     ("fake", ["data.length=127", "mesh.model=2"], "it must divide data.length"),
@@ -127,6 +134,55 @@ def test_a_bad_topology_or_mesh_is_one_sentence(
 
 def test_plans_for_a_tpu_slice(capsys):
   assert "all-reduce over 4" in run_plan(capsys, "v5e:2x2")[1]
+
+
+@pytest.mark.skipif(
+  "jax_cuda13_plugin" not in INSTALLED, reason="needs the extra cuda-plan"
+)
+@pytest.mark.parametrize("chip, number", [("l4", 1), ("a100", 2)])
+def test_plans_for_gpus(chip, number):
+  """In a process of its own, which has no backend but what it asks for."""
+  command = [sys.executable, "-m", "dsl_jax.main", "--mode=plan"]
+  command += [f"--config={ROOT / 'configs/quickstart.py'}"]
+  command += [f"--topology={chip}:{number}"]
+  command += [f"--config.{key}={value}" for key, value in TINY.items()]
+  environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+  process = subprocess.run(
+    command, env=environment, cwd=ROOT, capture_output=True, text=True
+  )
+  assert process.returncode == 0, process.stderr
+  out = process.stdout
+  assert ("all-reduce over 2" in out) == (number == 2)
+  assert int(re.search(r"kernels: ([\d,]+)", out)[1]) > 50
+  for mode in ("eval", "sample"):
+    assert f"a batch of --mode={mode}" in out
+  assert out.count(": fits") == 3
+
+
+def test_without_the_compiler_for_gpus_a_plan_is_one_sentence(
+  capsys, monkeypatch
+):
+  def missing(*args, **kwargs):
+    raise RuntimeError("Unknown backend cuda")
+
+  monkeypatch.setattr(plan.topologies, "get_topology_desc", missing)
+  code, out, err = run_plan(capsys, "h100:8")
+  assert code == 2 and not out
+  assert "pip install 'dsl_jax[cuda-plan]' (Unknown backend cuda)" in err
+  assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name, chip", costs.GPUS.items())
+def test_a_gpu_is_described_to_the_compiler(name, chip):
+  folder = pathlib.Path(costs.__file__).parent / "gpus"
+  text = (folder / f"{name}.txtpb").read_text()
+  words = dict(re.findall(r"(\w+): ([\w.]+)", text))
+  memory = int(words["device_memory_size"])
+  assert chip.memory == pytest.approx(memory, rel=0.01)
+  units = int(words["core_count"]) * int(words["fpus_per_core"])
+  f32_flops = 2e9 * units * float(words["clock_rate_ghz"])
+  assert chip.exact == pytest.approx(chip.bf16_flops / f32_flops, rel=0.01)
+  assert f'"{chip.kind}"' in text and chip.kind.endswith(name.upper())
 
 
 def test_devices_are_known_by_their_kind():

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from dsl_jax.core import vocab
+from dsl_jax.core import platforms, vocab
 from dsl_jax.modes import plan
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -27,7 +27,7 @@ def compiled(sizes, rows=0, net=NET, length=L):
     mesh=config_lib.Mesh(*sizes, rows),
   )
   mesh = sharding_lib.make_mesh(cfg.mesh)
-  sent, largest = hlo.read(plan.compile_step(cfg, mesh).as_text())
+  sent, largest, _ = hlo.read(plan.compile_step(cfg, mesh).as_text())
   init = denoiser_lib.make_denoiser(net).init
   params = jax.eval_shape(init, jax.random.key(0))
   params = sharding_lib.abstract(mesh, params)
@@ -60,9 +60,9 @@ def test_sharded_weights_are_gathered_once_outside_of_loops(sizes):
 
 
 def test_along_model_no_rows_of_the_vocabulary_are_sent(monkeypatch):
-  for name in ("MIN_ROWS", "CHUNK_SCORES", "WHOLE_SCORES"):
-    monkeypatch.setattr(vocab, name, 64)
-  assert vocab.num_chunks(64, NET.vocab_size) > 1
+  sizes = platforms.CPU._replace(min_rows=64, chunk_scores=64, whole_scores=64)
+  monkeypatch.setattr(platforms, "CPU", sizes)
+  assert vocab.num_chunks(64, NET.vocab_size, sizes) > 1
   net = dataclasses.replace(NET, depth=3, evidence_skip=True)
   sent, _, params = compiled((2, 2, 2), rows=1, net=net)
   M, D = net.width, net.sphere_dim
@@ -96,8 +96,8 @@ def test_no_array_has_an_element_for_every_token_and_row(monkeypatch):
   all_scores = B // 8 * 64 * net.vocab_size  # of one device
   largest = {}
   for scores in (all_scores, all_scores // 16):
-    monkeypatch.setattr(vocab, "CHUNK_SCORES", scores)
-    monkeypatch.setattr(vocab, "WHOLE_SCORES", scores)
+    sizes = platforms.CPU._replace(chunk_scores=scores, whole_scores=scores)
+    monkeypatch.setattr(platforms, "CPU", sizes)
     largest[scores] = compiled((8, 1, 1), net=net, length=64)[1]
   assert largest[all_scores] >= all_scores
   assert largest[all_scores // 16] < all_scores / 4
@@ -119,8 +119,38 @@ def test_notations_of_groups(groups, size):
     "  %a = f32[4]{0} parameter(0)\n"
     f"  ROOT %r = f32[4]{{0}} all-reduce(%a), replica_groups={groups}\n}}\n"
   )
-  ((collective,), _) = hlo.read(text)
+  ((collective,), *_) = hlo.read(text)
   assert collective == hlo.Collective("all-reduce", 16, 1, size, "")
+
+
+def test_kernels_are_those_of_bodies_and_of_the_largest_branch():
+  """The body runs five times; names of other instructions are no calls."""
+  text = """
+%c (p: s32[]) -> pred[] {
+  %p = s32[] parameter(0)
+  ROOT %l = pred[] compare(%p, %p), direction=LT
+}
+%b (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %f = s32[] fusion(%p), kind=kLoop, calls=%few, control-predecessors={%g}
+}
+%few (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %n = s32[] negate(%p)
+}
+%many (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %n = s32[] negate(%p)
+  ROOT %m = s32[] negate(%n)
+}
+ENTRY %main (a: s32[]) -> s32[] {
+  %a = s32[] parameter(0)
+  %w = s32[] while(%a), condition=%c, body=%b, control-predecessors={%a}, \
+backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %r = s32[] conditional(%w, %a, %a), branch_computations={%many, %few}
+}
+"""
+  assert hlo.read(text)[2] == 5 + 2
 
 
 # A loop without an annotated trip count, an asynchronous collective, one that

@@ -14,7 +14,7 @@ import pytest
 from oracle import tiny, traced
 
 from dsl_jax import paths, samplers
-from dsl_jax.core import vocab
+from dsl_jax.core import platforms
 from dsl_jax.samplers import sampler
 
 CLEAN = 100.0
@@ -194,7 +194,8 @@ def test_work_at_moving_positions_equals_work_everywhere(monkeypatch):
     samplers.generate, params, KEY, path, clean_snr=CLEAN, integrator="heun"
   )
   whole = run(denoiser=net._replace(embed=None, trunk=None))
-  monkeypatch.setattr(vocab, "WHOLE_SCORES", 5 * 3 * V)  # tiles of 5 positions
+  cut = platforms.CPU._replace(whole_scores=5 * 3 * V)  # tiles of 5 positions
+  monkeypatch.setattr(platforms, "CPU", cut)
   tiles = run(denoiser=net._replace(init=None))  # another program
   np.testing.assert_array_equal(whole, tiles)
 
@@ -208,7 +209,8 @@ def test_a_sequence_depends_on_its_own_path_alone(monkeypatch):
   path[:, 1] = paths.left_to_right(40, tokens_per_step=20)[[0, 1, 2, 2]]
   others = np.asarray(run(path, denoiser=net))
   np.testing.assert_array_equal(whole[[0, 2]], others[[0, 2]])
-  monkeypatch.setattr(vocab, "WHOLE_SCORES", 7 * V)
+  cut = platforms.CPU._replace(whole_scores=7 * V)
+  monkeypatch.setattr(platforms, "CPU", cut)
   alone = run(path[:, :1], denoiser=net._replace(init=None))
   np.testing.assert_array_equal(whole[:1], alone)
 

@@ -9,7 +9,7 @@ import pytest
 from oracle import assert_close
 
 from dsl_jax import vocab
-from dsl_jax.core import draws
+from dsl_jax.core import draws, platforms
 
 B, L, M, V, C = 2, 5, 7, 13, 3
 KEY = jax.random.key(0)
@@ -91,7 +91,8 @@ def test_bf16_gradients_keep_terms_below_their_resolution(monkeypatch):
   exact = jax.grad(loss)(head, h.astype(jnp.float32))
   assert_close(jax.grad(loss)(head, h), exact, 0.01)
 
-  monkeypatch.setattr(vocab, "TILE_SCORES", 6)  # two positions
+  cut = platforms.CPU._replace(tile_scores=6)  # two positions
+  monkeypatch.setattr(platforms, "CPU", cut)
   q, keys = jnp.zeros((1, 4096, 2)), jnp.zeros((3, 2))
 
   def mean(values):
@@ -101,7 +102,7 @@ def test_bf16_gradients_keep_terms_below_their_resolution(monkeypatch):
   np.testing.assert_allclose(grads.astype(jnp.float32), 1 / 12, rtol=0.01)
 
 
-def test_tiles_of_positions_change_no_result(data, monkeypatch):
+def test_tiles_of_positions_change_no_result(data, monkeypatch, platform):
   """Two tiles of three positions, the last of which is padding."""
   h, head, bias, _, tokens = data
 
@@ -118,8 +119,8 @@ def test_tiles_of_positions_change_no_result(data, monkeypatch):
     )
 
   whole = run()
-  monkeypatch.setattr(vocab, "TILE_SCORES", 25)
-  monkeypatch.setattr(vocab, "WHOLE_SCORES", 3 * 2 * 13)
+  cut = platforms.CPU._replace(tile_scores=25, whole_scores=3 * 2 * 13)
+  monkeypatch.setattr(platforms, platform.upper(), cut)
   assert_close(run(), whole)
 
 
@@ -149,11 +150,12 @@ def test_huge_scores_stay_finite(data):
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(streamed(*arrays)))
 
 
-def test_chunks_have_rows_that_suit_a_product():
-  assert vocab.num_chunks(16, vocab.WHOLE_SCORES // 16) == 1
-  for positions in (1 << 6, 1 << 10, 1 << 16):
-    rows = 50_000 / vocab.num_chunks(positions, 50_000)
-    assert 0.9 * vocab.MIN_ROWS <= rows <= vocab.MAX_ROWS
+@pytest.mark.parametrize("sizes", [platforms.CPU, platforms.ACCELERATOR])
+def test_chunks_have_rows_that_suit_a_product(sizes):
+  assert vocab.num_chunks(16, sizes.whole_scores // 16, sizes) == 1
+  for positions in (1 << 11, 1 << 13, 1 << 16):
+    rows = 50_000 / vocab.num_chunks(positions, 50_000, sizes)
+    assert 0.7 * sizes.min_rows <= rows <= sizes.max_rows
 
 
 def frequencies(tokens, vocab_size):

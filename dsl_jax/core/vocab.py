@@ -23,22 +23,18 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import draws
+from dsl_jax.core import draws, platforms
 from dsl_jax.core.draws import NEG_INF
 
-MIN_ROWS = 512  # of a chunk: products with fewer rows are slow,
-MAX_ROWS = 4096  # and so are copies of more.
-CHUNK_SCORES = 1 << 20  # of a chunk with rows between the two
-WHOLE_SCORES = 1 << 21  # up to here one chunk is faster: it needs no copy
-TILE_SCORES = 1 << 23  # of one chunk for one tile, at most
 
-
-def num_chunks(positions: int, vocab_size: int) -> int:
+def num_chunks(
+  positions: int, vocab_size: int, platform: platforms.Platform
+) -> int:
   """Returns how many chunks the vocabulary is processed in."""
-  if positions * vocab_size <= WHOLE_SCORES:
+  if positions * vocab_size <= platform.whole_scores:
     return 1
-  rows = min(max(MIN_ROWS, CHUNK_SCORES // positions), MAX_ROWS)
-  return -(-vocab_size // rows)
+  rows = max(platform.min_rows, platform.chunk_scores // positions)
+  return -(-vocab_size // min(rows, platform.max_rows))
 
 
 class _Tiles(NamedTuple):
@@ -73,8 +69,8 @@ class _Chunks:
   the score NEG_INF, and so no weight.
   """
 
-  def __init__(self, vocab_size: int, chunks: int):
-    self.rows = -(-vocab_size // chunks)
+  def __init__(self, vocab_size: int, size: int):
+    self.rows = size
     self.numbers = jnp.arange(-(-vocab_size // self.rows), dtype=jnp.int32)
     self._last = vocab_size - self.rows
 
@@ -100,12 +96,13 @@ class _Chunks:
     return _scan(lambda c, j: (step(c, j), None), carry, self.numbers)[0]
 
 
-def _tile(shape, vocab_size, chunks):
-  """Returns the tiles of [B, L, ...] and the number of chunks."""
+def _cut(platform, shape, vocab_size, chunks):
+  """Returns the tiles of [B, L, ...] and the rows of a chunk."""
   B, L, _ = shape
-  chunks = min(chunks or num_chunks(B * L, vocab_size), vocab_size)
-  scores = B * L * -(-vocab_size // chunks)
-  return _Tiles.of(B, L, -(-scores // TILE_SCORES)), chunks
+  chunks = chunks or num_chunks(B * L, vocab_size, platform)
+  rows = -(-vocab_size // (chunks * platform.multiple)) * platform.multiple
+  rows = min(rows, vocab_size)
+  return _Tiles.of(B, L, -(-B * L * rows // platform.tile_scores)), rows
 
 
 def _scan(step, carry, xs):
@@ -156,13 +153,13 @@ def _empty(positions):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _softmax_terms(h_PNM, head_VM, bias_V, tokens_PN, chunks):
+def _softmax_terms(h_PNM, head_VM, bias_V, tokens_PN, size):
   """`softmax_terms` on tiles."""
-  return _softmax_terms_fwd(h_PNM, head_VM, bias_V, tokens_PN, chunks)[0]
+  return _softmax_terms_fwd(h_PNM, head_VM, bias_V, tokens_PN, size)[0]
 
 
-def _softmax_terms_fwd(h, head, bias, tokens, chunks):
-  cut = _Chunks(len(head), chunks)
+def _softmax_terms_fwd(h, head, bias, tokens, size):
+  cut = _Chunks(len(head), size)
 
   def tile(h):
     def step(carry, j):
@@ -177,10 +174,10 @@ def _softmax_terms_fwd(h, head, bias, tokens, chunks):
   return (top, total, target), (h, head, bias, tokens, top)
 
 
-def _softmax_terms_bwd(chunks, saved, cotangents):
+def _softmax_terms_bwd(size, saved, cotangents):
   h, head, bias, tokens, top = saved
   _, g_total, g_target = cotangents
-  cut = _Chunks(len(head), chunks)
+  cut = _Chunks(len(head), size)
 
   def tile(sums, x):
     h, top, g = x
@@ -211,13 +208,13 @@ _softmax_terms.defvjp(_softmax_terms_fwd, _softmax_terms_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _expectation(q_PNK, keys_VK, bias_V, values_VC, chunks):
+def _expectation(q_PNK, keys_VK, bias_V, values_VC, size):
   """`expectation_terms` on tiles."""
-  return _expectation_fwd(q_PNK, keys_VK, bias_V, values_VC, chunks)[0]
+  return _expectation_fwd(q_PNK, keys_VK, bias_V, values_VC, size)[0]
 
 
-def _expectation_fwd(q, keys, bias, values, chunks):
-  cut = _Chunks(len(keys), chunks)
+def _expectation_fwd(q, keys, bias, values, size):
+  cut = _Chunks(len(keys), size)
 
   def tile(q):
     def step(carry, j):
@@ -235,10 +232,10 @@ def _expectation_fwd(q, keys, bias, values, chunks):
   return terms, (q, keys, bias, values, *terms)
 
 
-def _expectation_bwd(chunks, saved, cotangents):
+def _expectation_bwd(size, saved, cotangents):
   q, keys, bias, values, mean, top, total = saved
   g_mean, _, g_total = cotangents
-  cut = _Chunks(len(keys), chunks)
+  cut = _Chunks(len(keys), size)
 
   def tile(sums, x):
     q, mean, top, total, g, g_total = x
@@ -311,13 +308,14 @@ def softmax_terms(
   vocabulary combine them.
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
-  tiles, chunks = _tile(h_BLM.shape, len(head_VM), chunks)
+
+  def terms(platform, h, head, bias, tokens):
+    tiles, rows = _cut(platform, h.shape, len(head), chunks)
+    h, tokens = tiles.split(h), tiles.split(tokens)
+    return tuple(map(tiles.join, _softmax_terms(h, head, bias, tokens, rows)))
+
   head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
-  terms = _softmax_terms(
-    tiles.split(h_BLM), head, bias, tiles.split(tokens_BL), chunks
-  )
-  top_BL, total_BL, target_BL = map(tiles.join, terms)
-  return top_BL, total_BL, target_BL
+  return platforms.choose(terms, h_BLM, head, bias, tokens_BL)
 
 
 def expectation(
@@ -348,11 +346,14 @@ def expectation_terms(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns `expectation`, and top_BL and total_BL as `softmax_terms` does."""
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
-  tiles, chunks = _tile(q_BLK.shape, len(keys_VK), chunks)
+
+  def terms(platform, q, keys, bias, values):
+    tiles, rows = _cut(platform, q.shape, len(keys), chunks)
+    q = tiles.split(q)
+    return tuple(map(tiles.join, _expectation(q, keys, bias, values, rows)))
+
   keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)
-  terms = _expectation(tiles.split(q_BLK), keys, bias, values_VC, chunks)
-  mean_BLC, top_BL, total_BL = map(tiles.join, terms)
-  return mean_BLC, top_BL, total_BL
+  return platforms.choose(terms, q_BLK, keys, bias, values_VC)
 
 
 def _map_rows(fn, q_BLK, keys_VK, bias_V, *xs, num=None):
@@ -361,14 +362,18 @@ def _map_rows(fn, q_BLK, keys_VK, bias_V, *xs, num=None):
   Returns [B, L] arrays; the work is cut along L alone.
   """
   B, L, _ = q_BLK.shape
-  tiles = _Tiles.of(B, L, num or -(-B * L * len(keys_VK) // WHOLE_SCORES))
+
+  def map_tiles(platform, keys, bias, *xs):
+    scores = B * L * len(keys)
+    tiles = _Tiles.of(B, L, num or -(-scores // platform.whole_scores))
+
+    def tile(q, *xs):
+      return fn(_scores(q, keys, bias), *xs)
+
+    return jax.tree.map(tiles.join, _map(tile, *map(tiles.split, xs)))
+
   keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)
-
-  def tile(q, *xs):
-    return fn(_scores(q, keys, bias), *xs)
-
-  results = _map(tile, tiles.split(q_BLK), *map(tiles.split, xs))
-  return jax.tree.map(tiles.join, results)
+  return platforms.choose(map_tiles, keys, bias, q_BLK, *xs)
 
 
 def draw(

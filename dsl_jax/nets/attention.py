@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-TILE_SCORES = 1 << 24  # scores of a tile of queries, about
+from dsl_jax.core import platforms
+
 MIN_QUERIES = 128  # of a tile
 _NEEDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 
@@ -18,19 +19,12 @@ def check(implementation: str, platform: str) -> None:
     )
 
 
-def is_fused(implementation: str, queries: int) -> bool:
-  """Returns whether a kernel handles so many queries without keeping scores."""
-  return implementation == "cudnn" or (
-    implementation == "splash" and queries % MIN_QUERIES == 0
-  )
-
-
-def num_tiles(rows: int, queries: int, keys: int, heads: int) -> int:
-  """Returns how many tiles of queries "xla" computes one after the other."""
-  if rows * heads * queries * keys <= TILE_SCORES:
+def num_tiles(scores: int, queries: int, scores_of_query: int) -> int:
+  """Returns how many tiles of at most about so many scores queries make."""
+  if queries * scores_of_query <= scores:
     return 1
   step = MIN_QUERIES
-  size = max(1, TILE_SCORES // (rows * heads * keys) // step) * step
+  size = max(1, scores // scores_of_query // step) * step
   # Equal tiles where possible, of sizes that suit a matrix unit.
   while queries % size and size > step:
     size -= step
@@ -45,43 +39,63 @@ def _scores(q, k):
   return jnp.matmul(q, _transpose(k), preferred_element_type=jnp.float32)
 
 
+def _weights(q, k):
+  return jax.nn.softmax(_scores(q, k), axis=-1)
+
+
+def _key_products(platform, q, g, ds, p):
+  """Returns ds^T q and p^T g; a CPU is slow to transpose scores."""
+  if platform.recomputes:
+    return _transpose(ds) @ q, _transpose(p) @ g
+  # The barriers keep XLA from transposing the scores after all.
+  q_t, g_t = jax.lax.optimization_barrier((_transpose(q), _transpose(g)))
+  dk_t, dv_t = jax.lax.optimization_barrier((q_t @ ds, g_t @ p))
+  return _transpose(dk_t), _transpose(dv_t)
+
+
 @jax.custom_vjp
 def _attend_heads(q_NLK, k_NLK, v_NLK):
-  """softmax(q k^T) v for N heads, with all scores at once.
-
-  XLA's CPU backend is slow to transpose scores; the backward pass transposes q
-  and the cotangent instead.
-  """
+  """softmax(q k^T) v for N heads, with all scores at once."""
   return _attend_heads_fwd(q_NLK, k_NLK, v_NLK)[0]
 
 
 def _attend_heads_fwd(q, k, v):
-  p = jax.nn.softmax(_scores(q, k), axis=-1)
+  p = _weights(q, k)
   return p.astype(v.dtype) @ v, (q, k, v, p)
 
 
 def _attend_heads_bwd(saved, g):
   q, k, v, p = saved
+  p = platforms.kept(_weights, p, q, k)
   dp = _scores(g, v)
   ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
   p, ds = p.astype(v.dtype), ds.astype(q.dtype)
-  # The barriers keep XLA from transposing the scores after all.
-  q_t, g_t = jax.lax.optimization_barrier((_transpose(q), _transpose(g)))
-  dk_t, dv_t = jax.lax.optimization_barrier((q_t @ ds, g_t @ p))
-  return ds @ k, _transpose(dk_t), _transpose(dv_t)
+  return ds @ k, *platforms.choose(_key_products, q, g, ds, p)
 
 
 _attend_heads.defvjp(_attend_heads_fwd, _attend_heads_bwd)
 
 
-def _attend_tile(q_BLHK, k_BLHK, v_BLHK):
+def _attend_tiles(platform, q_BLHK, k_BLHK, v_BLHK):
+  """Attends tile by tile; the backward pass keeps no scores of several."""
   B, L, H, K = q_BLHK.shape
+  scores = B * H * k_BLHK.shape[1]  # of a query
+  tiles = num_tiles(platform.attention_scores, L, scores)
 
-  def merge(x):
-    return _transpose(x).reshape(B * H, -1, K)
+  def tile(_, q):
+    def merge(x):
+      return _transpose(x).reshape(B * H, -1, K)
 
-  o = _attend_heads(merge(q_BLHK), merge(k_BLHK), merge(v_BLHK))
-  return _transpose(o.reshape(B, H, L, K))
+    o = _attend_heads(merge(q), merge(k_BLHK), merge(v_BLHK))
+    return None, _transpose(o.reshape(B, H, -1, K))
+
+  if tiles == 1:
+    return tile(None, q_BLHK)[1]
+  q = jnp.pad(q_BLHK, ((0, 0), (0, -L % tiles), (0, 0), (0, 0)))
+  q = jnp.moveaxis(q.reshape(B, tiles, -1, H, K), 1, 0)
+  tile = jax.checkpoint(tile, prevent_cse=False)
+  o = jax.lax.scan(tile, None, q, unroll=tiles <= platform.unroll)[1]
+  return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
 
 
 def splash(q_BLHK, k_BLHK, v_BLHK, *, interpret: bool = False) -> jax.Array:
@@ -132,16 +146,6 @@ def attend(q_BLHK, k_BLHK, v_BLHK, implementation: str) -> jax.Array:
       q_BLHK, k_BLHK, v_BLHK, implementation="cudnn"
     )
   q = q_BLHK * q_BLHK.shape[-1] ** -0.5
-  if is_fused(implementation, q.shape[1]):
+  if implementation == "splash" and q.shape[1] % MIN_QUERIES == 0:
     return splash(q, k_BLHK, v_BLHK)
-  B, L, H, K = q.shape
-  tiles = num_tiles(B, L, k_BLHK.shape[1], H)
-  if tiles == 1:
-    return _attend_tile(q, k_BLHK, v_BLHK)
-  q = jnp.pad(q, ((0, 0), (0, -L % tiles), (0, 0), (0, 0)))
-  # The backward pass computes the scores of a tile again, and keeps none.
-  tile = jax.checkpoint(
-    lambda q: _attend_tile(q, k_BLHK, v_BLHK), prevent_cse=False
-  )
-  o = jax.lax.map(tile, jnp.moveaxis(q.reshape(B, tiles, -1, H, K), 1, 0))
-  return jnp.moveaxis(o, 0, 1).reshape(B, -1, H, K)[:, :L]
+  return platforms.choose(_attend_tiles, q, k_BLHK, v_BLHK)

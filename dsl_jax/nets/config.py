@@ -35,7 +35,9 @@ class NetConfig:
   dropout: float = 0.0  # on the residual branches, in training only
   dtype: str = "float32"  # of products and residuals, or bfloat16
   f32_residual: bool = False  # residuals in f32 whatever dtype, as in MDLM
-  remat: str = "none"  # or recompute "dots" (all but products) or "full"
+  # Recomputed in the backward pass: "dots" is all but attention and the wide
+  # products.
+  remat: str = "none"  # or recompute "dots" or "full"
   unroll: int = 0  # blocks per step of the layer scan, 0 for all
   attention: str = "xla"  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)
   beta_init: float = 1.0  # inverse temperature of the converter

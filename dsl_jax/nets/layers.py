@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsl_jax.core import platforms
+
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
   """PyTorch's default for a linear layer, U(-1, 1) / sqrt(fan_in)."""
@@ -29,6 +31,7 @@ def _gelu_matmul_forward(x, kernel):
 
 def _gelu_matmul_backward(saved, g):
   x, y, kernel = saved
+  y = platforms.kept(jax.nn.gelu, y, x)
   # The barrier orders the products, so that two wide arrays exist at a time and
   # not three. It also stops XLA from keeping the tanh of the forward pass.
   x, g, dkernel = jax.lax.optimization_barrier((x, g, y.T @ g))
@@ -39,7 +42,10 @@ gelu_matmul.defvjp(_gelu_matmul_forward, _gelu_matmul_backward)
 
 
 class Dense(nn.Module):
-  """x W + b on flattened tokens, or gelu(x) W + b.
+  """x W + b on flattened tokens, or gelu(x) W + b, times a gate if given.
+
+  A gate that all tokens share multiplies the weights, so that its gradient
+  needs no activations.
 
   XLA's CPU backend computes the weight gradient over one contracted axis about
   three times faster than over two.
@@ -52,40 +58,54 @@ class Dense(nn.Module):
   gelu: bool = False
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, gate=None):
     fan_in = x.shape[-1]
     init = nn.initializers.zeros if self.zero else torch_uniform(fan_in)
     kernel = self.param("kernel", init, (fan_in, self.features), jnp.float32)
+    weights = 1.0
+    if gate is not None and gate.size == self.features:
+      weights, gate = gate.reshape(self.features), None
+      kernel = kernel * weights[None]
     flat = x.reshape(-1, fan_in).astype(self.dtype)
     matmul = gelu_matmul if self.gelu else jnp.matmul
     y = matmul(flat, kernel.astype(self.dtype))
     if self.use_bias:
       bias = self.param("bias", init, (self.features,), jnp.float32)
-      y = y + bias.astype(self.dtype)[None]
-    return y.reshape(*x.shape[:-1], self.features)
+      y = y + (bias * weights).astype(self.dtype)[None]
+    y = y.reshape(*x.shape[:-1], self.features)
+    return y if gate is None else gate.astype(self.dtype) * y
 
 
-@jax.custom_vjp
-def normalize(x: jax.Array) -> jax.Array:
-  """Returns (x - mean) / sqrt(variance + 1e-5) over the last axis.
-
-  The backward pass keeps the result and the scale, and reduces twice where
-  derivatives step by step reduce four times.
-  """
-  return _normalize_forward(x)[0]
-
-
-def _normalize_forward(x):
+def _normalize(x):
+  x = x.astype(jnp.float32)
   x = x - jnp.mean(x, axis=-1, keepdims=True)
   variance = jnp.mean(x * x, axis=-1, keepdims=True)
   scale = jax.lax.rsqrt(variance + 1e-5)
-  return x * scale, (x * scale, scale)
+  return x * scale, scale
+
+
+@jax.custom_vjp
+def normalize(x: jax.Array, gain: jax.Array) -> jax.Array:
+  """Returns gain (x - mean) / sqrt(variance + 1e-5) over the last axis, in f32.
+
+  The backward pass needs the result and the scale, and reduces twice where
+  derivatives step by step reduce four times.
+  """
+  return _normalize_forward(x, gain)[0]
+
+
+def _normalize_forward(x, gain):
+  y, scale = _normalize(x)
+  return y * gain, (x, y, scale, gain)
 
 
 def _normalize_backward(saved, g):
-  y, scale = saved
+  x, *kept, gain = saved
+  y, scale = platforms.kept(_normalize, tuple(kept), x)
+  g, dgain = jax.vjp(jnp.multiply, y, gain)[1](g)
   inner = jnp.mean(g * y, axis=-1, keepdims=True)
-  return (scale * (g - jnp.mean(g, axis=-1, keepdims=True) - y * inner),)
+  dx = scale * (g - jnp.mean(g, axis=-1, keepdims=True) - y * inner)
+  return dx.astype(x.dtype), dgain
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -98,7 +118,7 @@ class LayerNorm(nn.Module):
   def __call__(self, x, shift, scale):
     gain = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     gain = gain.reshape(*[1] * (x.ndim - 1), -1) * (1 + scale)
-    return normalize(x.astype(jnp.float32)) * gain + shift
+    return normalize(x, gain) + shift
 
 
 def dropout(

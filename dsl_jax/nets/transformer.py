@@ -6,6 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from dsl_jax.nets import attention, config, converter, layers
 from dsl_jax.nets.shards import ONE_DEVICE, Shards
@@ -40,19 +41,22 @@ class _Block(nn.Module):
 
     y = layers.LayerNorm(name="norm1")(x, shift_a, scale_a)
     qkv = layers.Dense(3 * c.width, dtype, use_bias=False, name="qkv")(y)
+    qkv = checkpoint_name(qkv, "saved")
     qkv = qkv.reshape(*x.shape[:2], 3, c.heads, c.width // c.heads)
     q, k, v = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
     q = layers.rotate(q, place.cos, place.sin)
     k = layers.rotate(k, place.cos, place.sin)
     k, v = self.shards.gather(k), self.shards.gather(v)
     y = attention.attend(q, k, v, c.attention).reshape(x.shape)
-    y = layers.Dense(c.width, dtype, use_bias=False, name="attn_out")(y)
-    x = x + gate_a.astype(x.dtype) * drop(y, first_B).astype(x.dtype)
+    y = checkpoint_name(y, "saved")
+    out = layers.Dense(c.width, dtype, use_bias=False, name="attn_out")
+    x = x + drop(out(y, gate_a), first_B).astype(x.dtype)
 
     y = layers.LayerNorm(name="norm2")(x, shift_m, scale_m)
     y = layers.Dense(c.mlp_ratio * c.width, dtype, name="mlp_in")(y)
-    y = layers.Dense(c.width, dtype, gelu=True, name="mlp_out")(y)
-    x = x + gate_m.astype(x.dtype) * drop(y, second_B).astype(x.dtype)
+    y = checkpoint_name(y, "saved")
+    out = layers.Dense(c.width, dtype, gelu=True, name="mlp_out")
+    x = x + drop(out(y, gate_m), second_B).astype(x.dtype)
     return x, None
 
 
@@ -74,10 +78,15 @@ def _stack(cfg):
   block = _Block
   if cfg.remat != "none":
     policies = {
-      "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      "dots": jax.checkpoint_policies.save_only_these_names("saved"),
       "full": None,
     }
-    block = nn.remat(block, policy=policies[cfg.remat], prevent_cse=False)
+    # Without a loop barriers hide the forward pass from XLA; around the
+    # parameters they would copy them out of their stacks.
+    barrier = not 0 < cfg.unroll < cfg.depth
+    barriers = False, False, barrier, False, False, False, barrier
+    policy = policies[cfg.remat]
+    block = nn.remat(block, policy=policy, prevent_cse=barriers)
   return nn.scan(
     block,
     variable_axes={"params": 0},

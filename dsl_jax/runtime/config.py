@@ -158,7 +158,7 @@ class Mesh(_Section):
   fsdp: int = _devices(1)  # shards rows, and the stored weights
   model: int = _devices(1)  # shards positions of a row, and the vocabulary
   rows: int = _not_negative(0)  # sequences a device computes at once, 0 = all
-  topology: str = ""  # of --mode=plan, CHIP:SHAPE: v5e:16x16
+  topology: str = ""  # of --mode=plan, v5e:16x16 or h100:8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dsl_jax.nets import attention
 from dsl_jax.nets.config import NetConfig
 from dsl_jax.runtime import errors
 
@@ -20,28 +19,33 @@ _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of a container
 
 
 class Chip(NamedTuple):
-  """One TPU chip."""
+  """One TPU chip or GPU."""
 
   kind: str  # prefix of JAX's `device_kind`
   bf16_flops: float  # of dense matrix products, FLOP/s
   memory: float  # bytes
   link_rate: float  # bytes/s sent to other chips over all links together
+  exact: float = 6  # bf16 products in the time of one of f32 precision
+  source: str = "cloud.google.com/tpu/docs"
 
 
-# By the name in --topology, from cloud.google.com/tpu/docs/NAME.
+# By the name in --topology, with the memory in gpus/NAME.txtpb. Products of f32
+# precision run outside of the tensor cores. NVLink; the L4 has PCIe 4 only.
+_NVIDIA = "nvidia.com/en-us/data-center"
+GPUS = {
+  "a100": Chip("NVIDIA A100", 312e12, 85.1e9, 300e9, 312 / 19.5, _NVIDIA),
+  "h100": Chip("NVIDIA H100", 989e12, 84.9e9, 450e9, 989 / 66.9, _NVIDIA),
+  "h200": Chip("NVIDIA H200", 989e12, 151.4e9, 450e9, 989 / 66.9, _NVIDIA),
+  "b200": Chip("NVIDIA B200", 2250e12, 191.5e9, 900e9, 2250 / 74.4, _NVIDIA),
+  "l4": Chip("NVIDIA L4", 121e12, 23.6e9, 32e9, 121 / 30.3, _NVIDIA),
+}
 TPUS = {
   "v4": Chip("TPU v4", 275e12, 32 * 2**30, 2400e9 / 8),
   "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 1600e9 / 8),
   "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 4800e9 / 8),
   "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 3200e9 / 8),
 }
-# Dense bf16 FLOP/s by `device_kind`: GPUs from nvidia.com/en-us/data-center.
-_BF16_FLOPS = {chip.kind: chip.bf16_flops for chip in TPUS.values()} | {
-  "NVIDIA A100": 312e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA H200": 989e12,
-  "NVIDIA L4": 121e12,
-}
+_BF16_FLOPS = {c.kind: c.bf16_flops for c in (TPUS | GPUS).values()}
 
 
 def bf16_flops(device_kind: str) -> float | None:
@@ -58,8 +62,8 @@ class Work(NamedTuple):
   exact: float  # those of `done` on f32 arrays that keep f32 precision
 
 
-def work(net: NetConfig, length: int, rows: int = 1, shards: int = 1) -> Work:
-  """Counts a training step; a device computes `rows` at once on its shard."""
+def work(net: NetConfig, length: int, *, accelerator: bool = False) -> Work:
+  """Counts a training step, on a CPU that keeps the scores of attention."""
   M, V, D = net.width, net.vocab_size, net.sphere_dim
   dense = 2 * net.depth * (4 + 2 * net.mlp_ratio) * M * M
   mixing = 4 * net.depth * length * M  # scores and values of attention
@@ -74,14 +78,12 @@ def work(net: NetConfig, length: int, rows: int = 1, shards: int = 1) -> Work:
   if net.dtype == "float32":
     exact += 2 * head_scores
   done: float = model + scores
-  queries = length // shards
-  tiles = attention.num_tiles(rows, queries, length, net.heads)
-  if attention.is_fused(net.attention, queries) or tiles > 1:
+  if accelerator:
     done += mixing / 2  # the backward pass computes attention's scores again
-  if net.remat != "none":
-    done += mixing
+  if net.remat == "dots":
+    done += 2 * net.depth * M * M  # the product behind attention
   if net.remat == "full":
-    done += dense
+    done += mixing + dense
   return Work(model, done, exact)
 
 

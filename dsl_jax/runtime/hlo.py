@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, parsed from its HLO text.
+"""Collectives and kernels of a compiled program, parsed from its HLO text.
 
 The text gives the shape of every array and the bounds of every loop. No other
 interface of XLA reports the collectives that partitioning has inserted.
@@ -16,6 +16,10 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w-]*)\(")
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _STARTED = re.compile(
   r'\(%?([\w.\-]+)\), custom_call_target="AsyncCollectiveStart"'
+)
+_NO_KERNEL = re.compile(
+  r"parameter|constant|(get-)?tuple(-element)?|bitcast|after-all|opt-barrier|"
+  r"(partition|replica)-id|\S+-(done|update)"
 )
 _CALLS = re.compile(r"\w=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")  # calls=, body=, ...
 
@@ -47,6 +51,12 @@ def _loop(line, bodies):
   return max(map(int, bounds), default=1), scope[1] if scope else "unnamed"
 
 
+def _called(line, bodies):
+  """Returns the computations that an instruction names, a loop's body last."""
+  names = re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
+  return [name for name in names if name in bodies]
+
+
 def _executed(bodies, name, times=1, loop=""):
   """Yields (line, its executions, innermost loop around it)."""
   for line in bodies[name]:
@@ -54,9 +64,23 @@ def _executed(bodies, name, times=1, loop=""):
     if re.search(r"-(done|update)\(", line):
       continue  # names the computation of its start again
     trips, inner = _loop(line, bodies) if " while(" in line else (1, loop)
-    called = re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
-    for callee in filter(bodies.get, called):
+    for callee in _called(line, bodies):
       yield from _executed(bodies, callee, times * trips, inner)
+
+
+def _kernels(bodies, name):
+  """Returns how many kernels a computation starts; of branches, the most."""
+  total = 0
+  for line in bodies[name]:
+    match = _INSTRUCTION.match(line)
+    opcode = match[3] if match else "after-all"
+    if opcode in ("while", "conditional", "call", "async-start"):
+      inner = [_kernels(bodies, callee) for callee in _called(line, bodies)]
+      times = _loop(line, bodies)[0] if opcode == "while" else 1
+      total += times * (max(inner) if opcode == "conditional" else inner[-1])
+    else:
+      total += not _NO_KERNEL.fullmatch(opcode)
+  return total
 
 
 def _group_size(line, devices):
@@ -75,10 +99,11 @@ def _group_size(line, devices):
   return devices
 
 
-def read(text: str) -> tuple[list[Collective], int]:
+def read(text: str) -> tuple[list[Collective], int, int]:
   """Parses `compiled.as_text()`, whose shapes are those of one device.
 
-  Returns the collectives in order, and the elements of the largest array.
+  Returns the collectives in order, the elements of the largest array, and how
+  many kernels a device starts per call.
   """
   body: list[str] = []
   bodies = {"ENTRY": body}
@@ -112,4 +137,4 @@ def read(text: str) -> tuple[list[Collective], int]:
     else:
       size = sum(sizes) * (group if kind == "reduce-scatter" else 1)
     collectives.append(Collective(kind, size, times, group, loop))
-  return collectives, largest
+  return collectives, largest, _kernels(bodies, "ENTRY")

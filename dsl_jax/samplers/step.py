@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import channel, sphere, vocab
+from dsl_jax.core import channel, platforms, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets.denoiser import Denoiser
 
@@ -97,11 +97,11 @@ def _apply(
   cheaper than gathering them. With `always_tiles` fn may rely on positions.
   """
   B, L = where_BL.shape
-  size = max(1, min(L, vocab.WHOLE_SCORES // (B * vocab_size)))
   count_B1 = jnp.sum(where_BL, axis=1, dtype=jnp.int32)[:, None]
   busiest = jnp.max(count_B1)
 
-  def in_tiles(old):
+  def in_tiles(platform, old):
+    size = max(1, min(L, platform.whole_scores // (B * vocab_size)))
     # Positions asked for come first; the padding L is out of range.
     order = jnp.argsort(~where_BL, axis=1, stable=True).astype(jnp.int32)
     order = jnp.where(jnp.arange(L, dtype=jnp.int32)[None] < count_B1, order, L)
@@ -117,12 +117,14 @@ def _apply(
 
     return jax.lax.fori_loop(0, (busiest + size - 1) // size, tile, old)
 
+  gathered = functools.partial(platforms.choose, in_tiles)
+
   def everywhere(old):
     return jnp.where(where_BL[..., None], fn(x_BLC, None), old)
 
   if always_tiles:
-    return in_tiles(old)
-  return jax.lax.cond(2 * busiest > L, everywhere, in_tiles, old)
+    return gathered(old)
+  return jax.lax.cond(2 * busiest > L, everywhere, gathered, old)
 
 
 def bind(params, options: Options) -> Model:

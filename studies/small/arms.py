@@ -184,7 +184,7 @@ def flops(arm: Arm, net: NetConfig, rows: int, length: int) -> float:
     length: of a row.
   """
   net = network_config(arm, net)
-  found = costs.work(net, length, rows).done
+  found = costs.work(net, length).done
   if arm.loss == "masked":
     V, M, D = net.vocab_size, net.width, net.sphere_dim
     found -= 3 * 2 * V * (D + M) + 2 * V * D  # scores once more backward
