@@ -435,13 +435,14 @@ def run_case(toy, name, arguments, timeout):
 
 
 def warm(toy, wanted, seconds):
-  """Compiles the steps of cases, four at a time, for so many seconds."""
+  """Compiles the steps of cases, several at a time, for so many seconds."""
+  most = max(1, (os.cpu_count() or 1) // 4)
   ends = time.monotonic() + seconds
   waiting = [x for name, x in wanted if name == "train_step"]
   running = []
   while (waiting or running) and time.monotonic() < ends:
     running = [process for process in running if process.poll() is None]
-    if waiting and len(running) < 4:
+    if waiting and len(running) < most:
       argv = command(toy, "compile_step", waiting.pop(0))
       quiet = subprocess.DEVNULL
       running.append(subprocess.Popen(argv, stdout=quiet, stderr=quiet))

@@ -39,7 +39,7 @@ def fine_tune():
     # but the scores over the vocabulary in six, see docs/scaling.md
     remat="dots",  # [O] L = 1024 in little memory
     # [O] all: a loop over blocks copies all that is kept, and every gradient,
-    # into stacks, a third of the kernels of a step; 1 compiles sooner
+    # into stacks, a quarter of a GPU's kernels; 1 compiles sooner
     unroll=0,
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
     mask_prior=0.99,  # [P] so that z = 0 reads as MDLM's mask

@@ -73,12 +73,12 @@ def main(argv: list[str] | None = None) -> int:
       mode = MODES[name]
       if name != "train":
         stops.restore()
-      join_hosts()
+      if name not in ("plan", "report"):  # which use no devices that are here
+        join_hosts()
+        attention.check(cfg.net.attention, jax.default_backend())
       writes = "workdir" in mode.arguments and name != "demo"
       if writes and storage.to_path(workdir).exists():
         workdir_lib.check_writable(workdir)
-      if name not in ("plan", "report"):  # which use no devices that are here
-        attention.check(cfg.net.attention, jax.default_backend())
     # Only the modules that the mode needs are imported.
     module = importlib.import_module(f"dsl_jax.modes.{mode.module}")
     given = {"config": cfg, "workdir": workdir}

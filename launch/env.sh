@@ -19,8 +19,8 @@ case "${1:?pass tpu or gpu}" in
     ;;
   gpu)
     gpu_flags=(
-      # Starts to reduce gradients before all of them are computed. The effect
-      # of none of these flags has been measured yet.
+      # No GPU was at hand: the effects of these flags are not yet measured.
+      # Starts to reduce gradients before all of them are computed.
       --xla_gpu_enable_latency_hiding_scheduler=true
       # One large reduction uses NVLink better than many of 30 MB.
       --xla_gpu_all_reduce_combine_threshold_bytes=134217728

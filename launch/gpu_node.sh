@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of this host: gpu_node.sh CONFIG WORKDIR [--config.key=...]
-# Installs what is missing; the same command resumes. DRY_RUN=1 prints the
-# command instead. PYTHON (3.11 or newer) makes the environment VENV.
+# Installs what is missing, and no more with --install; the same command
+# resumes. DRY_RUN=1 prints the command instead. PYTHON (3.11 or newer) makes
+# the environment VENV.
 set -euo pipefail
-if [ $# -lt 2 ]; then
-  echo "usage: $0 CONFIG WORKDIR [--config.key=value ...]" >&2
+if [ "${1:-}" != --install ] && [ $# -lt 2 ]; then
+  echo "usage: $0 CONFIG WORKDIR [--config.key=value ...], or --install" >&2
   exit 2
 fi
-config=$1 workdir=$2
-shift 2
+config=$1 workdir=${2:-}
+shift $(($# < 2 ? $# : 2))
 
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/env.sh
@@ -38,6 +39,7 @@ if [ ! -e "$venv/.installed" ]; then
   "$venv/bin/python" -m pip install --quiet -e '.[cuda,data,convert]'
   touch "$venv/.installed"
 fi
+[ "$config" != --install ] || exit 0
 
 # exec: SIGTERM goes to the trainer, which saves and exits.
 exec "${run[@]}"

@@ -25,12 +25,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(params=["cpu", "accelerator"])
+@pytest.fixture(params=["cpu", "gpu"])
 def platform(request, monkeypatch):
-  """Runs a test with the choices for CPUs and with those for accelerators."""
-  if request.param == "accelerator":
+  """Runs a test with the choices for CPUs and with those for GPUs."""
+  if request.param == "gpu":
 
-    def choose(*args, cpu, default):
+    def choose(*args, default, **_):
       return default(*args)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)

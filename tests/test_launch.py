@@ -166,14 +166,10 @@ def test_a_gpu_host_needs_a_driver_and_is_installed_once(
   for name, line in stubs.items():
     (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
     (tmp_path / name).chmod(0o755)
-  found = bash(
-    "launch/gpu_node.sh",
-    "c.py",
-    "/runs/x",
-    DRY_RUN="",
-    VENV=str(venv),
-    PATH=f"{tmp_path}:{os.environ['PATH']}",
-  )
+  path = f"{tmp_path}:{os.environ['PATH']}"
+  options = {"DRY_RUN": "", "VENV": str(venv), "PATH": path}
+  assert bash("launch/gpu_node.sh", "--install", **options).stdout == ""
+  found = bash("launch/gpu_node.sh", "c.py", "/runs/x", **options)
   assert found.returncode == code
   assert ("580 or newer" in found.stderr) == bool(code)
   assert ("--workdir=/runs/x --mode=train" in found.stdout) == (not code)

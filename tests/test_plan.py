@@ -172,6 +172,13 @@ def test_without_the_compiler_for_gpus_a_plan_is_one_sentence(
   assert err.count("\n") == 1
 
 
+def test_a_plan_starts_no_device_of_this_machine(monkeypatch, capsys):
+  """Without CUDA, JAX would reject the plugin that compiles for GPUs."""
+  monkeypatch.setattr(main, "join_hosts", lambda: pytest.fail("devices"))
+  code, _, error = run_plan(capsys, "h100:0")
+  assert code == 2 and error.startswith("error: --topology is 'h100:0'; write")
+
+
 @pytest.mark.parametrize("name, chip", costs.GPUS.items())
 def test_a_gpu_is_described_to_the_compiler(name, chip):
   folder = pathlib.Path(costs.__file__).parent / "gpus"

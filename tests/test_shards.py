@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from oracle import assert_close
 
+from dsl_jax.core import vocab
+from dsl_jax.core.vocab import NEG_INF
 from dsl_jax.nets.shards import ONE_DEVICE, Shards
 
 KEY = jax.random.key(0)
@@ -30,8 +32,10 @@ def on_devices(fn, count, out_specs):
 def nll_and_mean(shards, arrays, tokens):
   """The nll of all positions, and the expectation at all of them."""
   h, head, values, bias = arrays
-  nll = shards.nll(h, shards.own_rows(head), tokens, bias_V=bias)
-  mean = shards.expectation(h, head, shards.own_rows(values), bias_V=bias)
+  head, values = shards.own_rows(head), shards.own_rows(values)
+  options = {"bias_V": shards.own_rows(bias, NEG_INF), "axis": shards.axis}
+  nll = vocab.nll(h, head, tokens, **options)
+  mean = vocab.expectation(h, head, values, **options)
   return nll, shards.gather(mean)
 
 
@@ -85,8 +89,8 @@ def test_large_scores_cost_shards_no_more_precision_than_one_device():
   B, L, V, D, M = 8, 8, 16, 4, 16
 
   def loss(shards, beta, q, keys, values, g):
-    values, bias = shards.own_rows(values), jnp.zeros(V)
-    mean = shards.expectation(beta * q, keys, values, bias_V=bias)
+    keys, values = shards.own_rows(keys), shards.own_rows(values)
+    mean = vocab.expectation(beta * q, keys, values, axis=shards.axis)
     return jnp.sum(mean * shards.own(g))
 
   def local(*arrays):

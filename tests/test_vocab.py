@@ -150,7 +150,7 @@ def test_huge_scores_stay_finite(data):
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(streamed(*arrays)))
 
 
-@pytest.mark.parametrize("sizes", [platforms.CPU, platforms.ACCELERATOR])
+@pytest.mark.parametrize("sizes", [platforms.CPU, platforms.GPU])
 def test_chunks_have_rows_that_suit_a_product(sizes):
   assert vocab.num_chunks(16, sizes.whole_scores // 16, sizes) == 1
   for positions in (1 << 11, 1 << 13, 1 << 16):

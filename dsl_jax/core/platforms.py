@@ -25,30 +25,27 @@ class Platform(NamedTuple):
 CPU = Platform(512, 4096, 1 << 20, 1 << 21, 1 << 23, 1, 1 << 24, 1, False)
 # Few large kernels, whose f32 scores take at most 512 MB; slices in a loop
 # would be kernels of their own.
-ACCELERATOR = Platform(
-  4096, 16384, 1 << 27, 1 << 26, 1 << 27, 128, 1 << 27, 4, True
-)
+GPU = Platform(4096, 16384, 1 << 27, 1 << 26, 1 << 27, 128, 1 << 27, 4, True)
+# A loop starts no kernels from the host, and 16 GB is all that a v5e has.
+TPU = Platform(1024, 4096, 1 << 24, 1 << 24, 1 << 25, 128, 1 << 24, 1, True)
 
 
 def choose(fn: Callable, *args) -> Any:
-  """Returns fn(platform, *args) for CPUs or for accelerators."""
+  """Returns fn(platform, *args) for the platform of the program."""
   return jax.lax.platform_dependent(
     *args,
     cpu=functools.partial(fn, CPU),
-    default=functools.partial(fn, ACCELERATOR),
+    tpu=functools.partial(fn, TPU),
+    default=functools.partial(fn, GPU),
   )
 
 
-def kept(fn: Callable, result: Any, *args) -> Any:
+def kept(fn: Callable, platform: Platform, result: Any, *args) -> Any:
   """Returns `result`, which fn(*args) gave in the forward pass.
 
   Accelerators compute it again, so that it is not stored.
   """
-
-  def again(platform, result, *args):
-    if not platform.recomputes:
-      return result
-    # The barrier hides the forward pass from XLA.
-    return fn(*jax.lax.optimization_barrier(args))
-
-  return choose(again, result, *args)
+  if not platform.recomputes:
+    return result
+  # The barrier hides the forward pass from XLA.
+  return fn(*jax.lax.optimization_barrier(args))

@@ -154,7 +154,10 @@ def _empty(positions):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _softmax_terms(h_PNM, head_VM, bias_V, tokens_PN, size):
-  """`softmax_terms` on tiles."""
+  """Of tiles: top = max_v s_v, sum_v exp(s_v - top) and the token's score.
+
+  The scores are s_v = <h, w_v> + b_v; top is a constant to derivatives.
+  """
   return _softmax_terms_fwd(h_PNM, head_VM, bias_V, tokens_PN, size)[0]
 
 
@@ -209,7 +212,7 @@ _softmax_terms.defvjp(_softmax_terms_fwd, _softmax_terms_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _expectation(q_PNK, keys_VK, bias_V, values_VC, size):
-  """`expectation_terms` on tiles."""
+  """Of tiles: the mean, and top and the sum as in `_softmax_terms`."""
   return _expectation_fwd(q_PNK, keys_VK, bias_V, values_VC, size)[0]
 
 
@@ -271,6 +274,13 @@ def _expectation_bwd(size, saved, cotangents):
 _expectation.defvjp(_expectation_fwd, _expectation_bwd)
 
 
+def _join_sums(top, total, axis):
+  """The maximum over devices, this device's sum relative to it, the sum."""
+  highest = jax.lax.pmax(jax.lax.stop_gradient(top), axis)
+  own = total * jnp.exp(top - highest)
+  return highest, own, jax.lax.psum(own, axis)
+
+
 def nll(
   h_BLM: jax.Array,
   head_VM: jax.Array,
@@ -278,34 +288,17 @@ def nll(
   *,
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
+  axis: str = "",
 ) -> jax.Array:
   """Negative log-likelihood, logsumexp_v(<h, w_v> + b_v) - <h, w_s> - b_s.
 
   Args:
     tokens_BL: target ids in [0, V).
+    axis: of the mesh, within a `jax.shard_map`, along which devices have equal
+      shares of the rows and of their bias, in order.
 
   Returns:
     nll_BL, f32, nats.
-  """
-  top_BL, total_BL, target_BL = softmax_terms(
-    h_BLM, head_VM, tokens_BL, bias_V=bias_V, chunks=chunks
-  )
-  return jnp.log(total_BL) + (top_BL - target_BL)
-
-
-def softmax_terms(
-  h_BLM: jax.Array,
-  head_VM: jax.Array,
-  tokens_BL: jax.Array,
-  *,
-  bias_V: jax.Array | None = None,
-  chunks: int | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns top_BL, total_BL and target_BL of `nll`, whose arguments these are.
-
-  With scores s_v = <h, w_v> + b_v, top is max_v s_v, a constant to derivatives,
-  total is sum_v exp(s_v - top), target the token's score. Shards of a
-  vocabulary combine them.
   """
   chex.assert_equal_shape_prefix([h_BLM, tokens_BL], 2)
 
@@ -314,8 +307,19 @@ def softmax_terms(
     h, tokens = tiles.split(h), tiles.split(tokens)
     return tuple(map(tiles.join, _softmax_terms(h, head, bias, tokens, rows)))
 
+  here_BL = None
+  if axis:
+    own_BL = tokens_BL - jax.lax.axis_index(axis) * len(head_VM)
+    tokens_BL = jnp.clip(own_BL, 0, len(head_VM) - 1)
+    here_BL = own_BL == tokens_BL
   head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
-  return platforms.choose(terms, h_BLM, head, bias, tokens_BL)
+  top_BL, total_BL, target_BL = platforms.choose(
+    terms, h_BLM, head, bias, tokens_BL
+  )
+  if axis:
+    target_BL = jax.lax.psum(jnp.where(here_BL, target_BL, 0.0), axis)
+    top_BL, _, total_BL = _join_sums(top_BL, total_BL, axis)
+  return jnp.log(total_BL) + (top_BL - target_BL)
 
 
 def expectation(
@@ -325,26 +329,14 @@ def expectation(
   *,
   bias_V: jax.Array | None = None,
   chunks: int | None = None,
+  axis: str = "",
 ) -> jax.Array:
   """Mean of values under a softmax, softmax(q k^T + b) values: mean_BLC, f32.
 
   The converter has queries z and the token table as keys; the posterior mean
-  hidden states, the head, and the table as values.
+  hidden states, the head, and the table as values. With `axis`, as in `nll`,
+  a device returns the mean of its own share of the L positions.
   """
-  return expectation_terms(
-    q_BLK, keys_VK, values_VC, bias_V=bias_V, chunks=chunks
-  )[0]
-
-
-def expectation_terms(
-  q_BLK: jax.Array,
-  keys_VK: jax.Array,
-  values_VC: jax.Array,
-  *,
-  bias_V: jax.Array | None = None,
-  chunks: int | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns `expectation`, and top_BL and total_BL as `softmax_terms` does."""
   chex.assert_equal_shape_prefix([keys_VK, values_VC], 1)
 
   def terms(platform, q, keys, bias, values):
@@ -353,7 +345,12 @@ def expectation_terms(
     return tuple(map(tiles.join, _expectation(q, keys, bias, values, rows)))
 
   keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)
-  return platforms.choose(terms, q_BLK, keys, bias, values_VC)
+  mean_BLC, *sums = platforms.choose(terms, q_BLK, keys, bias, values_VC)
+  if not axis:
+    return mean_BLC
+  _, own_BL, total_BL = _join_sums(*sums, axis)
+  mean_BLC = mean_BLC * (own_BL / total_BL)[..., None]
+  return jax.lax.psum_scatter(mean_BLC, axis, scatter_dimension=1, tiled=True)
 
 
 def _map_rows(fn, q_BLK, keys_VK, bias_V, *xs, num=None):

@@ -128,6 +128,8 @@ def _print_memory(compiled, chip):
 
 def _print_collectives(collectives):
   """Prints the collectives, those of a kind on one line."""
+  if not collectives:
+    return
   groups = {}
   for c in collectives:
     groups.setdefault((c.kind, c.group, c.loop), []).append(c)

@@ -1,5 +1,7 @@
 """Bidirectional attention behind one switch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -53,24 +55,24 @@ def _key_products(platform, q, g, ds, p):
   return _transpose(dk_t), _transpose(dv_t)
 
 
-@jax.custom_vjp
-def _attend_heads(q_NLK, k_NLK, v_NLK):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_heads(platform, q_NLK, k_NLK, v_NLK):
   """softmax(q k^T) v for N heads, with all scores at once."""
-  return _attend_heads_fwd(q_NLK, k_NLK, v_NLK)[0]
+  return _attend_heads_fwd(platform, q_NLK, k_NLK, v_NLK)[0]
 
 
-def _attend_heads_fwd(q, k, v):
+def _attend_heads_fwd(platform, q, k, v):
   p = _weights(q, k)
   return p.astype(v.dtype) @ v, (q, k, v, p)
 
 
-def _attend_heads_bwd(saved, g):
+def _attend_heads_bwd(platform, saved, g):
   q, k, v, p = saved
-  p = platforms.kept(_weights, p, q, k)
+  p = platforms.kept(_weights, platform, p, q, k)
   dp = _scores(g, v)
   ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
   p, ds = p.astype(v.dtype), ds.astype(q.dtype)
-  return ds @ k, *platforms.choose(_key_products, q, g, ds, p)
+  return ds @ k, *_key_products(platform, q, g, ds, p)
 
 
 _attend_heads.defvjp(_attend_heads_fwd, _attend_heads_bwd)
@@ -86,7 +88,7 @@ def _attend_tiles(platform, q_BLHK, k_BLHK, v_BLHK):
     def merge(x):
       return _transpose(x).reshape(B * H, -1, K)
 
-    o = _attend_heads(merge(q), merge(k_BLHK), merge(v_BLHK))
+    o = _attend_heads(platform, merge(q), merge(k_BLHK), merge(v_BLHK))
     return None, _transpose(o.reshape(B, H, -1, K))
 
   if tiles == 1:

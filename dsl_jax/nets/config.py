@@ -35,10 +35,11 @@ class NetConfig:
   dropout: float = 0.0  # on the residual branches, in training only
   dtype: str = "float32"  # of products and residuals, or bfloat16
   f32_residual: bool = False  # residuals in f32 whatever dtype, as in MDLM
-  # Recomputed in the backward pass: "dots" is all but attention and the wide
-  # products.
-  remat: str = "none"  # or recompute "dots" or "full"
-  unroll: int = 0  # blocks per step of the layer scan, 0 for all
+  # Recomputed in the backward pass: none, all but attention and the wide
+  # products ("dots"), or all of a block ("full").
+  remat: str = "none"
+  # Blocks per step of the layer scan, 0 for all; to train on TPUs 0 is 1.
+  unroll: int = 0
   attention: str = "xla"  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)
   beta_init: float = 1.0  # inverse temperature of the converter
   mask_prior: float = 0.99  # initial weight of the mask row at z = 0

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import sphere
+from dsl_jax.core import sphere, vocab
 from dsl_jax.nets import config
 from dsl_jax.nets.shards import ONE_DEVICE, Shards
 
@@ -43,6 +43,12 @@ class Converter(nn.Module):
     zero = jnp.zeros((1, self.cfg.sphere_dim))
     keys = jnp.concatenate([sphere.unit_rows(self.table), zero])
     bias = jnp.concatenate([self.bias, self.mask_bias[None]])
-    return self.shards.expectation(
-      self.beta * z_BLD, keys, rows_VM, bias_V=bias
+    # Keys are short, and so is their bias: each device has all of them.
+    own = self.shards.own_rows
+    return vocab.expectation(
+      self.beta * z_BLD,
+      own(keys),
+      rows_VM,
+      bias_V=own(bias, vocab.NEG_INF),
+      axis=self.shards.axis,
     )

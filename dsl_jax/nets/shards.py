@@ -3,17 +3,15 @@
 Within a `jax.shard_map` each of the m devices along the axis computes L / m
 positions of the same sequences and holds R = ceil(V / m) vocabulary rows of the
 head and of the input embedding, its own. Attention gathers keys and values. The
-converter and the loss process all positions with the device's own rows and add
-up the sums of the softmax over the devices. On one device every method is the
-plain computation.
+converter and the loss process all positions with the device's own rows, and
+`vocab` adds up the sums of the softmax over the devices. On one device every
+method returns all that it is given.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-from dsl_jax.core import vocab
 
 # Parameters with a row for every token, of which a device holds its own rows.
 ROW_SHARDED = (("embed", "embedding"), ("head", "kernel"))
@@ -56,63 +54,6 @@ class Shards(NamedTuple):
   def own_rows(self, x: jax.Array, fill: float = 0.0) -> jax.Array:
     """Returns this device's rows of [V, ...]; `fill` follows the last row."""
     return self.own(self.pad_rows(x, fill), dim=0)
-
-  def nll(
-    self,
-    h_BLM: jax.Array,
-    head_RM: jax.Array,
-    tokens_BL: jax.Array,
-    *,
-    bias_V,
-  ) -> jax.Array:
-    """`vocab.nll` of all positions on every device; bias_V is whole."""
-    if not self.axis:
-      return vocab.nll(h_BLM, head_RM, tokens_BL, bias_V=bias_V)
-    rows = len(head_RM)
-    local_BL = tokens_BL - jax.lax.axis_index(self.axis) * rows
-    top_BL, total_BL, target_BL = vocab.softmax_terms(
-      h_BLM,
-      head_RM,
-      jnp.clip(local_BL, 0, rows - 1),
-      bias_V=self.own_rows(bias_V, vocab.NEG_INF),
-    )
-    here_BL = (local_BL >= 0) & (local_BL < rows)
-    target_BL = jnp.where(here_BL, target_BL, 0.0)
-    target_BL = jax.lax.psum(target_BL, self.axis)
-    top_BL, _, total_BL = self._join_sums(top_BL, total_BL)
-    return jnp.log(total_BL) + (top_BL - target_BL)
-
-  def expectation(
-    self,
-    q_BLK: jax.Array,
-    keys_VK: jax.Array,
-    values_RC: jax.Array,
-    *,
-    bias_V: jax.Array,
-  ) -> jax.Array:
-    """`vocab.expectation` of the device's own positions.
-
-    Keys are short, and so is their bias: each device has all of them.
-    """
-    if not self.axis:
-      return vocab.expectation(q_BLK, keys_VK, values_RC, bias_V=bias_V)
-    mean_BLC, *sums = vocab.expectation_terms(
-      q_BLK,
-      self.own_rows(keys_VK),
-      values_RC,
-      bias_V=self.own_rows(bias_V, vocab.NEG_INF),
-    )
-    _, own_BL, total_BL = self._join_sums(*sums)
-    mean_BLC = mean_BLC * (own_BL / total_BL)[..., None]
-    return jax.lax.psum_scatter(
-      mean_BLC, self.axis, scatter_dimension=1, tiled=True
-    )
-
-  def _join_sums(self, top, total):
-    """The maximum over devices, this device's sum relative to it, the sum."""
-    highest = jax.lax.pmax(jax.lax.stop_gradient(top), self.axis)
-    own = total * jnp.exp(top - highest)
-    return highest, own, jax.lax.psum(own, self.axis)
 
 
 ONE_DEVICE = Shards()
