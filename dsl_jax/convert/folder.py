@@ -120,7 +120,6 @@ def write_weights(
   """Writes a safetensors file in one move, with the mask's id noted."""
   from safetensors import numpy as safetensors_numpy
 
-  storage.make_folder(path.parent)
   with storage.staged(path) as partial:  # written without a copy
     partial.touch()
     mode = partial.stat().st_mode  # safetensors would hide it from others

@@ -395,7 +395,6 @@ def save(
     folder.check_free(path)
     if run:
       notes[workdir.RUN] = folder.describe(run)
-      path.mkdir(parents=True, exist_ok=True)
       for name, content in run.tokenizer.files.items() if run.tokenizer else ():
         with storage.replacing(path / name) as file:
           file.write(content)

@@ -61,9 +61,9 @@ def prepare(
   to_train = tokenizers.trained_file(tokenizer, out)
   if not to_train:
     encoder = tokenizers.load(tokenizer)
-  is_local, cache = storage.is_local(out), storage.to_path(out) / "corpus"
+  cache = storage.to_path(out) / "corpus"
   is_fixed = cache.parent.exists() and not os.access(cache.parent, os.W_OK)
-  if is_fixed or not is_local:
+  if is_fixed or not storage.is_local(out):
     cache = storage.copies()
   held_out, max_unknown = _Limits(**limits)
   texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
@@ -77,9 +77,8 @@ def prepare(
   origin = packing.Origin(texts.name, texts.source, tokenizer, detokenizer)
   packed = {}
   with contextlib.ExitStack() as stack:
-    finished = all(packing.is_finished(out, name) for name in names)
-    if is_local and not finished:  # waits for other writers; a bucket has none
-      stack.enter_context(storage.lock(storage.make_folder(out)))
+    if not all(packing.is_finished(out, name) for name in names):
+      stack.enter_context(storage.lock(out))  # waits for other writers
     if to_train:
       _train(to_train, tokenizer, texts, clean)
       encoder = tokenizers.load(tokenizer, out)

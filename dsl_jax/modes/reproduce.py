@@ -66,7 +66,6 @@ def _cached(path, make):
   """Returns the array in a file, made and written as a whole if missing."""
   if not path.exists():
     array = make()
-    storage.make_folder(path.parent)
     with storage.replacing(path) as file:
       np.save(file, array)
   with errors.reading(str(path), _FIX):
@@ -375,7 +374,6 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       jobs: dict = {text: job}
     else:
       jobs = _table_jobs(cfg, workdir, tokenizer, judged)
-    storage.make_folder(folder)
     unscored = [job for job in jobs.values() if not job.scores.exists()]
     if unscored:
       print(

@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import pathlib
 import uuid
 from typing import IO, NamedTuple
 
 import jax
-from absl import logging
 
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
@@ -103,9 +101,7 @@ def adopt(
   return config_lib.from_config_dict(config)
 
 
-def compare(
-  workdir: str, cfg: config_lib.Config, data_hash: str | None = None
-) -> None:
+def compare(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
   """Rejects a workdir of another run, which training would not continue."""
   if not (storage.to_path(workdir) / "config.json").exists():
     return
@@ -117,8 +113,7 @@ def compare(
     )
   old = config_lib.flatten(dataclasses.asdict(run.config))
   new = config_lib.flatten(dataclasses.asdict(cfg))
-  if data_hash:
-    old["data hash"], new["data hash"] = run.data_hash, data_hash
+  old["data hash"], new["data hash"] = run.data_hash, data_hash
   fixed = ["train.batch_size"]
   if cfg.optim.schedule == "cosine":  # its shape depends on the length
     fixed.append("train.steps")
@@ -144,21 +139,6 @@ def check_writable(workdir: str) -> None:
     ) from error
 
 
-def _lock(root: pathlib.Path) -> IO:
-  """Returns a file that no other process gets as long as it is open."""
-  file = open(root / ".lock", "w")  # noqa: SIM115
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    raise errors.UserError(
-      f"--workdir {root} is in use by another run; wait until it ends, stop it "
-      "or choose another."
-    ) from error
-  except OSError as error:  # a file system without locks
-    logging.warning("%s: start one run at a time there (%s)", root, error)
-  return file
-
-
 def claim(
   workdir: str, cfg: config_lib.Config, data_hash: str
 ) -> IO | contextlib.nullcontext:
@@ -175,7 +155,13 @@ def claim(
   check_writable(workdir)
   if jax.process_index() != 0:
     return contextlib.nullcontext()
-  lock = _lock(root) if storage.is_local(root) else contextlib.nullcontext()
+  try:
+    lock = storage.lock(root, wait=False)
+  except BlockingIOError as error:
+    raise errors.UserError(
+      f"--workdir {root} is in use by another run; wait until it ends, stop it "
+      "or choose another."
+    ) from error
   content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
   storage.write_json(root / "config.json", content)
   return lock
