@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import lzma
 import os
 import re
@@ -259,7 +258,7 @@ def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
     paths, column = _find_files("openwebtext", place)
     sizes = [(os.path.basename(x), os.path.getsize(x)) for x in paths]
     facts = [sizes, held_out] if column == "text" else [sizes, held_out, column]
-    source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    source = storage.digest(facts)
     folder = os.path.join(cache, source[:16])
     (documents,) = _open_files(paths, column, folder, ())
   else:
@@ -345,8 +344,7 @@ def lm1b(place: str) -> Corpus:
           yield from (line.rstrip("\n") for line in file)
 
     splits[split] = Documents(sum(1 for _ in lines()), lines)
-  source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-  return Corpus("lm1b", source, splits)
+  return Corpus("lm1b", storage.digest(facts), splits)
 
 
 def check(spec: str) -> None:

@@ -227,7 +227,7 @@ def _target(cfg, workdir, result, rows_NL):
   rows = hashlib.sha256(np.ascontiguousarray(rows_NL)).hexdigest()
   made = [result["split"], result["settings"], rows]
   stem = pathlib.Path(cfg.eval.text or cfg.eval.split).stem
-  return path.with_name(f"eval-{stem}-{trained.digest(made)}.json")
+  return path.with_name(f"eval-{stem}-{storage.digest(made)[:12]}.json")
 
 
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:

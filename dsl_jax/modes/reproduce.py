@@ -311,8 +311,8 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   for (sampler, column), section in sections.items():
     stem = f"{sampler}-{column:g}"
     made = run | {"settings": dataclasses.asdict(section)}
-    tokens = folder / f"{stem}-{trained.digest(made)}.npy"
-    scores = folder / f"{stem}-{trained.digest(made | judged)}-scores.json"
+    tokens = folder / f"{stem}-{storage.digest(made)[:12]}.npy"
+    scores = folder / f"{stem}-{storage.digest(made | judged)[:12]}-scores.json"
     texts = functools.partial(draw, section, tokens)
     jobs[sampler, column] = Job(scores, made | judged, texts)
     if not tokens.exists():
@@ -365,9 +365,9 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       "mauve_order": "p = references, q = samples",
     }
     if text:
-      digest = trained.digest([x.get("ids", x["text"]) for x in entries])
+      digest = storage.digest([x.get("ids", x["text"]) for x in entries])[:12]
       identity = {"texts": text, "texts_digest": digest, **judged}
-      made = trained.digest(identity)
+      made = storage.digest(identity)[:12]
       name = f"{pathlib.Path(text).stem}-{made}-scores.json"
       texts = _their_texts(entries, tokenizer)
       job = Job(folder / name, identity, lambda: (texts, {}))

@@ -3,8 +3,6 @@
 import collections
 import dataclasses
 import functools
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -217,9 +215,3 @@ def text_rows(
   if cfg.data.wrap:
     rows_NL = packing.add_markers(rows_NL, tokenizer)
   return rows_NL, counts
-
-
-def digest(tree: Any) -> str:
-  """Returns a short hash of a JSON tree, for the names of files."""
-  content = json.dumps(tree, sort_keys=True, default=str)
-  return hashlib.sha256(content.encode()).hexdigest()[:12]

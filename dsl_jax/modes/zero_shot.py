@@ -72,5 +72,5 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
         f"{name:<12}{row['perplexity']:>12.2f}{row['perplexity_stderr']:>9.2g}"
         f"{SETS[name][2]:>9.2f}{result['sequences']:>9}"
       )
-    made = trained.digest([places, cfg.seed, cfg.eval.draws])
+    made = storage.digest([places, cfg.seed, cfg.eval.draws])[:12]
     storage.write_json(f"{workdir}/zero_shot-{made}.json", results)

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from absl import logging
 from etils import epath
@@ -203,6 +203,12 @@ def append(path: Path, text: str) -> None:
   else:
     before = path.read_bytes() if path.exists() else b""
     path.write_bytes(before + text.encode(errors=_ESCAPE))
+
+
+def digest(tree: Any) -> str:
+  """Returns the sha256 of a JSON tree, as 64 hex digits."""
+  content = json.dumps(tree, sort_keys=True, default=str)
+  return hashlib.sha256(content.encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
