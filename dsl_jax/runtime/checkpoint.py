@@ -6,6 +6,7 @@ WORKDIR/unreadable/STEP   checkpoints that could not be restored
 
 import contextlib
 import errno
+import functools
 import logging as python_logging
 import os
 import sys
@@ -91,23 +92,19 @@ def _restore_newest(root, abstract):
   )
 
 
-def _unraisable(report):
-  """Python's own hook, without TensorStore's reports after a failed write."""
-  if str(report.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(report)
-
-
-def _is_not_orbax(record):
-  return "orbax" not in record.pathname
-
-
+@functools.cache
 def _silence_threads():
   """Silences the threads of a save: what fails there is raised here, once."""
-  logging.get_absl_logger().addFilter(_is_not_orbax)
+  absl_logger, report = logging.get_absl_logger(), sys.unraisablehook
+  absl_logger.addFilter(lambda record: "orbax" not in record.pathname)
   for name in ("asyncio", "concurrent.futures"):
     python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
-  if sys.unraisablehook is sys.__unraisablehook__:
-    sys.unraisablehook = _unraisable
+
+  def report_others(raised):  # but TensorStore's, after a failed write
+    if str(raised.exc_value) != "Event loop is closed":
+      report(raised)
+
+  sys.unraisablehook = report_others
 
 
 class Checkpoints:
