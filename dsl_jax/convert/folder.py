@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import pathlib
 import string
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,15 +31,6 @@ _MDLM = {
   "diffusion_type": "absorbing",
   "graph.type": None,
 }
-
-
-class Run(NamedTuple):
-  """What it takes to sample from weights."""
-
-  config: config_lib.Config
-  tokenizer: tokenizers.Tokenizer | None  # None if it is only named
-  data_hash: str = ""  # of the training rows
-  step: int = 0
 
 
 def check_model(path, settings: dict) -> None:
@@ -131,14 +121,15 @@ def write_weights(
     partial.chmod(mode)
 
 
-def describe(run: Run) -> dict:
+def describe(
+  run: workdir.Stored, tokenizer: tokenizers.Tokenizer | None
+) -> dict:
   """Returns what `workdir.stored` reads back from config.json."""
   config = dataclasses.asdict(run.config)
-  if run.tokenizer:
-    name = run.tokenizer.name
-    beside = f"{name}:{workdir.BESIDE}" if run.tokenizer.files else name
-    marks = {"tokenizer": beside, "fingerprint": run.tokenizer.fingerprint}
-    config["data"] |= marks
+  if tokenizer:
+    name, fingerprint = tokenizer.name, tokenizer.fingerprint
+    beside = f"{name}:{workdir.BESIDE}" if tokenizer.files else name
+    config["data"] |= {"tokenizer": beside, "fingerprint": fingerprint}
   return {"config": config, "data_hash": run.data_hash, "step": run.step}
 
 

@@ -29,9 +29,9 @@ class Stored(NamedTuple):
   """What config.json says of a run or of exported weights."""
 
   config: config_lib.Config
-  data_hash: str  # of the training rows, "" if unknown
-  is_exported: bool
-  step: int  # of exported weights, 0 if unknown
+  data_hash: str = ""  # of the training rows, "" if unknown
+  is_exported: bool = False
+  step: int = 0  # of exported weights, 0 if unknown
 
 
 def find(where: str | os.PathLike) -> pathlib.Path:
