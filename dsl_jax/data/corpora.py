@@ -48,7 +48,7 @@ _INTACT = "replace it with an intact file, text in UTF-8."
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-  """`count` documents, which `read` yields anew for every iteration."""
+  """`count` documents, which `read` yields at every iteration."""
 
   count: int
   read: Callable[[], Iterator[str]]

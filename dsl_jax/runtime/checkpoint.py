@@ -111,8 +111,7 @@ class Checkpoints:
   """Saves and restores train states; files are written in the background.
 
   Keeps the newest `keep` and the one with the lowest held-out loss. A save
-  first waits for the save before it, so a process that is killed loses at most
-  the steps between two saves and those taken while one was being written.
+  first waits for the save before it.
   """
 
   def __init__(self, workdir: str, *, keep: int):
@@ -143,7 +142,7 @@ class Checkpoints:
     with self._write_errors():
       self._manager.wait_until_finished()
       if not (exists(self._root) if self._saved else self._root.exists()):
-        # Orbax would make it anew, without its other files.
+        # Orbax would make it again, without its other files.
         raise FileNotFoundError(os.strerror(errno.ENOENT))
       self._saved = True
       self._manager.save(step, args=ocp.args.Composite(**args), metrics=scores)
@@ -151,10 +150,7 @@ class Checkpoints:
   def restore(
     self, abstract: state_lib.TrainState
   ) -> state_lib.TrainState | None:
-    """Restores the newest readable checkpoint, None if there is none at all.
-
-    Newer ones that cannot be read are moved to WORKDIR/unreadable.
-    """
+    """Restores the newest readable checkpoint, None if there is none at all."""
     if not exists(self._root):
       return None
     items, _, unreadable = _restore_newest(self._root, _items(abstract))

@@ -30,18 +30,6 @@ def _one_of(*words: str) -> str:
   return _within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
 
 
-# Keys that are paths, or KIND:PATH.
-_PATHS: tuple[str, ...] = ("corpus", "tokenizer", "dir", "init_from", "text")
-_PATHS += ("prompts", "trace", "control", "judge")
-
-
-def _check_storage(name: str, value: str) -> None:
-  """Rejects a path that is neither local nor in a bucket of Google's."""
-  is_spec = name in ("corpus", "tokenizer")  # KIND:PATH
-  if not storage.is_supported(value.partition(":")[2] if is_spec else value):
-    raise ValueError(f"{name} is {value!r}; use a local path or gs://BUCKET/.")
-
-
 @dataclasses.dataclass(frozen=True)
 class _Section:
   """Checks the range of every field; an error begins with its name."""
@@ -49,14 +37,17 @@ class _Section:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.name in _PATHS and isinstance(value, str):
-        _check_storage(field.name, value)
       if field.metadata and not field.metadata["contains"](value):
         raise ValueError(
           f"{field.name} is {value!r:.80}; {field.metadata['fix']}."
         )
 
 
+_places = "use a local path or gs://BUCKET/"
+_path = _within(lambda v: not v or storage.is_supported(v), _places)
+_spec = _within(  # KIND:PATH
+  lambda v: not v or storage.is_supported(v.partition(":")[2]), _places
+)
 _count = _within(lambda v: 1 <= v < 2**32, "use at least 1, below 2**32")
 _path_steps = _within(lambda v: 1 <= v <= 10**5, "use 1 to 100,000")
 _thousand = _within(lambda v: 1 <= v <= 1000, "use 1 to 1,000")
@@ -77,12 +68,12 @@ _deviation = _within(lambda v: 0 <= v <= 10, "use 0 to 10")
 class Data(_Section):
   """Text and rows: the settings of `python -m dsl_jax.data.prepare`."""
 
-  corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
-  tokenizer: str = "text8"  # gpt2, sentencepiece[-train]:..., hf:NAME, bytes
+  corpus: str = _spec("kjv")  # text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
+  tokenizer: str = _spec("text8")  # gpt2, hf:NAME, bytes, sentencepiece[-train]
   detokenizer: str = ""  # wikitext, ptb, lm1b, ... or none; "" by the corpus
   length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
-  dir: str = ""  # of the packed rows; "" is a folder of its own in data_cache
+  dir: str = _path("")  # of the packed rows; "" is one in data_cache
   fingerprint: str = ""  # of the tokenizer's vocabulary; a run stores its own
   seed: int = _not_negative(0)  # of the order of the rows
 
@@ -143,7 +134,7 @@ class Train(_Section):
   log_every: int = _count(50)  # mean loss and speed
   eval_every: int = _not_negative(500)  # 0 = never
   eval_batches: int = _count(8)  # of eval.batch_size held-out rows
-  checkpoint_every: int = _count(500)  # a kill costs at most twice as many
+  checkpoint_every: int = _count(500)  # a kill loses at most twice as many
   keep: int = _count(2)  # newest checkpoints kept, besides the best
   max_minutes: float = _not_negative(0.0)  # then save and stop, 0 = no limit
   profile_at: int = _not_negative(0)  # first step in WORKDIR/profile, 0 = none
@@ -166,7 +157,7 @@ class Eval(_Section):
   """What is measured, on which text, and how much of it."""
 
   bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
-  text: str = ""  # a text file to score or correct instead of held-out rows
+  text: str = _path("")  # a file to score or correct, not held-out rows
   detokenizer: str = ""  # of this text; "" is data.detokenizer
   batch_size: int = _millions(32)  # rows at a time
   split: str = _one_of("validation", "test")  # whose rows are measured
@@ -175,10 +166,10 @@ class Eval(_Section):
   snr_min: float = _positive(0.01)  # first SNR of the grid
   snr_max: float = _positive(100.0)  # last SNR, the cut-off of the integral
   snr_points: int = _several(48)  # SNRs of the grid, geometric
-  judge: str = "gpt2-large"  # or a folder, a .gguf file, "smollm2"
+  judge: str = _path("gpt2-large")  # or a folder, a .gguf file, "smollm2"
   table: str = "owt_mauve"  # of --mode=reproduce: NAME or NAME:T,T,...
   samples: int = _millions(5000)  # of every cell of a table
-  control: str = ""  # a workdir whose network sees log SNR, for --mode=analyze
+  control: str = _path("")  # of --mode=analyze: a run that sees log SNR
   suspicion: float = _fraction(0.01)  # --mode=correct marks less probable ones
 
   def snr_grid(self) -> np.ndarray:
@@ -209,9 +200,9 @@ class Sample(_Section):
   continuous_share: float = _fraction(0.5)  # hybrid: steps before commitment
   commit: float = _fraction(0.9)  # hybrid, threshold: confidence to commit
   prompt: str = ""  # of every sample; may hold [MASK:9], a gap, [BOS], [EOS]
-  prompts: str = ""  # file of prompts, one a line, each sampled num times
+  prompts: str = _path("")  # file, one prompt a line, each sampled num times
   stop_at_eos: bool = False  # a text is what stands before the first EOS
-  trace: str = ""  # page to write: a sample appearing row by row, "" = none
+  trace: str = _path("")  # page to write: a sample appearing row by row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +212,7 @@ class Config(_Section):
   name: str  # title of the report
   net: NetConfig
   seed: int = _not_negative(0)  # of weights, noise and evaluated rows
-  init_from: str = ""  # an MDLM to start from: a file, a folder, a hub name
+  init_from: str = _path("")  # an MDLM: a file, a folder, a name on the hub
   use_ema: bool = True  # the averaged weights of init_from, not the raw ones
   clean_snr: float = _positive(100.0)  # SNR of committed tokens
   data: Data = dataclasses.field(default_factory=Data)

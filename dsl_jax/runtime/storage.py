@@ -195,7 +195,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def append(path: Path, text: str) -> None:
-  """Adds text to a file; one in a bucket is written anew."""
+  """Adds text to a file; one in a bucket is written again."""
   path = to_path(path)
   if isinstance(path, pathlib.Path):
     with path.open("a", encoding="utf-8", errors=_ESCAPE) as file:

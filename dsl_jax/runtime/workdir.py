@@ -1,4 +1,4 @@
-"""Whose folder it is: config.json of a workdir or of a folder of weights."""
+"""The config.json of a workdir or a folder of weights, and what it permits."""
 
 import contextlib
 import dataclasses
@@ -35,10 +35,7 @@ class Stored(NamedTuple):
 
 
 def find(where: str | os.PathLike) -> pathlib.Path:
-  """Returns the folder of a model: a workdir, weights, or one that is shipped.
-
-  The names of shipped models are the folders of `dsl_jax/pretrained`.
-  """
+  """Returns the folder of a workdir, of weights, or of a shipped model."""
   path = storage.to_path(where)
   if (path / "config.json").exists():
     return path
@@ -77,7 +74,7 @@ def stored(where: str | os.PathLike) -> Stored:
     return Stored(cfg, data_hash, is_exported, content.get("step", 0))
 
 
-def adopt(
+def merge_overrides(
   where: str, own: config_lib.Config, cfg: config_lib.Config, given: set[str]
 ) -> config_lib.Config:
   """Returns a model's own config with what a command sets, the keys `given`.
