@@ -5,17 +5,15 @@ config.json uses MDLM's names for the sizes and adds ours. A folder from which
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import string
 
 import numpy as np
 
 from dsl_jax.convert import mapping
-from dsl_jax.data import tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import storage, workdir
+from dsl_jax.runtime import storage
 
 EVIDENCE_SKIP = "dsl_evidence_skip"
 CLEAN_SNR = "dsl_clean_snr"
@@ -119,18 +117,6 @@ def write_weights(
       metadata={"format": "pt", "mask_id": str(mask_id)},
     )
     partial.chmod(mode)
-
-
-def describe(
-  run: workdir.Stored, tokenizer: tokenizers.Tokenizer | None
-) -> dict:
-  """Returns what `workdir.stored` reads back from config.json."""
-  config = dataclasses.asdict(run.config)
-  if tokenizer:
-    name, fingerprint = tokenizer.name, tokenizer.fingerprint
-    beside = f"{name}:{workdir.BESIDE}" if tokenizer.files else name
-    config["data"] |= {"tokenizer": beside, "fingerprint": fingerprint}
-  return {"config": config, "data_hash": run.data_hash, "step": run.step}
 
 
 def write(

@@ -392,7 +392,7 @@ def save(
     notes |= {folder.CLEAN_SNR: clean_snr} if clean_snr else {}
     folder.check_free(path)
     if run:
-      notes[workdir.RUN] = folder.describe(run, tokenizer)
+      notes |= workdir.describe(run, tokenizer)
       for name, content in tokenizer.files.items() if tokenizer else ():
         with storage.replacing(path / name) as file:
           file.write(content)

@@ -94,10 +94,7 @@ def kjv() -> Corpus:
 
 
 def text8(path: str) -> Corpus:
-  """Opens text8.zip or the file in it; documents are cut at spaces.
-
-  Another text of the same form and size is accepted with a warning.
-  """
+  """Opens text8.zip or the file in it; documents are cut at spaces."""
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
   with errors.reading(path, fix):
     file = storage.local(path)
@@ -194,10 +191,7 @@ def _slice(documents: Documents, edges: Sequence[int]) -> list[Documents]:
 def _open_files(
   paths: Sequence[str], column: str, cache: str, cuts: Sequence[float]
 ) -> list[Documents]:
-  """Opens splits with a part of every file: the whole, or three by `_CUTS`.
-
-  Tables are read from a memory-mapped copy in `cache`.
-  """
+  """Opens splits with a part of every file: the whole, or three by `_CUTS`."""
   files = []
   for path in paths:
     if table := _TABLE.search(path):

@@ -133,26 +133,24 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
       f"dsl_jax.data.prepare {flags}."
     )
   packed = packing.load(folder, split)
-  manifest, kind = packed.manifest, data.tokenizer.partition(":")[0]
-  made_with = manifest["tokenizer"].partition(":")[0]
-  same = ("data.tokenizer", kind, made_with)
+  found = {"detokenizer": "none"} | packed.manifest  # a newer key
   if data.fingerprint:  # of the vocabulary, whatever its spec
-    same = ("data.fingerprint", data.fingerprint, manifest["fingerprint"])
-  for key, value, packed_value in (
-    same,
-    ("data.length", data.length, manifest["length"]),
-    ("data.wrap", data.wrap, manifest["wrap"]),
-    (
-      "data.detokenizer",
-      detokenizers.resolve(data.detokenizer, data.corpus),
-      manifest.get("detokenizer", "none"),
-    ),
-    ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
-  ):
-    if value != packed_value:
+    expected: dict = {"data.fingerprint": data.fingerprint}
+  else:
+    expected = {"data.tokenizer": data.tokenizer.partition(":")[0]}
+    found["tokenizer"] = found["tokenizer"].partition(":")[0]
+  expected |= {
+    "data.length": data.length,
+    "data.wrap": data.wrap,
+    "data.detokenizer": detokenizers.resolve(data.detokenizer, data.corpus),
+    "net.vocab_size": cfg.net.vocab_size,
+  }
+  for key, value in expected.items():
+    made_with = found[key.partition(".")[2]]
+    if value != made_with:
       raise errors.UserError(
-        f"{key} is {value}; the rows in {folder} were made with "
-        f"{packed_value}, so set it to that or prepare others."
+        f"{key} is {value}; the rows in {folder} were made with {made_with}, "
+        "so set it to that or prepare others."
       )
   return packed
 

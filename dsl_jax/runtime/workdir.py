@@ -9,6 +9,7 @@ from typing import IO, NamedTuple
 
 import jax
 
+from dsl_jax.data import tokenizers
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
@@ -20,7 +21,7 @@ _ROWS = ("data.corpus", "data.tokenizer", "data.dir", "data.fingerprint")
 _MODEL = ("net.", "data.", "clean_snr")  # what else defines a trained model
 _GIVEN = ("eval.", "sample.", "mesh.")  # sections of the present command
 RUN = "dsl_run"  # the key of a run's config in the config.json of weights
-BESIDE = "."  # where a tokenizer's file is that lies beside the weights
+_SAME_FOLDER = "."  # in a tokenizer's spec: where the weights are
 _SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained"
 _REMOVED = (("net", "vocab"), ("train", "compilation_cache"))  # ignored keys
 
@@ -68,10 +69,20 @@ def stored(where: str | os.PathLike) -> Stored:
     for section, key in _REMOVED:
       config[section].pop(key, None)
     name, colon, file = config["data"]["tokenizer"].partition(":")
-    if file == BESIDE:
+    if file == _SAME_FOLDER:
       config["data"]["tokenizer"] = f"{name}{colon}{path.parent}"
     cfg = config_lib.from_config_dict(config)
     return Stored(cfg, data_hash, is_exported, content.get("step", 0))
+
+
+def describe(run: Stored, tokenizer: tokenizers.Tokenizer | None) -> dict:
+  """Returns what `stored` reads back from the config.json of weights."""
+  config = dataclasses.asdict(run.config)
+  if tokenizer:
+    name, fingerprint = tokenizer.name, tokenizer.fingerprint
+    spec = f"{name}:{_SAME_FOLDER}" if tokenizer.files else name
+    config["data"] |= {"tokenizer": spec, "fingerprint": fingerprint}
+  return {RUN: {"config": config, "data_hash": run.data_hash, "step": run.step}}
 
 
 def merge_overrides(
