@@ -232,8 +232,8 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
       timed_out = time.monotonic() >= deadline
       last = step == c.steps or stopped or timed_out
       # After a signal there may be time for a save, but not for more.
-      evaluating = loop.due(step, c.eval_every, last) and not stopped
-      if evaluating or loop.due(step, c.checkpoint_every, last):
+      evaluating = loop.is_due(step, c.eval_every, last) and not stopped
+      if evaluating or loop.is_due(step, c.checkpoint_every, last):
         record_call(recorder, pending)  # nothing is saved after a bad step
         pending = None
         note(f"evaluating or saving at step {step}")
@@ -241,7 +241,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
         if scores:
           recorder.write(step, "validation", scores)
         stopped = stopped or (evaluating and not scores)
-        if loop.due(step, c.checkpoint_every, last or stopped):
+        if loop.is_due(step, c.checkpoint_every, last or stopped):
           checkpoints.save(step, state, scores)
         recorder.restart_clock()
       profile(step)
