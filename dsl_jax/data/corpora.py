@@ -292,13 +292,12 @@ def tfds(place: str) -> Corpus:
   if "validation" not in sources and "test" in sources:
     sources["validation"] = sources.pop("test")
 
-  def read(split: str) -> Iterator[str]:
-    for record in sources[split]:
-      yield record["text"].decode()
+  def documents(records) -> Documents:
+    return Documents(
+      len(records), lambda: (record["text"].decode() for record in records)
+    )
 
-  names = [split for split in _SPLITS if split in sources]
-  reads = {split: functools.partial(read, split) for split in names}
-  splits = {x: Documents(len(sources[x]), read) for x, read in reads.items()}
+  splits = {x: documents(sources[x]) for x in _SPLITS if x in sources}
   return Corpus("tfds", builder.info.full_name, splits)
 
 
@@ -368,7 +367,7 @@ def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   return tfds(place)
 
 
-def read(place: str, cache: str) -> Documents:
+def read(place: str, cache: str) -> Sequence[str] | Documents:
   """Opens documents that are scored, read as those of a corpus.
 
   All of a file or GLOB[#COLUMN], see `text`, or the held-out ones of hub:...,
@@ -378,8 +377,7 @@ def read(place: str, cache: str) -> Documents:
   if kind == "hub":
     return hub(rest)
   if kind in ("lm1b", "tfds") and not os.path.isfile(place):
-    held_out = load(place, cache=cache).splits["validation"]
-    return Documents(len(held_out), lambda: iter(held_out))
+    return load(place, cache=cache).splits["validation"]
   paths, column = [place], "text"
   if not os.path.isfile(place):
     paths, column = _find_files("text", place)
