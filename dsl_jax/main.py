@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         signals.restore()
       join_hosts()
       writes = "workdir" in mode.arguments and name != "demo"
-      if writes and storage.to_path(workdir).exists():
+      is_shipped = workdir in workdir_lib.shipped()
+      if writes and (is_shipped or storage.to_path(workdir).exists()):
         workdir_lib.check_writable(workdir)
       if name not in ("plan", "report"):  # which use no devices that are here
         attention.check(cfg.net.attention, jax.default_backend())

@@ -247,7 +247,7 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
       test_rows = prepare.open_rows(cfg, c.split)
       rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
       data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
-    params, step = trained.restore(cfg, workdir, data_hash)
+    params, step = trained.open_weights(cfg, workdir, data_hash)
 
   cfg, bounds = measure(cfg, params, rows_NL, counts)
   mmse_NT = trained.mmse_rows(cfg, params, rows_NL, "mmse")

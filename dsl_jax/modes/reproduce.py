@@ -302,7 +302,7 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   for section in sections.values():
     named_samplers.check(dataclasses.replace(cfg, sample=section))
   mesh = sharding_lib.make_mesh(cfg.mesh)
-  params, step = trained.restore(cfg, workdir)
+  params, step = trained.open_weights(cfg, workdir)
   folder = storage.to_path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}

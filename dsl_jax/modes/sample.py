@@ -51,7 +51,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     requests = _parse_prompts(cfg, tokenizer)
     if c.trace:
       viewer.check(c.trace)
-    params, step = trained.restore(cfg, workdir)
+    params, step = trained.open_weights(cfg, workdir)
     settings = dataclasses.asdict(c) | {"trace": "", "train_step": step}
     mesh = sharding_lib.make_mesh(cfg.mesh)
     curve = None

@@ -21,7 +21,7 @@ from dsl_jax.data import (
   tokenizers,
 )
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, errors, storage
+from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
@@ -108,32 +108,25 @@ def load_mdlm(cfg: config_lib.Config, path: str) -> dict:
   return params
 
 
-def open_weights(cfg: config_lib.Config, where: str) -> tuple[dict, int]:
-  """Returns the averaged weights of a model, on all devices, and their step."""
-  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
+def open_weights(
+  cfg: config_lib.Config, where: str, data_hash: str | None = None
+) -> tuple[dict, int]:
+  """Returns the averaged weights of a model, on all devices, and their step.
+
+  With `data_hash` it must be a model of the same training rows.
+  """
   run = workdir_lib.stored(where)
+  if data_hash and run.data_hash not in ("", data_hash):
+    raise errors.UserError(
+      f"the model in {where} was trained on rows with another hash "
+      f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
+      "data.dir to the folder of its rows."
+    )
+  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
   if not run.is_exported:
     return checkpoint.restore_params(where, sharding=everywhere)
   params = load_mdlm(cfg, str(workdir_lib.find(where)))
   return jax.device_put(params, everywhere), run.step
-
-
-def restore(
-  cfg: config_lib.Config, workdir: str, data_hash: str | None = None
-) -> tuple[dict, int]:
-  """Opens the weights for a mode, which may then write to the workdir.
-
-  With `data_hash` it must be a model of the same training rows.
-  """
-  run = workdir_lib.stored(workdir)
-  if data_hash and run.data_hash not in ("", data_hash):
-    raise errors.UserError(
-      f"the model in {workdir} was trained on rows with another hash "
-      f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
-      "data.dir to the folder of its rows."
-    )
-  storage.make_folder(workdir)  # of a shipped model
-  return open_weights(cfg, workdir)
 
 
 def describe(

@@ -56,7 +56,7 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
       )
       of_set = dataclasses.replace(cfg, eval=c)
       scored[name] = of_set, *trained.text_rows(of_set, tokenizer)
-    params, step = trained.restore(cfg, workdir)
+    params, step = trained.open_weights(cfg, workdir)
   results = {}
   for name, (of_set, rows_NL, counts) in scored.items():
     of_set, bounds = evaluate.measure(of_set, params, rows_NL, counts)

@@ -35,19 +35,24 @@ class Stored(NamedTuple):
   step: int = 0  # of exported weights, 0 if unknown
 
 
+def shipped() -> dict[str, pathlib.Path]:
+  """Returns the folders of the models in this package by name."""
+  return {x.parent.name: x.parent for x in _SHIPPED.glob("*/config.json")}
+
+
 def find(where: str | os.PathLike) -> pathlib.Path:
   """Returns the folder of a workdir, of weights, or of a shipped model."""
   path = storage.to_path(where)
   if (path / "config.json").exists():
     return path
-  shipped = {x.parent.name: x.parent for x in _SHIPPED.glob("*/config.json")}
-  if str(where) in shipped:
-    return shipped[str(where)]
+  names = shipped()
+  if str(where) in names:
+    return names[str(where)]
   raise errors.UserError(
     f"{where} holds no checkpoint and no weights: {path}/config.json cannot "
     "be read; train there first with --mode=train, or give a folder that "
     "dsl_jax.convert wrote, or the name of a shipped model, one of: "
-    f"{', '.join(sorted(shipped)) or 'none yet'}."
+    f"{', '.join(sorted(names)) or 'none yet'}."
   )
 
 
