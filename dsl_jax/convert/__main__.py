@@ -30,10 +30,9 @@ _KNOWN = {27: ("text8", 256), 34: ("text8-mdlm", 256), 50257: ("gpt2", 1024)}
 
 def _load_run(args):
   """Returns the newest weights of a run, the run, and options of `save`."""
-  run = workdir_lib.stored(args.source)
   params, step = checkpoint.restore_params(args.source, ema=not args.raw)
   print(f"{args.source}: the weights of step {step}", flush=True)
-  run = run._replace(step=step)
+  run = workdir_lib.stored(args.source)._replace(step=step)
   return params, run, {"clean_snr": args.clean_snr or run.config.clean_snr}
 
 
