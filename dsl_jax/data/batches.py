@@ -57,24 +57,19 @@ def batch_at(
   *,
   batch_size: int,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  shard: slice = slice(None),
 ) -> np.ndarray:
-  """Returns this process's rows of a step's batch, the first step being 0.
+  """Returns the rows of a step's batch, int32 [B, L], the first step being 0.
 
-  Processes have equal, consecutive shards: int32 [batch_size /
-  process_count, L].
+  A process reads only the `shard` of the batch that its devices hold.
   """
   N = len(packed.tokens_NL)
-  if not 1 <= batch_size <= N or batch_size % process_count:
+  if not 1 <= batch_size <= N:
     raise ValueError(
-      f"batch_size is {batch_size} but the data have {N} rows; choose one of "
-      f"1..{N} that is divisible by process_count, which is {process_count}."
+      f"batch_size is {batch_size} but the data have {N} rows; use 1 to {N}."
     )
-  shard_size = batch_size // process_count
-  first = step * batch_size + process_index * shard_size
-  rows = row_at(np.arange(first, first + shard_size), N, seed)
-  return np.asarray(packed.tokens_NL[rows], np.int32)
+  samples = step * batch_size + np.arange(batch_size)[shard]
+  return np.asarray(packed.tokens_NL[row_at(samples, N, seed)], np.int32)
 
 
 def eval_batches(

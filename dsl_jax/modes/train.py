@@ -65,7 +65,7 @@ def make_loader(
 
   Every process loads only the rows of its own devices.
   """
-  c, num_shards = cfg.train, sharding_lib.num_row_shards(mesh)
+  c = cfg.train
   whole = sharding_lib.replicated(mesh)
   by_rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
 
@@ -76,8 +76,7 @@ def make_loader(
         step,
         batch_size=c.batch_size,
         seed=cfg.data.seed,
-        process_index=(index[0].start or 0) * num_shards // c.batch_size,
-        process_count=num_shards,
+        shard=index[0],
       )
 
     shape = c.batch_size, cfg.data.length
