@@ -331,7 +331,8 @@ def test_every_process_loads_the_rows_of_its_devices(monkeypatch):
   cfg = dataclasses.replace(CFG, data=config_lib.Data(length=3))
   (array,), _ = train.make_loader(cfg, mesh, rows)((0, 1))
   np.testing.assert_array_equal(array, rows)
-  assert sorted({shard[0] for shard in shards}) == [0, 6, 12, 18]  # by model
+  # Devices along model have the same rows.
+  assert sorted({shard[0] for shard in shards}) == [0, 6, 12, 18]
   assert all(len(shard) == 2 for shard in shards)
   assert {s.data.shape for s in array.addressable_shards} == {(2, 3)}
   # A batch for evaluation lies over all axes, filled up with zeros.

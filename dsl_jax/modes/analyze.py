@@ -226,8 +226,8 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     errors.require("matplotlib.figure", "demo")
     for section in _watched_sections(cfg):
       named_samplers.check(dataclasses.replace(cfg, sample=section))
-    packed = prepare.open_rows(cfg, cfg.eval.split)
-    rows_NL = trained.draw_rows(packed, cfg.eval.sequences, cfg.seed)
+    held_out = prepare.open_rows(cfg, cfg.eval.split).tokens_NL
+    rows_NL = trained.draw_rows(held_out, cfg.eval.sequences, cfg.seed)
     params, step = trained.restore(cfg, workdir)
     run = Run(cfg, params, rows_NL)
     if cfg.eval.control:

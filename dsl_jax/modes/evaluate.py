@@ -152,8 +152,8 @@ def _best_ngram(cfg, *splits):
     np.int64(split.tokens_NL[:, edge : cfg.data.length - edge])
     for split in splits
   )
-  numbers = packing.Packed(np.arange(len(test_NL))[:, None], {})
-  drawn_N = trained.draw_rows(numbers, cfg.eval.sequences, cfg.seed)[:, 0]
+  drawn_N = np.arange(len(test_NL))
+  drawn_N = trained.draw_rows(drawn_N, cfg.eval.sequences, cfg.seed)
   models = ngrams.probabilities(
     train_NL.ravel(), test_NL.ravel(), cfg.net.vocab_size, 6
   )
@@ -245,7 +245,7 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     else:
       train_rows = prepare.open_rows(cfg, "train")
       test_rows = prepare.open_rows(cfg, c.split)
-      rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
+      rows_NL = trained.draw_rows(test_rows.tokens_NL, c.sequences, cfg.seed)
       data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
     params, step = trained.restore(cfg, workdir, data_hash)
 

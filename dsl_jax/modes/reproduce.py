@@ -384,7 +384,9 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       )
       errors.require("faiss", "eval")  # for MAUVE
       judge = perplexity.CausalJudge(cfg.eval.judge)
-      human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
+      human = _decode(
+        trained.draw_rows(packed.tokens_NL, num, cfg.seed), tokenizer
+      )
       human_ND = _features(judge, human)
 
   for job in unscored:

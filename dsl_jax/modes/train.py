@@ -115,7 +115,9 @@ def make_held_out_loss(
 
   arguments: list[tuple] = []
   limit = cfg.eval.batch_size * cfg.train.eval_batches
-  for batch in batches.eval_batches(held_out, cfg.eval.batch_size, limit):
+  for batch in batches.eval_batches(
+    held_out.tokens_NL, cfg.eval.batch_size, limit
+  ):
     tokens_BL, mask_BL = (sharding_lib.put_batch(mesh, x) for x in batch)
     number = jax.device_put(np.int32(len(arguments)), whole)
     arguments.append((tokens_BL, mask_BL, number))

@@ -33,22 +33,19 @@ from dsl_jax.runtime import workdir as workdir_lib
 _SIZES = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
 
 
-def draw_rows(packed: packing.Packed, count: int, seed: int) -> np.ndarray:
-  """Draws rows without replacement, int32 [N, L]; all if there are fewer, or 0.
-
-  All rows are every row once.
-  """
-  N = len(packed.tokens_NL)
+def draw_rows(rows_NL: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Draws rows without replacement; each once if there are fewer, or for 0."""
+  N = len(rows_NL)
   rows = batches.row_at(np.arange(min(count or N, N)), N, seed)
-  return np.asarray(packed.tokens_NL[rows], np.int32)
+  return np.asarray(rows_NL[rows], np.int32)
 
 
 def batched(
   cfg: config_lib.Config, rows_NL: np.ndarray, stream: str, size: int = 0
 ) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
   """Yields a key of the stream, tokens_BL, and valid_B, false at padding."""
-  packed, key = packing.Packed(rows_NL, {}), state_lib.stream(cfg.seed, stream)
-  pairs = list(batches.eval_batches(packed, size or cfg.eval.batch_size))
+  key = state_lib.stream(cfg.seed, stream)
+  pairs = list(batches.eval_batches(rows_NL, size or cfg.eval.batch_size))
   progress = tqdm.tqdm(pairs, stream, unit="batch", leave=False)
   for i, (tokens_BL, mask_BL) in enumerate(progress):
     yield jax.random.fold_in(key, i), tokens_BL, mask_BL.any(axis=1)
