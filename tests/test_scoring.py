@@ -354,11 +354,11 @@ def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
   drawn = []
   draw = named_samplers.draw
 
-  def counted(cfg, params, section, num, **kwargs):
+  def counted(cfg, params, requests):
     if len(drawn) == 2:
       raise KeyboardInterrupt
-    drawn.append((section.path, section.steps))
-    return draw(cfg, params, section, num, **kwargs)
+    drawn.append((cfg.sample.path, cfg.sample.steps))
+    return draw(cfg, params, requests)
 
   monkeypatch.setattr(named_samplers, "draw", counted)
   table = "--table=owt_mauve:4,20"

@@ -138,8 +138,9 @@ def changes(run: Run) -> dict:
   numbers = {}
   for section in _watched_sections(run.cfg):
     counter, size = Changes(), section.batch_size
-    named_samplers.draw(
-      run.cfg, run.params, section, size, rows=1, callback=counter
+    cfg = dataclasses.replace(run.cfg, sample=section)
+    named_samplers.sample_batch(
+      cfg, run.params, 0, size, rows=1, callback=counter
     )
     entry = {"steps": section.steps, "samples": size}
     for name in ("rewrites", "remasks"):

@@ -77,10 +77,8 @@ class Page:
 
   def _configure(self, settings) -> config_lib.Config:
     names = "path", "steps", "temperature", "top_p", "seed"
-    values = config_lib.to_config_dict(self._config).to_dict()
-    values["sample"] |= dict(zip(names, settings, strict=True))
-    cfg = config_lib.from_config_dict(values)
-    named_samplers.check(cfg)
+    keys = dict(zip(names, settings, strict=True))
+    cfg = named_samplers.configure(self._config, keys)
     if cfg.sample.steps > _STEPS:
       steps = f"sample.steps is {cfg.sample.steps}"
       raise errors.UserError(f"{steps}; use at most {_STEPS} on this page.")

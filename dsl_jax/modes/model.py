@@ -16,7 +16,6 @@ from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
-from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 _DRAWS = 64  # noise draws of a score, over all rows of the text
@@ -54,11 +53,9 @@ class Model(NamedTuple):
       **settings: other keys, such as temperature; by default the run's.
     """
     keys = {"num": num, "path": path, "steps": steps, "seed": seed}
-    values = config_lib.to_config_dict(self.config).to_dict()
-    values["sample"] |= settings | keys | {"prompt": prompt}
+    keys = settings | keys | {"prompt": prompt}
     with errors.user_errors():
-      cfg = config_lib.from_config_dict(values)
-      named_samplers.check(cfg)
+      cfg = named_samplers.configure(self.config, keys)
       request = prompts.parse(
         prompt,
         self.tokenizer,
@@ -66,25 +63,12 @@ class Model(NamedTuple):
         wrap=cfg.data.wrap,
         name="prompt",
       )
-      curve = None
-      if path == "information":
-        curve = named_samplers.measure_curve(cfg, self.params)
-    mesh = sharding_lib.make_mesh(cfg.mesh)
-    section = dataclasses.replace(
-      cfg.sample, batch_size=min(num, cfg.sample.batch_size)
-    )
-    size = named_samplers.batch_size(section, mesh)
-    tokens_NL, _ = named_samplers.draw(
-      cfg,
-      self.params,
-      section,
-      num,
-      mesh=mesh,
-      prompt_mask_BL=np.tile(request.prompt_mask_L, (size, 1)),
-      prompt_BL=np.tile(request.tokens_L, (size, 1)),
-      curve=curve,
-    )
-    return [trained.decode(cfg, self.tokenizer, row) for row in tokens_NL]
+    batches = named_samplers.draw(cfg, self.params, [request] * num)
+    return [
+      trained.decode(cfg, self.tokenizer, tokens_L)
+      for tokens_BL, _ in batches
+      for tokens_L in tokens_BL
+    ]
 
   def score(self, text: str, seed: int = 0) -> estimate.Estimate:
     """Returns the bits per character of a text, with their standard error.

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax.data import corpora, prepare
+from dsl_jax.data import corpora, prepare, prompts
 from dsl_jax.modes import named_samplers, trained, zero_shot
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
@@ -280,18 +280,19 @@ def _their_texts(entries, tokenizer):
   return Texts([entry["text"] for entry in entries], ids)
 
 
-def _draw(cfg, params, mesh, tokenizer, section, path):
+def _draw(cfg, params, tokenizer, section, path):
   """Draws the samples of a cell, or reads them; and what it took."""
   effort = path.with_suffix(".json")
 
   def make():
     began = time.monotonic()
-    tokens_NL, calls = named_samplers.draw(
-      cfg, params, section, cfg.eval.samples, mesh=mesh
-    )
-    entry = {"calls": calls, "seconds": time.monotonic() - began}
+    request = prompts.parse("", tokenizer, cfg.data.length, name="")
+    requests = [request] * cfg.eval.samples
+    with_section = dataclasses.replace(cfg, sample=section)
+    tokens, calls = zip(*named_samplers.draw(with_section, params, requests))
+    entry = {"calls": sum(calls), "seconds": time.monotonic() - began}
     storage.write_json(effort, entry)
-    return tokens_NL
+    return np.concatenate(tokens)
 
   tokens_NL = _cached(path, make)
   return _decode(tokens_NL, tokenizer), storage.read_json(effort)
@@ -302,12 +303,11 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   sections, num = parse(cfg), cfg.eval.samples
   for section in sections.values():
     named_samplers.check(dataclasses.replace(cfg, sample=section))
-  mesh = sharding_lib.make_mesh(cfg.mesh)
   params, step = trained.restore(cfg, workdir)
   folder = storage.to_path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}
-  draw = functools.partial(_draw, cfg, params, mesh, tokenizer)
+  draw = functools.partial(_draw, cfg, params, tokenizer)
   jobs, missing = {}, []
   for (sampler, column), section in sections.items():
     stem = f"{sampler}-{column:g}"
@@ -318,7 +318,8 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
     jobs[sampler, column] = Job(scores, made | judged, texts)
     if not tokens.exists():
       missing.append(section)
-  batch = named_samplers.batch_size(cfg.sample, mesh)
+  mesh = sharding_lib.make_mesh(cfg.mesh)
+  batch = named_samplers.batch_size(cfg, num, mesh)
   calls = sum(math.ceil(num / batch) * section.steps for section in missing)
   print(
     f"{len(jobs)} cells of {num} samples of {cfg.data.length} tokens: "
