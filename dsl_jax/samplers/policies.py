@@ -92,29 +92,23 @@ def _remask_low_confidence(
 
 
 def remask_low_confidence(
-  key: jax.Array,
-  num_steps: int,
-  *,
-  strength: float = 1.0,
-  soft_snr: float = 0.0,
+  key: jax.Array, num_steps: int, *, soft_snr: float = 0.0
 ) -> Policy:
   """ReMDM-conf: remasks committed tokens of low confidence more often.
 
-  A committed token falls with probability
-  sigma_i = strength sigma_max softmax_i(-p_i), the softmax over the committed
-  tokens of a sequence and p_i the probability when it was drawn; a masked one
-  is revealed with (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307). The
-  authors' p_i is the one after the nucleus: confidence="truncated".
+  A committed token falls with probability sigma_i = sigma_max softmax_i(-p_i),
+  the softmax over the committed tokens of a sequence and p_i the probability
+  when it was drawn; a masked one is revealed with
+  (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307). The authors' p_i is
+  the one after the nucleus: confidence="truncated".
 
   Args:
     num_steps: T of the path it is used with.
-    strength: in [0, 1].
     soft_snr: what remasked tokens fall to, 0 for the mask.
   """
   checks.key(key)
-  checks.probability("strength", strength)
   checks.not_negative("soft_snr", soft_snr)
-  hide, _ = paths.rates(num_steps, kind="rescale", eta=strength)
+  hide, _ = paths.rates(num_steps, kind="rescale", eta=1.0)
   _, reveal = paths.rates(num_steps, kind="cap", eta=0.0)
   soft = jnp.float32(soft_snr)
   rates = _pad(hide), _pad(reveal)
