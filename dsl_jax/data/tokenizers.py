@@ -274,9 +274,6 @@ class SentencePieceTokenizer(Tokenizer):
     start = len(self._model.encode(_UNKNOWN))
     return self.encode(_UNKNOWN + text)[start:]
 
-  def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [self.encode(text) for text in texts]
-
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self._markers.decode(ids, self._model.decode)
 

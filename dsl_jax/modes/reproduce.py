@@ -62,17 +62,6 @@ class Job(NamedTuple):
   texts: Callable[[], tuple[Texts, dict]]  # and what it took to draw them
 
 
-def _cached(path, make):
-  """Returns the array in a file, made and written as a whole if missing."""
-  if not path.exists():
-    array = make()
-    storage.make_folder(path.parent)
-    with storage.replacing(path) as file:
-      np.save(file, array)
-  with errors.reading(str(path), _FIX):
-    return np.load(storage.local(path))
-
-
 def _features(judge, texts):
   """Features of texts under a judge."""
   progress = tqdm.tqdm(texts.words, "features", unit="text", leave=False)
@@ -280,22 +269,21 @@ def _their_texts(entries, tokenizer):
   return Texts([entry["text"] for entry in entries], ids)
 
 
-def _draw(cfg, params, tokenizer, section, path):
-  """Draws the samples of a cell, or reads them; and what it took."""
-  effort = path.with_suffix(".json")
-
-  def make():
+def _draw(cfg, params, tokenizer, path):
+  """Draws the samples of a cell unless its file is there; and their cost."""
+  cost = path.with_suffix(".json")
+  if not path.exists():
     began = time.monotonic()
     request = prompts.parse("", tokenizer, cfg.data.length, name="")
-    requests = [request] * cfg.eval.samples
-    with_section = dataclasses.replace(cfg, sample=section)
-    tokens, calls = zip(*named_samplers.draw(with_section, params, requests))
-    entry = {"calls": sum(calls), "seconds": time.monotonic() - began}
-    storage.write_json(effort, entry)
-    return np.concatenate(tokens)
-
-  tokens_NL = _cached(path, make)
-  return _decode(tokens_NL, tokenizer), storage.read_json(effort)
+    batches = named_samplers.draw(cfg, params, [request] * cfg.eval.samples)
+    tokens, calls = zip(*batches)
+    seconds = time.monotonic() - began
+    storage.write_json(cost, {"calls": sum(calls), "seconds": seconds})
+    with storage.replacing(path) as file:
+      np.save(file, np.concatenate(tokens))
+  with errors.reading(str(path), _FIX):
+    tokens_NL = np.load(storage.local(path))
+  return _decode(tokens_NL, tokenizer), storage.read_json(cost)
 
 
 def _table_jobs(cfg, workdir, tokenizer, judged):
@@ -307,14 +295,14 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   folder = storage.to_path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}
-  draw = functools.partial(_draw, cfg, params, tokenizer)
   jobs, missing = {}, []
   for (sampler, column), section in sections.items():
     stem = f"{sampler}-{column:g}"
     made = run | {"settings": dataclasses.asdict(section)}
     tokens = folder / f"{stem}-{trained.digest(made)}.npy"
     scores = folder / f"{stem}-{trained.digest(made | judged)}-scores.json"
-    texts = functools.partial(draw, section, tokens)
+    cell = dataclasses.replace(cfg, sample=section)
+    texts = functools.partial(_draw, cell, params, tokenizer, tokens)
     jobs[sampler, column] = Job(scores, made | judged, texts)
     if not tokens.exists():
       missing.append(section)
@@ -391,10 +379,10 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       human_ND = _features(judge, human)
 
   for job in unscored:
-    samples, effort = job.texts()
+    samples, cost = job.texts()
     with errors.user_errors():
       scores = _score(samples, human, human_ND, judge)
-    scores |= job.identity | effort
+    scores |= job.identity | cost
     storage.write_json(job.scores, scores)
   results = {k: _read_scores(job.scores) for k, job in jobs.items()}
   if text:
