@@ -88,9 +88,6 @@ def path_nats(
 
   Returns:
     nats_BL, f32, by position.
-
-  Raises:
-    ValueError: the path falls anywhere or is not a path.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.positive("clean_snr", clean_snr)
@@ -160,9 +157,6 @@ def integral_nats(
 
   Args:
     snr_grid: increasing, finite SNRs; the last one is the cut-off T.
-
-  Returns:
-    nats_B and stderr_B, f32.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.snr_grid(snr_grid)
@@ -206,9 +200,6 @@ def endpoint_nats(
   It is L E_{k ~ U{0..L-1}}[mean cross-entropy when k tokens are visible], and
   equals MDLM's 1/t-weighted NELBO and the autoregressive bound averaged over
   orders.
-
-  Returns:
-    nats_B and stderr_B, f32.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.positive("clean_snr", clean_snr)

@@ -107,8 +107,7 @@ def conditional_probabilities(
   calls and less context.
 
   Args:
-    key: chooses the groups.
-    groups: network calls, 1 to L.
+    groups: network calls, 1 to L; the key chooses their tokens.
 
   Returns:
     p_BL, f32: probability of the given token; best_BL, int32: the most probable
@@ -143,17 +142,11 @@ def loss_by_snr(
   denoiser: Denoiser,
   snr_grid: jax.Array,
 ) -> jax.Array:
-  """Cross-entropy with all tokens at one SNR.
+  """Cross-entropy with all tokens at one SNR, nats_TB, per token.
 
   Two denoisers given one key see the same noise, which makes their difference
   more precise than either: the probe of the invariance theorem, by which a
   denoiser gains nothing from the SNR as an input.
-
-  Args:
-    snr_grid: finite SNRs, [T].
-
-  Returns:
-    nats_TB, f32, per token.
   """
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 

@@ -96,10 +96,8 @@ def truncate(
   """Returns logits after temperature and nucleus, 0 at the largest of a row.
 
   Args:
-    logits_NV: f32.
     temperature: divides the logits; 0 takes the arg-max.
-    top_p: nucleus mass in (0, 1], applied after the temperature.
-    strict: the nucleus rule, see `nucleus`.
+    top_p, strict: see `nucleus`.
   """
   gap_NV = logits_NV - jnp.max(logits_NV, axis=-1, keepdims=True)
   scaled_NV = _divide(gap_NV, temperature)
@@ -121,7 +119,6 @@ def draw(
 
   Args:
     key_N: a typed random key for every row.
-    logits_NV: f32.
     truncated: which probability is returned.
     **how: temperature, top_p and strict, see `truncate`.
 

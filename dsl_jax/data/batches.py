@@ -2,9 +2,8 @@
 
 The global sample number i = step * batch_size + j belongs to epoch i // N and
 is row P(i mod N), where P is a permutation keyed by (seed, epoch). Nothing is
-stored and nothing is dropped: a batch may span two epochs, a resumed job sees
-what it would have seen, and the number of processes changes only which process
-reads which rows.
+stored and nothing is dropped: a batch may span two epochs, and a resumed job
+sees what it would have seen, on any number of processes.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Fixed-length token rows on disk: `SPLIT.bin` and `SPLIT.json`.
 
-The data file is little-endian int32 [N, L]. The manifest tells what the rows
-were made from and has the sha256 of the data, of every 16 MiB block of them,
-and of itself. It is written last: a split with a manifest is finished.
+The data file is little-endian int32 [N, L]. The manifest, which is written
+last, tells what the rows were made from and has the sha256 of the data, of
+every 16 MiB block of them, and of itself.
 """
 
 import collections

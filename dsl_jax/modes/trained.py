@@ -65,10 +65,7 @@ def jit(cfg: config_lib.Config, function: Callable, **options) -> Callable:
 def map_rows(
   cfg: config_lib.Config, function: Callable, rows_NL: np.ndarray, stream: str
 ) -> Any:
-  """Returns function(key, tokens_BL), a tree of [B, ...], of all rows.
-
-  Batches lie over the devices, their keys are of the stream.
-  """
+  """Returns function(key, tokens_BL), a tree of [B, ...], of all rows."""
   mesh = sharding_lib.make_mesh(cfg.mesh)
   trees = []
   for key, tokens, valid_B in batched(cfg, rows_NL, stream):
@@ -200,7 +197,7 @@ def text_rows(
 ) -> tuple[np.ndarray, dict[str, int]]:
   """Splits the file eval.text into rows as the corpus was, int32 [N, L].
 
-  Returns them and what they count; "dropped" tokens are those after them.
+  Their counts have the tokens after the last row as "dropped".
   """
   ids, counts = text_ids(cfg, tokenizer)
   inner = cfg.data.length - 2 * cfg.data.wrap

@@ -9,9 +9,8 @@ even one token at a time: likely tokens are committed more often than they are
 drawn. most_confident(1) with confidence="entropy" keeps it: the entropy does
 not depend on the draw.
 
-A plain function gets a candidate at
-every open position in every step. A `Policy` says when it needs them, so that
-other steps need no extra computation.
+A plain function gets a candidate at every open position in every step, which is
+extra computation; a `Policy` says when it needs them.
 """
 
 from typing import NamedTuple, Protocol
@@ -102,9 +101,8 @@ def remask_low_confidence(
   (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307). The authors' p_i is
   the one after the nucleus: confidence="truncated".
 
-  Args:
-    num_steps: T of the path it is used with.
-    soft_snr: what remasked tokens fall to, 0 for the mask.
+  num_steps is T of the path it is used with, soft_snr what remasked tokens fall
+  to, 0 for the mask.
   """
   checks.key(key)
   checks.not_negative("soft_snr", soft_snr)
@@ -137,7 +135,6 @@ def commit(path_TBL: jax.Array, row: int, least: float) -> Policy:
 
   Args:
     path_TBL: the path given to `generate`.
-    row: index of the row that is the commitment.
     least: confidence, a probability, from which a token is committed.
   """
   if not 0 < checks.count("row", row) < len(path_TBL):

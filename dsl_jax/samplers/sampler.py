@@ -308,9 +308,6 @@ def sample(
     callback: called with (steps done, state) after every segment.
     sharding: of arrays whose first axis is the batch, or None.
     **options: of `generate`, as the other arguments.
-
-  Raises:
-    ValueError: as `generate`, or rows below 1.
   """
   rows = checks.count("rows", rows)
   how = Options(denoiser=denoiser, clean_snr=clean_snr, **options)
