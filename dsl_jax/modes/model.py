@@ -1,6 +1,7 @@
 """A trained model to sample and to score from Python: `dsl_jax.load`."""
 
 import dataclasses
+import functools
 import math
 import os
 from typing import NamedTuple
@@ -76,31 +77,27 @@ class Model(NamedTuple):
     They are the masked bound (`likelihood.endpoint_nats`) of the rows of the
     text, of which the last may be shorter. The error is that of the noise.
     """
-    cfg, tokenizer = self.config, self.tokenizer
+    cfg = dataclasses.replace(self.config, seed=seed)
+    tokenizer = self.tokenizer
     with errors.user_errors():
       ids = trained.encode(text, tokenizer)
       if not len(ids):
         raise errors.UserError(f"text is {text!r}; give one with tokens.")
     inner = cfg.data.length - 2 * cfg.data.wrap
     count = len(ids) // inner
-    edge, draws = count * inner, max(2, _DRAWS // (count + 1))
+    score = functools.partial(
+      _endpoint_nats,
+      self.params,
+      denoiser=self.denoiser,
+      clean_snr=self.clean_snr,
+      draws=max(2, _DRAWS // (count + 1)),
+    )
+    edge, nats, variance = count * inner, 0.0, 0.0
     parts = ids[:edge].reshape(count, inner), ids[None, edge:]
-    nats = variance = 0.0
     for rows_NL in (part for part in parts if part.size):
       if cfg.data.wrap:
         rows_NL = packing.add_markers(rows_NL, tokenizer)
-      size = min(len(rows_NL), cfg.eval.batch_size)
-      scored = dataclasses.replace(
-        cfg, seed=seed, eval=dataclasses.replace(cfg.eval, batch_size=size)
-      )
-
-      def score_batch(key, tokens_BL):
-        options = {"denoiser": self.denoiser, "clean_snr": self.clean_snr}
-        return _endpoint_nats(
-          self.params, key, tokens_BL, draws=draws, **options
-        )
-
-      nats_N, stderr_N = trained.map_rows(scored, score_batch, rows_NL, "score")
+      nats_N, stderr_N = trained.map_rows(cfg, score, rows_NL, "score")
       nats += float(nats_N.sum())
       variance += float(np.square(stderr_N).sum())
     is_normalised = isinstance(tokenizer, tokenizers.CharTokenizer)

@@ -41,11 +41,12 @@ def draw_rows(rows_NL: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def batched(
-  cfg: config_lib.Config, rows_NL: np.ndarray, stream: str, size: int = 0
+  cfg: config_lib.Config, rows_NL: np.ndarray, stream: str
 ) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
   """Yields a key of the stream, tokens_BL, and valid_B, false at padding."""
   key = state_lib.stream(cfg.seed, stream)
-  pairs = list(batches.eval_batches(rows_NL, size or cfg.eval.batch_size))
+  size = min(cfg.eval.batch_size, len(rows_NL))
+  pairs = list(batches.eval_batches(rows_NL, size))
   progress = tqdm.tqdm(pairs, stream, unit="batch", leave=False)
   for i, (tokens_BL, mask_BL) in enumerate(progress):
     yield jax.random.fold_in(key, i), tokens_BL, mask_BL.any(axis=1)
