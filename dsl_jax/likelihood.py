@@ -19,7 +19,6 @@ import numpy as np
 
 from dsl_jax.core import channel, checks, laws, paths, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.nets.denoiser import Denoiser
 
 GROUP = 4  # sequences that share strata
 
@@ -70,7 +69,7 @@ def path_nats(
   tokens_BL: jax.Array,
   path: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
 ) -> jax.Array:
   """One draw of the bound along a sampler's path, for that sampler.
@@ -144,7 +143,7 @@ def integral_nats(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
   draws: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
@@ -191,7 +190,7 @@ def endpoint_nats(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   draws: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
@@ -227,7 +226,7 @@ def mmse_curve(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
   by_sequence: bool = False,
 ) -> jax.Array:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from dsl_jax.core import channel, laws, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.nets.denoiser import Denoiser
 
 
 def _best(params, h_BLM, denoiser):
@@ -28,7 +27,7 @@ def hidden_predictions(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Predicts the hidden tokens of random endpoints, for calibration.
@@ -50,7 +49,7 @@ def repair(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   rate: float,
   snr: float,
   clean_snr: float,
@@ -97,7 +96,7 @@ def conditional_probabilities(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   groups: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -139,7 +138,7 @@ def loss_by_snr(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
 ) -> jax.Array:
   """Cross-entropy with all tokens at one SNR, nats_TB, per token.

@@ -45,7 +45,6 @@ class Changes:
   """A callback of the sampler that counts rewrites and remasks.
 
   A rewrite commits another token than was committed before at its position.
-  A remask masks a committed token again.
   """
 
   rewrites_BL: np.ndarray | int = 0

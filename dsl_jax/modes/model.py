@@ -110,10 +110,7 @@ def load(where: str | os.PathLike) -> Model:
 
   Args:
     where: a workdir, a folder that `dsl_jax.convert` wrote, or the name of a
-      shipped model.
-
-  Raises:
-    ValueError: there is none, or it does not fit its tokenizer; one sentence.
+      shipped model. A ValueError tells what is wrong with it.
   """
   where = os.fspath(where)
   with errors.user_errors():

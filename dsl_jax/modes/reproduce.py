@@ -1,7 +1,4 @@
-"""Scores of texts, and published tables from a checkpoint of one's own.
-
-Scores are MAUVE, Gen-PPL by two protocols, and diversity.
-"""
+"""Scores of texts, and published tables from a checkpoint of one's own."""
 
 import contextlib
 import dataclasses

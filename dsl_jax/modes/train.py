@@ -61,10 +61,7 @@ def open_run(cfg: config_lib.Config, workdir: str):
 def make_loader(
   cfg: config_lib.Config, mesh: jax.sharding.Mesh, packed: packing.Packed
 ) -> Callable:
-  """Returns (first step, count) -> batches of one call, and the count.
-
-  Every process loads only the rows of its own devices.
-  """
+  """Returns (first step, count) -> batches of one call, and the count."""
   c = cfg.train
   whole = sharding_lib.replicated(mesh)
   by_rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)

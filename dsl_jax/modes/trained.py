@@ -173,10 +173,7 @@ def decode(
 def text_ids(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
 ) -> tuple[np.ndarray, dict[str, int]]:
-  """Returns the tokens of eval.text, int32 [n], n >= 1, and what they count.
-
-  The documents of the file are read and encoded as those of a corpus.
-  """
+  """Returns the tokens of eval.text, int32 [n], n >= 1, and what they count."""
   name, counts = f"eval.text {cfg.eval.text!r}", collections.Counter[str]()
   with (
     tempfile.TemporaryDirectory() as cache,

@@ -42,11 +42,7 @@ def parse(table: str) -> dict[str, str]:
 
 
 def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
-  """Scores the sets of eval.table; writes WORKDIR/zero_shot-HASH.json.
-
-  Every set is read with its detokenizer and has an EOS after every document;
-  rows are made as those of training.
-  """
+  """Scores the sets of eval.table; writes WORKDIR/zero_shot-HASH.json."""
   places, scored = parse(cfg.eval.table), {}
   with errors.user_errors():
     tokenizer = prepare.load_tokenizer(cfg)

@@ -16,7 +16,6 @@ import numpy as np
 from dsl_jax.core import channel, checks, paths, sphere
 from dsl_jax.core.paths import algebra
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import policies
 from dsl_jax.samplers import step as step_lib
 from dsl_jax.samplers.step import Options, State
@@ -255,7 +254,7 @@ def generate(
   key: jax.Array,
   path_TBL: checks.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   **options,
 ) -> jax.Array:
@@ -289,7 +288,7 @@ def sample(
   key: jax.Array,
   path_TBL: checks.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   rows: int = SEGMENT_ROWS,
   callback: Callable[[int, State], None] | None = None,
