@@ -159,8 +159,8 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     "marks": marks,
   }
   if jax.process_index() == 0:
-    made = trained.digest([cfg.eval.text, ids.tolist(), cfg.eval.suspicion])
-    name = f"correct-{pathlib.Path(cfg.eval.text).stem}-{made}"
+    digest = trained.digest([cfg.eval.text, ids.tolist(), cfg.eval.suspicion])
+    name = f"correct-{pathlib.Path(cfg.eval.text).stem}-{digest}"
     storage.write_json(f"{workdir}/{name}.json", result)
     storage.write_text(f"{workdir}/{name}.txt", tokenizer.decode(repaired))
     print(show(ids, repaired, marks, pieces))

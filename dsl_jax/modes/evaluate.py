@@ -225,9 +225,9 @@ def _target(cfg, workdir, result, rows_NL):
     if not smaller and set(old.get("bounds", ())) <= set(result["bounds"]):
       return path
   rows = hashlib.sha256(np.ascontiguousarray(rows_NL)).hexdigest()
-  made = [result["split"], result["settings"], rows]
+  identity = [result["split"], result["settings"], rows]
   stem = pathlib.Path(cfg.eval.text or cfg.eval.split).stem
-  return path.with_name(f"eval-{stem}-{trained.digest(made)}.json")
+  return path.with_name(f"eval-{stem}-{trained.digest(identity)}.json")
 
 
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:

@@ -295,12 +295,12 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   jobs, missing = {}, []
   for (sampler, column), section in sections.items():
     stem = f"{sampler}-{column:g}"
-    made = run | {"settings": dataclasses.asdict(section)}
-    tokens = folder / f"{stem}-{trained.digest(made)}.npy"
-    scores = folder / f"{stem}-{trained.digest(made | judged)}-scores.json"
+    identity = run | {"settings": dataclasses.asdict(section)}
+    tokens = folder / f"{stem}-{trained.digest(identity)}.npy"
+    scores = folder / f"{stem}-{trained.digest(identity | judged)}-scores.json"
     cell = dataclasses.replace(cfg, sample=section)
     texts = functools.partial(_draw, cell, params, tokenizer, tokens)
-    jobs[sampler, column] = Job(scores, made | judged, texts)
+    jobs[sampler, column] = Job(scores, identity | judged, texts)
     if not tokens.exists():
       missing.append(section)
   mesh = sharding_lib.make_mesh(cfg.mesh)
@@ -354,8 +354,8 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
     if text:
       digest = trained.digest([x.get("ids", x["text"]) for x in entries])
       identity = {"texts": text, "texts_digest": digest, **judged}
-      made = trained.digest(identity)
-      name = f"{pathlib.Path(text).stem}-{made}-scores.json"
+      digest = trained.digest(identity)
+      name = f"{pathlib.Path(text).stem}-{digest}-scores.json"
       texts = _their_texts(entries, tokenizer)
       job = Job(folder / name, identity, lambda: (texts, {}))
       jobs: dict = {text: job}

@@ -50,13 +50,13 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
       c = dataclasses.replace(
         cfg.eval, text=place, detokenizer=SETS[name][1], bounds="endpoint"
       )
-      of_set = dataclasses.replace(cfg, eval=c)
-      scored[name] = of_set, *trained.text_rows(of_set, tokenizer)
+      set_cfg = dataclasses.replace(cfg, eval=c)
+      scored[name] = set_cfg, *trained.text_rows(set_cfg, tokenizer)
     params, step = trained.restore(cfg, workdir)
   results = {}
-  for name, (of_set, rows_NL, counts) in scored.items():
-    of_set, bounds = evaluate.measure(of_set, params, rows_NL, counts)
-    result = trained.describe(of_set, step, rows_NL, places[name])
+  for name, (set_cfg, rows_NL, counts) in scored.items():
+    set_cfg, bounds = evaluate.measure(set_cfg, params, rows_NL, counts)
+    result = trained.describe(set_cfg, step, rows_NL, places[name])
     results[name] = result | {"source": counts, "bounds": bounds}
   if jax.process_index() == 0:
     print(
@@ -68,5 +68,5 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
         f"{name:<12}{row['perplexity']:>12.2f}{row['perplexity_stderr']:>9.2g}"
         f"{SETS[name][2]:>9.2f}{result['sequences']:>9}"
       )
-    made = trained.digest([places, cfg.seed, cfg.eval.draws])
-    storage.write_json(f"{workdir}/zero_shot-{made}.json", results)
+    digest = trained.digest([places, cfg.seed, cfg.eval.draws])
+    storage.write_json(f"{workdir}/zero_shot-{digest}.json", results)

@@ -85,9 +85,9 @@ def _remask_low_confidence(
   weight = jnp.where(committed, -confidence_BL, -jnp.inf)
   weight = jax.nn.softmax(weight, axis=-1)
   u = jax.random.uniform(jax.random.fold_in(key, step), snr_BL.shape)
-  fallen = jnp.where(u < hide_T[step] * weight, soft, snr_BL)
-  risen = jnp.where(u < reveal_T[step], jnp.inf, snr_BL)
-  return jnp.where(committed, fallen, risen)
+  remasked = jnp.where(u < hide_T[step] * weight, soft, snr_BL)
+  revealed = jnp.where(u < reveal_T[step], jnp.inf, snr_BL)
+  return jnp.where(committed, remasked, revealed)
 
 
 def remask_low_confidence(

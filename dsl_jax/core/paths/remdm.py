@@ -90,12 +90,12 @@ def remask(
   checks.not_negative("soft_snr", soft_snr)
   shape = (checks.count("batch", batch), checks.count("length", length))
   hide, reveal = rates(num_steps, kind=kind, eta=eta)
-  masked, visible, fallen = (jnp.uint8(i) for i in range(3))
+  masked, visible, remasked = (jnp.uint8(i) for i in range(3))
 
   def step(level, inputs):
     key, hide, reveal = inputs
     u = jax.random.uniform(key, shape)
-    down = jnp.where(u < hide, fallen, visible)
+    down = jnp.where(u < hide, remasked, visible)
     up = jnp.where(u < reveal, visible, level)
     level = jnp.where(level == visible, down, up)
     return level, level
