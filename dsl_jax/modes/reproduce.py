@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 from dsl_jax.data import corpora, prepare, prompts
-from dsl_jax.modes import named_samplers, trained, zero_shot
+from dsl_jax.modes import evaluate, named_samplers, trained
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
@@ -322,7 +322,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
   are other files. With eval.text, scores those texts instead.
   """
   if cfg.eval.table.partition(":")[0] == "zero_shot" and not cfg.eval.text:
-    zero_shot.zero_shot(cfg, workdir)
+    evaluate.zero_shot(cfg, workdir)
     return
   text, folder = cfg.eval.text, storage.to_path(workdir) / "reproduce"
   with errors.user_errors():
