@@ -158,7 +158,7 @@ def score(params, cfg, held_out, *, sequences, masked=False):
 
   scored = []
   rows = batches.eval_batches(
-    held_out.tokens_NL, cfg.eval.batch_size, sequences
+    held_out.tokens_NL[:sequences], cfg.eval.batch_size
   )
   for i, (tokens_BL, mask_BL) in enumerate(rows):
     key = jax.random.fold_in(jax.random.key(0), i)

@@ -76,7 +76,7 @@ def test_invalid_batch_sizes_are_rejected(size, match):
   [(None, [4, 4, 2]), (5, [4, 1]), (8, [4, 4]), (99, [4, 4, 2])],
 )
 def test_eval_batches_cover_the_rows_once(limit, counts):
-  got = list(batches.eval_batches(rows(10).tokens_NL, 4, limit))
+  got = list(batches.eval_batches(rows(10).tokens_NL[:limit], 4))
   assert [int(mask[:, 0].sum()) for _, mask in got] == counts
   for tokens, mask in got:
     assert tokens.shape == mask.shape == (4, 3)

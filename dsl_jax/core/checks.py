@@ -38,14 +38,14 @@ def one_of(*words: str) -> str:
   return within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
 
 
-def count(name: str, value: int, least: int = 1) -> int:
-  """Returns an integer of at least `least`, or raises a ValueError."""
+def count(name: str, value: int) -> int:
+  """Returns an integer of at least 1, or raises a ValueError."""
   try:
     number = operator.index(value)
   except TypeError as error:
     raise ValueError(f"{name} is {value!r}; give an integer.") from error
-  if number < least:
-    raise ValueError(f"{name} is {number}; it must be at least {least}.")
+  if number < 1:
+    raise ValueError(f"{name} is {number}; it must be at least 1.")
   return number
 
 

@@ -72,13 +72,12 @@ def batch_at(
 
 
 def eval_batches(
-  rows_NL: np.ndarray, batch_size: int, limit: int | None = None
+  rows_NL: np.ndarray, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields tokens int32 [B, L] and mask float32 [B, L], at most `limit` rows.
+  """Yields tokens int32 [B, L] and mask float32 [B, L].
 
   The mask is 0 in the rows of zeros that fill up the last batch.
   """
-  rows_NL = rows_NL[:limit]
   for first in range(0, len(rows_NL), batch_size):
     rows_BL = np.asarray(rows_NL[first : first + batch_size], np.int32)
     padding = [(0, batch_size - len(rows_BL)), (0, 0)]

@@ -111,10 +111,9 @@ def make_held_out_loss(
     return loss_fn(params, key_B, tokens_BL, mask_BL)[1]
 
   arguments: list[tuple] = []
-  limit = cfg.eval.batch_size * cfg.train.eval_batches
-  for batch in batches.eval_batches(
-    held_out.tokens_NL, cfg.eval.batch_size, limit
-  ):
+  size = cfg.eval.batch_size
+  rows_NL = held_out.tokens_NL[: size * cfg.train.eval_batches]
+  for batch in batches.eval_batches(rows_NL, size):
     tokens_BL, mask_BL = (sharding_lib.put_batch(mesh, x) for x in batch)
     number = jax.device_put(np.int32(len(arguments)), whole)
     arguments.append((tokens_BL, mask_BL, number))
