@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dsl_jax import likelihood
-from dsl_jax.data import packing, prepare, prompts, tokenizers
+from dsl_jax.data import packing, prepare, tokenizers
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -54,17 +54,11 @@ class Model(NamedTuple):
       **settings: other keys, such as temperature; by default the run's.
     """
     keys = {"num": num, "path": path, "steps": steps, "seed": seed}
-    keys = settings | keys | {"prompt": prompt}
+    keys |= {"prompt": prompt, "prompts": ""} | settings
     with errors.user_errors():
       cfg = named_samplers.configure(self.config, keys)
-      request = prompts.parse(
-        prompt,
-        self.tokenizer,
-        cfg.data.length,
-        wrap=cfg.data.wrap,
-        name="prompt",
-      )
-    batches = named_samplers.draw(cfg, self.params, [request] * num)
+      requests = named_samplers.parse_prompts(cfg, self.tokenizer)
+    batches = named_samplers.draw(cfg, self.params, requests)
     return [
       trained.decode(cfg, self.tokenizer, tokens_L)
       for tokens_BL, _ in batches

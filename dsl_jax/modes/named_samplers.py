@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from dsl_jax import samplers
 from dsl_jax.core import paths
-from dsl_jax.data import prepare, prompts
+from dsl_jax.data import prepare, prompts, tokenizers
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -193,6 +193,28 @@ def configure(cfg: config_lib.Config, keys: Mapping) -> config_lib.Config:
   cfg = config_lib.from_config_dict(values)
   check(cfg)
   return cfg
+
+
+def parse_prompts(
+  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
+) -> list[prompts.Prompt]:
+  """Returns one prompt for every sample, in order."""
+  c = cfg.sample
+  if c.prompt and c.prompts:
+    raise errors.UserError(
+      f"sample.prompt is {c.prompt!r} and sample.prompts {c.prompts!r}; set "
+      "one of them."
+    )
+  lines = [("sample.prompt", c.prompt)]
+  if c.prompts:
+    lines = prompts.load_lines(c.prompts)
+  requests = []
+  for name, text in lines:
+    prompt = prompts.parse(
+      text, tokenizer, cfg.data.length, wrap=cfg.data.wrap, name=name
+    )
+    requests += [prompt] * c.num
+  return requests
 
 
 def batch_size(

@@ -6,33 +6,13 @@ import time
 
 import jax
 
-from dsl_jax.data import prepare, prompts
+from dsl_jax.data import prepare
 from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, loop, storage
 
 _SHOWN = 4  # samples printed on the console
-
-
-def _parse_prompts(cfg, tokenizer):
-  """Returns one prompt for every sample, in order."""
-  c = cfg.sample
-  if c.prompt and c.prompts:
-    raise errors.UserError(
-      f"sample.prompt is {c.prompt!r} and sample.prompts {c.prompts!r}; set "
-      "one of them."
-    )
-  lines = [("sample.prompt", c.prompt)]
-  if c.prompts:
-    lines = prompts.load_lines(c.prompts)
-  requests = []
-  for name, text in lines:
-    prompt = prompts.parse(
-      text, tokenizer, cfg.data.length, wrap=cfg.data.wrap, name=name
-    )
-    requests += [prompt] * c.num
-  return requests
 
 
 def sample(cfg: config_lib.Config, workdir: str) -> None:
@@ -45,7 +25,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   with errors.user_errors():
     named_samplers.check(cfg)
     tokenizer = prepare.load_tokenizer(cfg)
-    requests = _parse_prompts(cfg, tokenizer)
+    requests = named_samplers.parse_prompts(cfg, tokenizer)
     if c.trace:
       viewer.check(c.trace)
     params, step = trained.restore(cfg, workdir)
