@@ -72,7 +72,7 @@ def path_nats(
   denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
 ) -> jax.Array:
-  """One draw of the bound along a sampler's path, for that sampler.
+  """One draw of the bound along a sampler's path, nats_BL, for that sampler.
 
   -log p(x) <= E sum_k sum_i c_i(k). Where token i rises by a finite d in
   step k, with y = d e(x) + sqrt(d) eps,
@@ -84,9 +84,6 @@ def path_nats(
   Args:
     path: rising, [T+1, L] or [T+1, B, L]; positions that begin at inf are a
       prompt and cost nothing.
-
-  Returns:
-    nats_BL, f32, by position.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.positive("clean_snr", clean_snr)
@@ -230,14 +227,11 @@ def mmse_curve(
   snr_grid: jax.Array,
   by_sequence: bool = False,
 ) -> jax.Array:
-  """Mean square error E|x_i - xhat_i|^2 per token, all tokens at one SNR.
+  """mmse_T = E|x_i - xhat_i|^2 per token, all tokens at one SNR of the grid.
 
   Args:
     snr_grid: increasing, finite SNRs, [T].
-    by_sequence: returns the curve of every sequence, for standard errors.
-
-  Returns:
-    mmse_T, f32, or mmse_BT.
+    by_sequence: returns mmse_BT, of every sequence, for standard errors.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.snr_grid(snr_grid)

@@ -26,7 +26,7 @@ def _as_float(bits):
 def nucleus(
   weights_NV: jax.Array, top_p: jax.Array | float, *, strict: bool
 ) -> jax.Array:
-  """Returns the smallest set of most probable tokens that reaches top_p.
+  """Returns keep_NV, the most probable tokens that together reach top_p.
 
   The usual rule keeps a token if the more probable ones have less than top_p
   of the mass. The strict rule of the published ReMDM samples keeps it if the
@@ -42,9 +42,6 @@ def nucleus(
     weights_NV: probabilities divided by the largest of their row, f32.
     top_p: mass in (0, 1]; 1 keeps everything.
     strict: which of the two rules.
-
-  Returns:
-    keep_NV, bool.
   """
   reaches = jnp.greater if strict else jnp.greater_equal
   goal_N = top_p * jnp.sum(weights_NV, axis=-1)

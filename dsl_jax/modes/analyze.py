@@ -221,8 +221,7 @@ def _summary(report):
 def analyze(cfg: config_lib.Config, workdir: str) -> None:
   """Writes WORKDIR/analysis.json and WORKDIR/analysis/*.png.
 
-  Numbers have standard errors over sequences. The gain of seeing log SNR is
-  measured if eval.control names a run.
+  Numbers have standard errors over sequences.
   """
   with errors.user_errors():
     errors.require("matplotlib.figure", "demo")

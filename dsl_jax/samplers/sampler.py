@@ -258,7 +258,7 @@ def generate(
   clean_snr: float,
   **options,
 ) -> jax.Array:
-  """Samples tokens along a path; one network call for a step that moves.
+  """Samples tokens_BL along a path; one network call for a step that moves.
 
   From SNR t to t', with p(.|z) from one call: up to a finite t',
   z + d m + sqrt(d) eps with m the posterior mean or e(s), s ~ p(.|z); up to
@@ -271,9 +271,6 @@ def generate(
     path_TBL: [T+1, B, L], or [T+1, L] for the prompt's batch or one sequence.
     **options: integrator, temperature, top_p, policy, prompt_BL, strict_top_p,
       noise and confidence, the fields of `Options`.
-
-  Returns:
-    tokens_BL, int32.
 
   Raises:
     ValueError: for a bad path, an unknown integrator, numbers out of range, or

@@ -65,15 +65,12 @@ def concat(*paths: checks.Array) -> np.ndarray:
 
 
 def blocks(length: int, *, block: int, inner: checks.Array) -> np.ndarray:
-  """Fills the sequence block by block, each block along an inner path.
+  """Fills ceil(L / block) blocks, one after the other along an inner path.
 
   Args:
     block: positions of a block; the last block may be shorter.
     inner: path of T rows on `block` positions, used for every block, or on
       `length` positions, of which every block uses its own.
-
-  Returns:
-    path, ceil(L / block) T + 1 rows.
   """
   inner, length = _as_path("inner", inner), checks.count("length", length)
   if not 1 <= checks.count("block", block) <= length:
