@@ -22,6 +22,11 @@ _HASHED = 1 << 24  # bytes of a block, hashed together
 _SAMPLES = 4  # blocks checked by `load`: files up to 64 MiB are checked whole
 _TOKENS = 1 << 20  # tokens gathered before rows are written
 _DOCUMENTS = 256  # documents encoded together
+_TEXTS = "split fingerprint corpus source tokenizer data_sha256 manifest_sha256"
+_COUNTS = "length vocab_size rows documents tokens dropped"
+_FACTS = {"wrap": bool, "chunk_sha256": list}  # of a manifest, and their types
+_FACTS |= dict.fromkeys(_TEXTS.split(), str)
+_FACTS |= dict.fromkeys(_COUNTS.split(), int)
 
 
 class Packed(NamedTuple):
@@ -119,6 +124,9 @@ def is_finished(directory: str, split: str) -> bool:
 
 def _check_rows(data: np.ndarray, manifest: dict) -> None:
   """Raises ValueError unless data, bytes, are the rows of the manifest."""
+  for name, kind in _FACTS.items():
+    if type(manifest.get(name)) is not kind:
+      raise ValueError(f"{name} is not of type {kind.__name__}")
   hashes, N, L = (manifest[x] for x in ("chunk_sha256", "rows", "length"))
   intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
   intact = intact and min(N, L) > 0 and data.size == 4 * N * L
