@@ -146,7 +146,10 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--mode=report", "--workdir=/proc"], ["cannot be written"]),
     (["--config="], ["--config is missing"]),
     (["--config=nothing.py"], ["'nothing.py', not a file"]),
-    (["--config=quickstart:big"], ["no variant 'big'; it has letters"]),
+    (
+      ["--config=quickstart:big"],
+      ["no variant 'big'; it has pretrained, letters"],
+    ),
     (["--config=quikstart"], ["'quikstart', not", "mean 'quickstart'"]),
     (["--config=FILE"], ["FILE fails with", "nothing_here"]),
   ],
@@ -277,8 +280,8 @@ def test_a_mode_that_does_not_train_is_ended_by_the_signal(tmp_path):
 
 
 def test_a_compiler_does_not_delay_the_end():
-  code = "import ctypes; from dsl_jax.runtime import stops; "
-  code += "stops.end_at_once(); print(); "
+  code = "import ctypes; from dsl_jax.runtime import signals; "
+  code += "signals.end_at_once(); print(); "
   code += "ctypes.CDLL(None).system(b'sleep 30 > /dev/null')"  # as a compiler
   with subprocess.Popen([sys.executable, "-c", code], stdout=-1) as process:
     process.stdout.readline()

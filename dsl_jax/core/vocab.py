@@ -307,17 +307,17 @@ def nll(
     h, tokens = tiles.split(h), tiles.split(tokens)
     return tuple(map(tiles.join, _softmax_terms(h, head, bias, tokens, rows)))
 
-  here_BL = None
+  own_BL = tokens_BL
   if axis:
-    own_BL = tokens_BL - jax.lax.axis_index(axis) * len(head_VM)
+    own_BL = own_BL - jax.lax.axis_index(axis) * len(head_VM)
     tokens_BL = jnp.clip(own_BL, 0, len(head_VM) - 1)
-    here_BL = own_BL == tokens_BL
   head, bias = head_VM.astype(h_BLM.dtype), _f32_bias(bias_V, head_VM)
   top_BL, total_BL, target_BL = platforms.choose(
     terms, h_BLM, head, bias, tokens_BL
   )
   if axis:
-    target_BL = jax.lax.psum(jnp.where(here_BL, target_BL, 0.0), axis)
+    target_BL = jnp.where(own_BL == tokens_BL, target_BL, 0.0)
+    target_BL = jax.lax.psum(target_BL, axis)
     top_BL, _, total_BL = _join_sums(top_BL, total_BL, axis)
   return jnp.log(total_BL) + (top_BL - target_BL)
 
@@ -345,10 +345,12 @@ def expectation(
     return tuple(map(tiles.join, _expectation(q, keys, bias, values, rows)))
 
   keys, bias = keys_VK.astype(q_BLK.dtype), _f32_bias(bias_V, keys_VK)
-  mean_BLC, *sums = platforms.choose(terms, q_BLK, keys, bias, values_VC)
+  mean_BLC, top_BL, total_BL = platforms.choose(
+    terms, q_BLK, keys, bias, values_VC
+  )
   if not axis:
     return mean_BLC
-  _, own_BL, total_BL = _join_sums(*sums, axis)
+  _, own_BL, total_BL = _join_sums(top_BL, total_BL, axis)
   mean_BLC = mean_BLC * (own_BL / total_BL)[..., None]
   return jax.lax.psum_scatter(mean_BLC, axis, scatter_dimension=1, tiled=True)
 

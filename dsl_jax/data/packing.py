@@ -1,14 +1,13 @@
 """Fixed-length token rows on disk: `SPLIT.bin` and `SPLIT.json`.
 
-The data file is little-endian int32 [N, L]. The manifest tells what the rows
-were made from and has the sha256 of the data, of every 16 MiB block of them,
-and of itself. It is written last: a split with a manifest is finished.
+The data file is little-endian int32 [N, L]. The manifest, which is written
+last, tells what the rows were made from and has the sha256 of the data, of
+every 16 MiB block of them, and of itself.
 """
 
 import collections
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -108,7 +107,7 @@ def add_markers(
 def _hash_manifest(manifest: dict) -> str:
   """sha256 of everything in a manifest except this hash itself."""
   facts = {k: v for k, v in manifest.items() if k != "manifest_sha256"}
-  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+  return storage.digest(facts)
 
 
 def _hash(data: memoryview, block: int) -> str:
@@ -127,14 +126,10 @@ def _check_rows(data: np.ndarray, manifest: dict) -> None:
   for name, kind in _FACTS.items():
     if type(manifest.get(name)) is not kind:
       raise ValueError(f"{name} is not of type {kind.__name__}")
-  hashes, sizes = (
-    manifest["chunk_sha256"],
-    (manifest["rows"], manifest["length"]),
-  )
+  hashes, N, L = (manifest[x] for x in ("chunk_sha256", "rows", "length"))
   intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
-  intact = intact and min(sizes) > 0 and data.size == 4 * sizes[0] * sizes[1]
-  intact = intact and len(hashes) == -(-data.size // _HASHED)
-  if not intact:
+  intact = intact and min(N, L) > 0 and data.size == 4 * N * L
+  if not intact or len(hashes) != -(-data.size // _HASHED):
     raise ValueError("damaged, or of other rows")
   for i in {*np.linspace(0, len(hashes) - 1, _SAMPLES, dtype=int).tolist()}:
     ids = data[i * _HASHED : (i + 1) * _HASHED].view("<u4")

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -73,34 +73,34 @@ class Tokenizer(Protocol):
     """Returns the text of ids, markers included."""
 
 
-class _Markers:
+class _MarkedTokenizer(Tokenizer):
   """Finds markers in texts and in ids; encodes and decodes what is between."""
 
-  def __init__(self, id_of: Mapping[str, int]):
-    self._id_of = id_of
-    self._name_of = {token: name for name, token in id_of.items()}
-    names = sorted(id_of, key=len, reverse=True)
-    self._pattern = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+  _encode: Callable[[str], Any]
+  _decode: Callable[[list[int]], str]
 
-  def encode(self, text: str, encode: Callable) -> np.ndarray:
+  def _mark(self, markers: Mapping[str, int]) -> None:
+    """Sets the markers and their ids."""
+    self._markers = markers
+    self._name_of = {token: name for name, token in markers.items()}
+    names = map(re.escape, sorted(markers, key=len, reverse=True))
+    self._pattern = re.compile(f"({'|'.join(names) or '(?!)'})")
+
+  def encode(self, text: str) -> np.ndarray:
     parts = [np.zeros(0, np.int32)]
     for number, part in enumerate(self._pattern.split(text)):
       if part:
-        ids = [self._id_of[part]] if number % 2 else encode(part)
+        ids = [self._markers[part]] if number % 2 else self._encode(part)
         parts.append(np.asarray(ids, np.int32))
     return np.concatenate(parts)
 
-  def normalize(self, text: str, normalize: Callable[[str], str]) -> str:
-    parts = enumerate(self._pattern.split(text))
-    return "".join(x if n % 2 else normalize(x) for n, x in parts)
-
-  def decode(self, ids, decode: Callable) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     ids, text = np.asarray(ids).tolist(), ""
     for marked, group in itertools.groupby(ids, self._name_of.__contains__):
       if marked:
         text += "".join(self._name_of[token] for token in group)
       else:
-        text += decode(list(group))
+        text += self._decode(list(group))
     return text
 
 
@@ -118,7 +118,7 @@ def normalize_text8(text: str) -> str:
   return re.sub("[^a-z]+", " ", text.translate(_SPELLED))
 
 
-class CharTokenizer(Tokenizer):
+class CharTokenizer(_MarkedTokenizer):
   """One id per character, and names of more than one for special ids."""
 
   def __init__(self, name: str, symbols: Sequence[str]):
@@ -129,8 +129,7 @@ class CharTokenizer(Tokenizer):
     self.bos_id = symbols.index("[BOS]") if has_markers else None
     self.eos_id = symbols.index("[EOS]") if has_markers else None
     self.unk_id: int | None = None
-    names = {x: i for i, x in enumerate(symbols) if len(x) > 1}
-    self._markers = _Markers(names)
+    self._mark({x: i for i, x in enumerate(symbols) if len(x) > 1})
     listing = "\n".join(symbols)
     self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     self._symbols = np.array(symbols, object)
@@ -141,10 +140,8 @@ class CharTokenizer(Tokenizer):
 
   def normalize(self, text: str) -> str:
     """Maps all but the markers of a text onto the alphabet."""
-    return self._markers.normalize(text, normalize_text8)
-
-  def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, self._encode)
+    parts = enumerate(self._pattern.split(text))
+    return "".join(x if n % 2 else normalize_text8(x) for n, x in parts)
 
   def _encode(self, text):
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -244,7 +241,7 @@ def _find_gpt2(directory: str) -> list[str]:
   )
 
 
-class SentencePieceTokenizer(Tokenizer):
+class SentencePieceTokenizer(_MarkedTokenizer):
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
     file = storage.to_path(path)
@@ -263,25 +260,17 @@ class SentencePieceTokenizer(Tokenizer):
     self.unk_id: int | None = self._model.unk_id()
     model, ids = self._model, range(self.vocab_size)
     marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
-    self._markers = _Markers({model.id_to_piece(x): x for x in marks})
+    self._mark({model.id_to_piece(x): x for x in marks})
+    self._encode, self._decode = model.encode, model.decode
     self.fingerprint = hashlib.sha256(content).hexdigest()
-
-  def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, self._model.encode)
 
   def encode_inside(self, text: str) -> np.ndarray:
     # Models put or trim a space at the start only: there is an unknown letter.
     start = len(self._model.encode(_UNKNOWN))
     return self.encode(_UNKNOWN + text)[start:]
 
-  def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [self.encode(text) for text in texts]
 
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    return self._markers.decode(ids, self._model.decode)
-
-
-class ByteTokenizer(Tokenizer):
+class ByteTokenizer(_MarkedTokenizer):
   """UTF-8 bytes, and one marker before and after a row."""
 
   name = "bytes"
@@ -289,18 +278,16 @@ class ByteTokenizer(Tokenizer):
   bos_id = eos_id = 256
   unk_id = None
   fingerprint = hashlib.sha256(b"bytes and <|endoftext|>").hexdigest()
-  _markers = _Markers({"<|endoftext|>": 256})
 
   def __init__(self):
     self.files: dict[str, bytes] = {}
+    self._mark({"<|endoftext|>": 256})
 
-  def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, lambda x: list(x.encode()))
+  def _encode(self, text):
+    return list(text.encode())
 
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    return self._markers.decode(
-      ids, lambda x: bytes(x).decode(errors="replace")
-    )
+  def _decode(self, ids):
+    return bytes(ids).decode(errors="replace")
 
 
 def _unspaced(node: dict) -> dict:

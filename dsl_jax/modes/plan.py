@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from dsl_jax import likelihood, samplers
-from dsl_jax.modes import named_samplers
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -86,14 +85,14 @@ def compile_inference(
   """Compiles the masked bound of a batch ("eval"), or a step of "sample"."""
   denoiser = denoiser_lib.make_denoiser(cfg.net)
   length = cfg.data.length
+  size = cfg.eval.batch_size if mode == "eval" else cfg.sample.batch_size
+  batch = -(-size // mesh.size) * mesh.size
   spec = jax.sharding.PartitionSpec(sharding_lib.AXES)
   function: Callable = likelihood.endpoint_nats
   if mode == "eval":
-    batch = -(-cfg.eval.batch_size // mesh.size) * mesh.size
     inputs = jax.ShapeDtypeStruct((batch, length), jnp.int32)
   else:
     function = functools.partial(samplers.generate, top_p=cfg.sample.top_p)
-    batch = named_samplers.batch_size(cfg.sample, mesh)
     spec = jax.sharding.PartitionSpec(None, sharding_lib.AXES)
     inputs = jax.ShapeDtypeStruct((2, batch, length), jnp.float32)
   rows = jax.sharding.NamedSharding(mesh, spec)

@@ -3,8 +3,6 @@
 import collections
 import dataclasses
 import functools
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +21,7 @@ from dsl_jax.data import (
   tokenizers,
 )
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, errors, storage
+from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
@@ -33,22 +31,20 @@ from dsl_jax.runtime import workdir as workdir_lib
 _SIZES = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
 
 
-def draw_rows(packed: packing.Packed, count: int, seed: int) -> np.ndarray:
-  """Draws rows without replacement, int32 [N, L]; all if there are fewer, or 0.
-
-  All rows are every row once.
-  """
-  N = len(packed.tokens_NL)
+def draw_rows(rows_NL: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Draws rows without replacement; each once if there are fewer, or for 0."""
+  N = len(rows_NL)
   rows = batches.row_at(np.arange(min(count or N, N)), N, seed)
-  return np.asarray(packed.tokens_NL[rows], np.int32)
+  return np.asarray(rows_NL[rows], np.int32)
 
 
 def batched(
-  cfg: config_lib.Config, rows_NL: np.ndarray, stream: str, size: int = 0
+  cfg: config_lib.Config, rows_NL: np.ndarray, stream: str
 ) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
   """Yields a key of the stream, tokens_BL, and valid_B, false at padding."""
-  packed, key = packing.Packed(rows_NL, {}), state_lib.stream(cfg.seed, stream)
-  pairs = list(batches.eval_batches(packed, size or cfg.eval.batch_size))
+  key = state_lib.stream(cfg.seed, stream)
+  size = min(cfg.eval.batch_size, len(rows_NL))
+  pairs = list(batches.eval_batches(rows_NL, size))
   progress = tqdm.tqdm(pairs, stream, unit="batch", leave=False)
   for i, (tokens_BL, mask_BL) in enumerate(progress):
     yield jax.random.fold_in(key, i), tokens_BL, mask_BL.any(axis=1)
@@ -68,10 +64,7 @@ def jit(cfg: config_lib.Config, function: Callable, **options) -> Callable:
 def map_rows(
   cfg: config_lib.Config, function: Callable, rows_NL: np.ndarray, stream: str
 ) -> Any:
-  """Returns function(key, tokens_BL), a tree of [B, ...], of all rows.
-
-  Batches lie over the devices, their keys are of the stream.
-  """
+  """Returns function(key, tokens_BL), a tree of [B, ...], of all rows."""
   mesh = sharding_lib.make_mesh(cfg.mesh)
   trees = []
   for key, tokens, valid_B in batched(cfg, rows_NL, stream):
@@ -110,32 +103,25 @@ def load_mdlm(cfg: config_lib.Config, path: str) -> dict:
   return params
 
 
-def open_weights(cfg: config_lib.Config, where: str) -> tuple[dict, int]:
-  """Returns the averaged weights of a model, on all devices, and their step."""
-  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
+def open_weights(
+  cfg: config_lib.Config, where: str, data_hash: str | None = None
+) -> tuple[dict, int]:
+  """Returns the averaged weights of a model, on all devices, and their step.
+
+  With `data_hash` it must be a model of the same training rows.
+  """
   run = workdir_lib.stored(where)
+  if data_hash and run.data_hash not in ("", data_hash):
+    raise errors.UserError(
+      f"the model in {where} was trained on rows with another hash "
+      f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
+      "data.dir to the folder of its rows."
+    )
+  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
   if not run.is_exported:
     return checkpoint.restore_params(where, sharding=everywhere)
   params = load_mdlm(cfg, str(workdir_lib.find(where)))
   return jax.device_put(params, everywhere), run.step
-
-
-def restore(
-  cfg: config_lib.Config, workdir: str, data_hash: str | None = None
-) -> tuple[dict, int]:
-  """Opens the weights for a mode, which may then write to the workdir.
-
-  With `data_hash` it must be a model of the same training rows.
-  """
-  run = workdir_lib.stored(workdir)
-  if data_hash and run.data_hash not in ("", data_hash):
-    raise errors.UserError(
-      f"the model in {workdir} was trained on rows with another hash "
-      f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
-      "data.dir to the folder of its rows."
-    )
-  storage.make_folder(workdir)  # of a shipped model
-  return open_weights(cfg, workdir)
 
 
 def describe(
@@ -178,10 +164,7 @@ def decode(
 def text_ids(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
 ) -> tuple[np.ndarray, dict[str, int]]:
-  """Returns the tokens of eval.text, int32 [n], n >= 1, and what they count.
-
-  The documents of the file are read and encoded as those of a corpus.
-  """
+  """Returns the tokens of eval.text, int32 [n], n >= 1, and what they count."""
   name, counts = f"eval.text {cfg.eval.text!r}", collections.Counter[str]()
   with (
     tempfile.TemporaryDirectory() as cache,
@@ -203,7 +186,7 @@ def text_rows(
 ) -> tuple[np.ndarray, dict[str, int]]:
   """Splits the file eval.text into rows as the corpus was, int32 [N, L].
 
-  Returns them and what they count; "dropped" tokens are those after them.
+  Their counts have the tokens after the last row as "dropped".
   """
   ids, counts = text_ids(cfg, tokenizer)
   inner = cfg.data.length - 2 * cfg.data.wrap
@@ -217,9 +200,3 @@ def text_rows(
   if cfg.data.wrap:
     rows_NL = packing.add_markers(rows_NL, tokenizer)
   return rows_NL, counts
-
-
-def digest(tree: Any) -> str:
-  """Returns a short hash of a JSON tree, for the names of files."""
-  content = json.dumps(tree, sort_keys=True, default=str)
-  return hashlib.sha256(content.encode()).hexdigest()[:12]

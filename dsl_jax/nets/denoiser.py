@@ -162,7 +162,7 @@ def nll(denoiser: Denoiser, params, h_BLM, tokens_BL) -> jax.Array:
   """-log p(s_i | z), [B, L], nats."""
   head_VM, bias_V = denoiser.head(params)
   shards = getattr(denoiser, "shards", ONE_DEVICE)
-  if shards.axis:
+  if shards.axis and bias_V is not None:
     bias_V = shards.own_rows(bias_V, vocab.NEG_INF)
   return vocab.nll(h_BLM, head_VM, tokens_BL, bias_V=bias_V, axis=shards.axis)
 

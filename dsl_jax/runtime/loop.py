@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import functools
 import itertools
 import pathlib
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from dsl_jax.runtime import stops, storage
+from dsl_jax.runtime import signals, storage
 
 
 def say(text: str) -> None:
@@ -47,36 +46,9 @@ def prefetch(load: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
       yield job, data.result()
 
 
-def due(step: int, every: int, last: bool) -> bool:
+def is_due(step: int, every: int, last: bool) -> bool:
   """Returns whether a task of every so many steps (0: never) is due."""
   return every > 0 and (last or step % every == 0)
-
-
-@functools.cache
-def _compilations() -> list[tuple[float, float]]:
-  """Begin and end of what JAX compiles from the first call on."""
-  spans: list[tuple[float, float]] = []
-
-  def listen(event, duration_secs, **_):
-    if event.startswith("/jax/core/compile/"):
-      spans.append((time.monotonic() - duration_secs, time.monotonic()))
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  return spans
-
-
-def compile_clock() -> Callable[[], float]:
-  """Returns a function: the seconds in which JAX has compiled from now on."""
-  spans, began = _compilations(), time.monotonic()
-
-  def total():
-    seconds, edge = 0.0, began
-    for start, end in sorted(spans):  # a trace may be within another one
-      seconds += max(0.0, end - max(start, edge))
-      edge = max(edge, end)
-    return seconds
-
-  return total
 
 
 @contextlib.contextmanager
@@ -98,7 +70,7 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
 
   def stopping(step):
     if not before:
-      before.update({x: signal.signal(x, handle) for x in stops.SIGNALS})
+      before.update({x: signal.signal(x, handle) for x in signals.SIGNALS})
     return received.is_set()
 
   try:
