@@ -20,9 +20,6 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
   return init
 
 
-_kept_gelu = functools.partial(platforms.kept, jax.nn.gelu)
-
-
 @jax.custom_vjp
 def gelu_matmul(x_NF: jax.Array, kernel_FM: jax.Array) -> jax.Array:
   """gelu(x) W, by tanh; the backward pass uses gelu(x) before dx exists."""
@@ -36,7 +33,7 @@ def _gelu_matmul_forward(x, kernel):
 
 def _gelu_matmul_backward(saved, g):
   x, y, kernel = saved
-  y = platforms.choose(_kept_gelu, y, x)
+  y = platforms.choose(functools.partial(platforms.kept, jax.nn.gelu), y, x)
   # The barrier orders the products, so that two wide arrays exist at a time and
   # not three. It also stops XLA from keeping the tanh of the forward pass.
   x, g, dkernel = jax.lax.optimization_barrier((x, g, y.T @ g))
@@ -89,9 +86,6 @@ def _normalize(x):
   return x * scale, scale
 
 
-_kept_normalize = functools.partial(platforms.kept, _normalize)
-
-
 @jax.custom_vjp
 def normalize(x: jax.Array, gain: jax.Array) -> jax.Array:
   """Returns gain (x - mean) / sqrt(variance + 1e-5) over the last axis, in f32.
@@ -109,7 +103,9 @@ def _normalize_forward(x, gain):
 
 def _normalize_backward(saved, g):
   x, *kept, gain = saved
-  y, scale = platforms.choose(_kept_normalize, tuple(kept), x)
+  y, scale = platforms.choose(
+    functools.partial(platforms.kept, _normalize), tuple(kept), x
+  )
   g, dgain = jax.vjp(jnp.multiply, y, gain)[1](g)
   inner = jnp.mean(g * y, axis=-1, keepdims=True)
   dx = scale * (g - jnp.mean(g, axis=-1, keepdims=True) - y * inner)
