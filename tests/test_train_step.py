@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import types
 
 import chex
 import jax
@@ -350,3 +351,16 @@ def test_mesh_must_fit_the_devices():
   cfg = dataclasses.replace(CFG, data=config_lib.Data(length=7))
   with pytest.raises(errors.UserError, match=r"mesh\.model is 2; it must"):
     sharding_lib.num_microbatches(mesh, cfg)
+
+
+@pytest.mark.parametrize("platform, unroll", [("cpu", 0), ("tpu", 1)])
+def test_to_train_on_tpus_blocks_are_a_loop(monkeypatch, platform, unroll):
+  def make_loss(cfg, **_):
+    raise InterruptedError(cfg.net.unroll)
+
+  monkeypatch.setattr(state_lib, "make_loss", make_loss)
+  device = types.SimpleNamespace(platform=platform)
+  devices = np.array([device])
+  mesh = types.SimpleNamespace(shape={"model": 1}, devices=devices)
+  with pytest.raises(InterruptedError, match=str(unroll)):
+    state_lib.jit_step(None, CFG, mesh, None, None)
