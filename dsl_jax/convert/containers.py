@@ -73,12 +73,14 @@ def read_shards(index: pathlib.Path) -> Container:
   """Joins the .safetensors files of an index in the same folder."""
   with readable(index):
     weight_map = storage.read_json(index)["weight_map"]
-    names = sorted({str(name) for name in weight_map.values()})
+    names = sorted(set(weight_map.values()))
+    if any(name != pathlib.Path(name).name for name in names):
+      raise ValueError("it names files of another folder")
   tensors: dict[str, LazyTensor] = {}
   stored = []
   for name in names:
     with readable(index.parent / name[:80]):
-      file = storage.local(index.parent / pathlib.Path(name).name)
+      file = storage.local(index.parent / name)
       shard = read_safetensors(file).tensors
     stored += [(key, name) for key in shard]
     tensors |= shard

@@ -24,6 +24,7 @@ _TOKENS = 1 << 20  # tokens gathered before rows are written
 _DOCUMENTS = 256  # documents encoded together
 _TEXTS = "split fingerprint corpus source tokenizer data_sha256 manifest_sha256"
 _COUNTS = "length vocab_size rows documents tokens dropped"
+_NEW_COUNTS = "unknown characters bytes"  # earlier versions have none
 _FACTS = {"wrap": bool, "chunk_sha256": list}  # of a manifest, and their types
 _FACTS |= dict.fromkeys(_TEXTS.split(), str)
 _FACTS |= dict.fromkeys(_COUNTS.split(), int)
@@ -127,10 +128,17 @@ def _check_rows(data: np.ndarray, manifest: dict) -> None:
   for name, kind in _FACTS.items():
     if type(manifest.get(name)) is not kind:
       raise ValueError(f"{name} is not of type {kind.__name__}")
+  for name in (*_COUNTS.split(), *_NEW_COUNTS.split()):
+    count = manifest.get(name, 0)
+    if type(count) is not int or count < 0:
+      raise ValueError(f"{name} is not a count")
   hashes, sizes = (
     manifest["chunk_sha256"],
     (manifest["rows"], manifest["length"]),
   )
+  inner = sizes[0] * (sizes[1] - 2 * manifest["wrap"])
+  if manifest["tokens"] != inner + manifest["dropped"]:
+    raise ValueError("tokens is not the sum of those in rows and dropped ones")
   intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
   intact = intact and min(sizes) > 0 and data.size == 4 * sizes[0] * sizes[1]
   intact = intact and len(hashes) == -(-data.size // _HASHED)
