@@ -1,7 +1,9 @@
 """Tokenizers by spec: characters, bytes, BPE, SentencePiece, Hugging Face's.
 
 A marker such as <|endoftext|>, </s> or [EOS] in a text is the marker's id, and
-decoding writes it: texts with markers come back as the ids that they were.
+decoding writes it: texts with markers come back as the ids that they were. The
+space before a word is that of the text, except at its start, where many models
+put one themselves: ids that begin inside a word come back as those of a word.
 """
 
 import hashlib
@@ -29,7 +31,9 @@ SPECS = (
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
 _SENTENCEPIECE_FILE = "tokenizer.model"  # in a folder
-_UNKNOWN = "\ue000"  # of Unicode's private use: no part of any piece
+# Appended to a SentencePiece model, a protocol buffer, it turns off two of its
+# rules: a space put before a text, and those removed at its ends.
+_INSIDE = b"\x1a\x04\x18\0\x20\0"
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
 _SENTENCES = 20_000  # that a vocabulary is trained on
@@ -82,25 +86,34 @@ class _Markers:
     names = sorted(id_of, key=len, reverse=True)
     self._pattern = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
 
-  def encode(self, text: str, encode: Callable) -> np.ndarray:
-    parts = [np.zeros(0, np.int32)]
-    for number, part in enumerate(self._pattern.split(text)):
-      if part:
-        ids = [self._id_of[part]] if number % 2 else encode(part)
-        parts.append(np.asarray(ids, np.int32))
-    return np.concatenate(parts)
+  def encode(self, text: str, encode: Callable, inside: Callable) -> np.ndarray:
+    """Encodes a text that starts a document; after a marker it is inside."""
+    words = self._pattern.split(text)
+    start = words[0].rstrip(" ") if len(words) > 1 else words[0]
+    words[0] = words[0][len(start) :]  # spaces before the first marker
+    parts = [encode(start)] if start else []
+    for number, word in enumerate(words):
+      if word:
+        parts.append([self._id_of[word]] if number % 2 else inside(word))
+    return np.array(list(itertools.chain(*parts)), np.int32)
+
+  def head(self, text: str) -> str:
+    """Returns the part of a text before its first marker."""
+    return self._pattern.split(text, 1)[0]
 
   def normalize(self, text: str, normalize: Callable[[str], str]) -> str:
     parts = enumerate(self._pattern.split(text))
     return "".join(x if n % 2 else normalize(x) for n, x in parts)
 
-  def decode(self, ids, decode: Callable) -> str:
+  def decode(self, ids, decode: Callable, inside: Callable) -> str:
     ids, text = np.asarray(ids).tolist(), ""
-    for marked, group in itertools.groupby(ids, self._name_of.__contains__):
+    marks = itertools.groupby(ids, self._name_of.__contains__)
+    for number, (marked, group) in enumerate(marks):
       if marked:
         text += "".join(self._name_of[token] for token in group)
       else:
-        text += decode(list(group))
+        tokens = list(group)
+        text += (number == 0 and decode(tokens)) or inside(tokens)
     return text
 
 
@@ -144,7 +157,7 @@ class CharTokenizer(Tokenizer):
     return self._markers.normalize(text, normalize_text8)
 
   def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, self._encode)
+    return self._markers.encode(text, self._encode, self._encode)
 
   def _encode(self, text):
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -185,12 +198,26 @@ class LibraryTokenizer(Tokenizer):
       next((vocab[x] for x in names if x in vocab), None)
       for names in (_BOS, _EOS, _UNK)
     )
+    marks = {self.bos_id, self.eos_id, self.unk_id} - {None}
+    for one in (self._model, self._inside):
+      one.add_special_tokens([model.id_to_token(x) for x in marks])
+    added = model.get_added_tokens_decoder()
+    self._markers = _Markers({x.content: i for i, x in added.items()})
+
+  def _encode(self, texts):
+    """Encodes texts up to the first marker, and from there as inside."""
+    heads = [self._markers.head(text) for text in texts]
+    rests = [text[len(head) :] for text, head in zip(texts, heads)]
+    pairs = zip(
+      self._model.encode_batch_fast(heads, add_special_tokens=False),
+      self._inside.encode_batch_fast(rests, add_special_tokens=False),
+    )
+    return [np.array(head.ids + rest.ids, np.int32) for head, rest in pairs]
 
   def encode(self, text: str) -> np.ndarray:
     # Only BPE of bytes is known to encode parts as it does the whole.
     parts = cut(text, _ENCODED, _WORD) if self.name == "gpt2" else [text]
-    ids = [self._model.encode(x, add_special_tokens=False).ids for x in parts]
-    return np.array(list(itertools.chain(*ids)), np.int32)
+    return np.concatenate([self._encode([part])[0] for part in parts])
 
   def encode_inside(self, text: str) -> np.ndarray:
     ids = self._inside.encode(text, add_special_tokens=False).ids
@@ -199,12 +226,14 @@ class LibraryTokenizer(Tokenizer):
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     if max(map(len, texts), default=0) > _ENCODED:
       return [self.encode(text) for text in texts]
-    batch = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, np.int32) for encoding in batch]
+    return self._encode(texts)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     ids = np.asarray(ids).tolist()
-    return self._model.decode(ids, skip_special_tokens=False)
+    first, text = (
+      self._model.decode(x, skip_special_tokens=False) for x in (ids[:1], ids)
+    )
+    return text if first or not ids else f" {text}"  # decoders drop a space
 
 
 def _load_gpt2(vocab_path: str, merges_path: str) -> LibraryTokenizer:
@@ -263,22 +292,22 @@ class SentencePieceTokenizer(Tokenizer):
     self.unk_id: int | None = self._model.unk_id()
     model, ids = self._model, range(self.vocab_size)
     marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
+    self._inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
     self._markers = _Markers({model.id_to_piece(x): x for x in marks})
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, self._model.encode)
+    inside = self._inside.encode
+    return self._markers.encode(text, self._model.encode, inside)
 
   def encode_inside(self, text: str) -> np.ndarray:
-    # Models put or trim a space at the start only: there is an unknown letter.
-    start = len(self._model.encode(_UNKNOWN))
-    return self.encode(_UNKNOWN + text)[start:]
+    return self._markers.encode(text, self._inside.encode, self._inside.encode)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [self.encode(text) for text in texts]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    return self._markers.decode(ids, self._model.decode)
+    return self._markers.decode(ids, self._model.decode, self._inside.decode)
 
 
 class ByteTokenizer(Tokenizer):
@@ -295,12 +324,16 @@ class ByteTokenizer(Tokenizer):
     self.files: dict[str, bytes] = {}
 
   def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, lambda x: list(x.encode()))
+    def encode(part):
+      return list(part.encode())
+
+    return self._markers.encode(text, encode, encode)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    return self._markers.decode(
-      ids, lambda x: bytes(x).decode(errors="replace")
-    )
+    def decode(tokens):
+      return bytes(tokens).decode(errors="replace")
+
+    return self._markers.decode(ids, decode, decode)
 
 
 def _unspaced(node: dict) -> dict:
