@@ -167,7 +167,7 @@ def test_damage_and_truncation_are_detected(tmp_path):
     ("chunk_sha256", ["", ""], "of other rows"),
     ("chunk_sha256", {}, "chunk_sha256 is not of type list"),
     ("wrap", 0, "wrap is not of type bool"),
-    ("length", "4", "length is not of type int"),
+    ("length", "4", "length is not a count"),
     ("length", -4, "length is not a count"),
     ("characters", "9", "characters is not a count"),
     ("unknown", -1, "unknown is not a count"),

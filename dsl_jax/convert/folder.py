@@ -33,7 +33,6 @@ _MDLM = {
   "diffusion_type": "absorbing",
   "graph.type": None,
 }
-_LONGEST = 80  # characters of a key that are compared with these
 
 
 class Run(NamedTuple):
@@ -46,17 +45,14 @@ class Run(NamedTuple):
 
 
 def _settings(tree: dict) -> Iterator[tuple[str, object]]:
-  """Yields SECTION.KEY and value of everything, however nested.
-
-  Whole paths would take memory without bound, and recursion a stack.
-  """
+  """Yields .KEY or SECTION.KEY, not whole paths, which may be long."""
   sections = [("", tree)]
   while sections:
     above, section = sections.pop()
     for key, value in section.items():
-      name = f"{above}.{key[-_LONGEST:]}"
+      name = f"{above}.{key[-80:]}"
       if isinstance(value, dict):
-        sections.append((name[-_LONGEST:], value))
+        sections.append((name[-80:], value))
       elif value is not None:
         yield name, value
 

@@ -21,7 +21,6 @@ from dsl_jax.convert import containers
 _MAX_OPCODES = 5_000_000  # a checkpoint with a tokenizer has below 1 million
 _MAX_DEPTH = 20  # of hyper-parameters; deeper ones are left out
 _MAX_RANK = 8  # of a tensor; to check the shape takes time
-_SHOWN = 80  # characters of a name that are kept
 # Not written by torch.save: DICT hashes its keys, PUT and GET index the memo by
 # any integer, EXT* write to a cache of the interpreter, INST and OBJ call
 # classes, LONG4 has integers of more than 4,300 digits, which print as errors.
@@ -52,7 +51,7 @@ class _TextDict(dict):
   def __setitem__(self, key, value):
     if type(key) is str:
       if key in self:
-        raise ValueError(f"its pickle sets {key[:_SHOWN]} twice")
+        raise ValueError(f"its pickle sets {key[:80]} twice")
       super().__setitem__(key, value)
 
 
@@ -94,7 +93,7 @@ class _Unpickler(pickle._Unpickler):
   """
 
   def find_class(self, module, name):
-    name = f"{module}.{name}"[:_SHOWN]  # many tensors may share it
+    name = f"{module}.{name}"[:80]  # many tensors may share it
     return _ADMITTED.get(name) or _Inert(name)
 
   def persistent_load(self, pid):
@@ -230,7 +229,7 @@ def _lazy_tensors(
   tensors = {}
   ranges: dict[str, list] = {}  # by record: first element, end, tensor
   for key, view in named_views:
-    name = key[:_SHOWN]
+    name = key[:80]
     end = _check_view(name, view)
     part = view.offset, end, name
     ranges.setdefault(view.storage.record, []).append(part)

@@ -27,7 +27,6 @@ _COUNTS = "length vocab_size rows documents tokens dropped"
 _NEW_COUNTS = "unknown characters bytes"  # earlier versions have none
 _FACTS = {"wrap": bool, "chunk_sha256": list}  # of a manifest, and their types
 _FACTS |= dict.fromkeys(_TEXTS.split(), str)
-_FACTS |= dict.fromkeys(_COUNTS.split(), int)
 
 
 class Packed(NamedTuple):
@@ -128,19 +127,17 @@ def _check_rows(data: np.ndarray, manifest: dict) -> None:
   for name, kind in _FACTS.items():
     if type(manifest.get(name)) is not kind:
       raise ValueError(f"{name} is not of type {kind.__name__}")
-  for name in (*_COUNTS.split(), *_NEW_COUNTS.split()):
-    count = manifest.get(name, 0)
+  for name in f"{_COUNTS} {_NEW_COUNTS}".split():
+    count = manifest.get(name, 0 if name in _NEW_COUNTS else None)
     if type(count) is not int or count < 0:
       raise ValueError(f"{name} is not a count")
-  hashes, sizes = (
-    manifest["chunk_sha256"],
-    (manifest["rows"], manifest["length"]),
-  )
-  inner = sizes[0] * (sizes[1] - 2 * manifest["wrap"])
-  if manifest["tokens"] != inner + manifest["dropped"]:
+  hashes, length = manifest["chunk_sha256"], manifest["length"]
+  rows = manifest["rows"]
+  scored = rows * (length - 2 * manifest["wrap"])
+  if manifest["tokens"] != scored + manifest["dropped"]:
     raise ValueError("tokens is not the sum of those in rows and dropped ones")
   intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
-  intact = intact and min(sizes) > 0 and data.size == 4 * sizes[0] * sizes[1]
+  intact = intact and data.size == 4 * rows * length > 0
   intact = intact and len(hashes) == -(-data.size // _HASHED)
   if not intact:
     raise ValueError("damaged, or of other rows")

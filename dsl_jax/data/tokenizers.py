@@ -84,11 +84,11 @@ class _Markers:
     self._id_of = id_of
     self._name_of = {token: name for name, token in id_of.items()}
     names = sorted(id_of, key=len, reverse=True)
-    self._pattern = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+    self.pattern = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
 
   def encode(self, text: str, encode: Callable, inside: Callable) -> np.ndarray:
-    """Encodes a text that starts a document; after a marker it is inside."""
-    words = self._pattern.split(text)
+    """Encodes a text, with `inside` what follows a marker."""
+    words = self.pattern.split(text)
     start = words[0].rstrip(" ") if len(words) > 1 else words[0]
     words[0] = words[0][len(start) :]  # spaces before the first marker
     parts = [encode(start)] if start else []
@@ -97,12 +97,8 @@ class _Markers:
         parts.append([self._id_of[word]] if number % 2 else inside(word))
     return np.array(list(itertools.chain(*parts)), np.int32)
 
-  def head(self, text: str) -> str:
-    """Returns the part of a text before its first marker."""
-    return self._pattern.split(text, 1)[0]
-
   def normalize(self, text: str, normalize: Callable[[str], str]) -> str:
-    parts = enumerate(self._pattern.split(text))
+    parts = enumerate(self.pattern.split(text))
     return "".join(x if n % 2 else normalize(x) for n, x in parts)
 
   def decode(self, ids, decode: Callable, inside: Callable) -> str:
@@ -206,7 +202,7 @@ class LibraryTokenizer(Tokenizer):
 
   def _encode(self, texts):
     """Encodes texts up to the first marker, and from there as inside."""
-    heads = [self._markers.head(text) for text in texts]
+    heads = [self._markers.pattern.split(text, 1)[0] for text in texts]
     rests = [text[len(head) :] for text, head in zip(texts, heads)]
     pairs = zip(
       self._model.encode_batch_fast(heads, add_special_tokens=False),
@@ -297,17 +293,18 @@ class SentencePieceTokenizer(Tokenizer):
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
-    inside = self._inside.encode
-    return self._markers.encode(text, self._model.encode, inside)
+    return self._markers.encode(text, self._model.encode, self._inside.encode)
 
   def encode_inside(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, self._inside.encode, self._inside.encode)
-
-  def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [self.encode(text) for text in texts]
+    inside = self._inside.encode
+    return self._markers.encode(text, inside, inside)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self._markers.decode(ids, self._model.decode, self._inside.decode)
+
+
+def _decode_utf8(ids: list[int]) -> str:
+  return bytes(ids).decode(errors="replace")
 
 
 class ByteTokenizer(Tokenizer):
@@ -324,16 +321,10 @@ class ByteTokenizer(Tokenizer):
     self.files: dict[str, bytes] = {}
 
   def encode(self, text: str) -> np.ndarray:
-    def encode(part):
-      return list(part.encode())
-
-    return self._markers.encode(text, encode, encode)
+    return self._markers.encode(text, str.encode, str.encode)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    def decode(tokens):
-      return bytes(tokens).decode(errors="replace")
-
-    return self._markers.decode(ids, decode, decode)
+    return self._markers.decode(ids, _decode_utf8, _decode_utf8)
 
 
 def _unspaced(node: dict) -> dict:

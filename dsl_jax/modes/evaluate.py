@@ -216,9 +216,9 @@ def measure(
 def _is_larger(path, result, rows_NL):
   """Whether the result in a file has other rows, or more, or more bounds."""
   old = storage.read_json(path)
-  more_rows = old.get("sequences", 0) > len(rows_NL)
-  more = not set(old.get("bounds", ())) <= set(result["bounds"])
-  return more_rows or more or old.get("split") != result["split"]
+  larger = old.get("sequences", 0) > len(rows_NL)
+  larger |= old.get("split") != result["split"]
+  return larger or not set(old.get("bounds", ())) <= set(result["bounds"])
 
 
 def _target(cfg, workdir, result, rows_NL):

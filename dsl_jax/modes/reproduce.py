@@ -281,7 +281,7 @@ def _their_texts(entries, tokenizer):
       is_list = ids.ndim == 1 and ids.dtype.kind == "i"
       if not is_list or min(ids) < 0 or max(ids) >= tokenizer.vocab_size:
         raise ValueError("not a list of the tokenizer's")
-    all_ids.append(ids)
+    all_ids.append(ids.astype(np.int32))
   return Texts([entry["text"] for entry in entries], all_ids)
 
 

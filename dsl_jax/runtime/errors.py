@@ -12,10 +12,7 @@ _BUCKET_PACKAGES = ("aiohttp", "gcsfs", "google")  # no OSErrors of theirs
 
 
 class UserError(ValueError):
-  """A mistake of the user; its message is one sentence.
-
-  Control characters, perhaps of a file's content, are escaped.
-  """
+  """A mistake of the user: one sentence, its control characters escaped."""
 
   def __init__(self, text: str):
     shown = (x if x.isprintable() else ascii(x)[1:-1] for x in text)
