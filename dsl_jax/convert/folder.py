@@ -82,7 +82,7 @@ def check_config(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
   }
   for name, fact in facts.items():
     if config.get(name, fact) != fact:
-      value = str(config[name])[:80]
+      value = repr(config[name])[:80]
       raise ValueError(
         f"{path}: {name} in config.json is {value}; set it to {fact}."
       )
