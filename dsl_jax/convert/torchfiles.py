@@ -210,9 +210,7 @@ def _record(archive, name) -> bytes:
   return archive.read(info)
 
 
-def _lazy_tensors(
-  named_views, load, file_size
-) -> dict[str, containers.LazyTensor]:
+def _lazy_tensors(views, load, limit) -> dict[str, containers.LazyTensor]:
   """Prepares to read tensors, of which no two may share a number."""
 
   def read_array(name, view):
@@ -228,7 +226,7 @@ def _lazy_tensors(
 
   tensors = {}
   ranges: dict[str, list] = {}  # by record: first element, end, tensor
-  for key, view in named_views:
+  for key, view in views:
     name = key[:80]
     end = _check_view(name, view)
     part = view.offset, end, name
@@ -236,7 +234,7 @@ def _lazy_tensors(
     read = functools.partial(read_array, name, view)
     tensors[key] = containers.LazyTensor(view.shape, view.storage.kind, read)
   # Before anything is made that has their sizes.
-  if sum(max(part[1] for part in x) for x in ranges.values()) > file_size:
+  if sum(max(part[1] for part in x) for x in ranges.values()) > limit:
     raise ValueError("its tensors have more numbers than the file has bytes")
   for parts in ranges.values():
     for (_, end, name), (start, _, other) in itertools.pairwise(sorted(parts)):
@@ -264,12 +262,12 @@ def read(path: pathlib.Path) -> containers.Container:
     with zipfile.ZipFile(path) as archive:
       return _record(archive, f"{roots[0]}data/{storage.record}")
 
-  state, file_size = content.get("state_dict", content), path.stat().st_size
-  tensors = _lazy_tensors(state.items(), load, file_size)
+  state, limit = content.get("state_dict", content), path.stat().st_size
+  tensors = _lazy_tensors(state.items(), load, limit)
   if state is content:
     return containers.Container(tensors, None, {}, {})
   averages = content.get("ema", {}).get("shadow_params", [])
-  named_views = ((f"ema {i}", view) for i, view in enumerate(averages))
-  ema = list(_lazy_tensors(named_views, load, file_size).values())
+  views = ((f"ema {i}", view) for i, view in enumerate(averages))
+  ema = list(_lazy_tensors(views, load, limit).values())
   settings = {"": _settings(content.get("hyper_parameters"), set(), 0)}
   return containers.Container(tensors, ema, {}, settings)
