@@ -7,6 +7,8 @@ RUN ?= runs/quickstart
 CONSTRAINTS := .ci/constraints.txt
 EXTRAS ?= test,bench,eval,mauve
 TESTS ?= tests
+# Python compiles what is imported; pip would compile all of every package.
+export PIP_NO_COMPILE := 1
 
 .PHONY: quickstart test lint unit docs bench demo-check clean
 

@@ -157,7 +157,9 @@ def score(params, cfg, held_out, *, sequences, masked=False):
     return {"endpoint": endpoint_B, "continuous": continuous_B} | at_snrs
 
   scored = []
-  rows = batches.eval_batches(held_out, cfg.eval.batch_size, sequences)
+  rows = batches.eval_batches(
+    held_out.tokens_NL[:sequences], cfg.eval.batch_size
+  )
   for i, (tokens_BL, mask_BL) in enumerate(rows):
     key = jax.random.fold_in(jax.random.key(0), i)
     is_row_B = mask_BL.any(axis=1)  # the others fill up the last batch

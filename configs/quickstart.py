@@ -82,7 +82,7 @@ def pretrained():
   return replace(
     cfg,
     name="kjv-small",
-    net=replace(cfg.net, width=192, depth=6, heads=6),  # [O] 3.5 M parameters
+    net=replace(cfg.net, width=192, depth=5, heads=6),  # [O] 3.1 M parameters
     law=config_lib.TrainingLaw(
       mu=1.7,  # [O] this and sigma: where one piece gives its information
       sigma=1.15,
@@ -91,7 +91,7 @@ def pretrained():
     optim=replace(cfg.optim, learning_rate=3e-3, warmup_steps=300),  # [O]
     train=replace(
       cfg.train,
-      steps=12000,  # [O]
+      steps=8000,  # [O]
       max_minutes=0.0,  # [O] the steps decide
     ),
     eval=replace(cfg.eval, sequences=0),  # [O] every validation row

@@ -19,7 +19,6 @@ import numpy as np
 
 from dsl_jax.core import channel, checks, laws, paths, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.nets.denoiser import Denoiser
 
 GROUP = 4  # sequences that share strata
 
@@ -70,10 +69,10 @@ def path_nats(
   tokens_BL: jax.Array,
   path: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
 ) -> jax.Array:
-  """One draw of the bound along a sampler's path, for that sampler.
+  """One draw of the bound along a sampler's path, nats_BL, for that sampler.
 
   -log p(x) <= E sum_k sum_i c_i(k). Where token i rises by a finite d in
   step k, with y = d e(x) + sqrt(d) eps,
@@ -85,12 +84,6 @@ def path_nats(
   Args:
     path: rising, [T+1, L] or [T+1, B, L]; positions that begin at inf are a
       prompt and cost nothing.
-
-  Returns:
-    nats_BL, f32, by position.
-
-  Raises:
-    ValueError: the path falls anywhere or is not a path.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.positive("clean_snr", clean_snr)
@@ -147,7 +140,7 @@ def integral_nats(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
   draws: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
@@ -160,9 +153,6 @@ def integral_nats(
 
   Args:
     snr_grid: increasing, finite SNRs; the last one is the cut-off T.
-
-  Returns:
-    nats_B and stderr_B, f32.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.snr_grid(snr_grid)
@@ -197,7 +187,7 @@ def endpoint_nats(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   draws: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
@@ -206,9 +196,6 @@ def endpoint_nats(
   It is L E_{k ~ U{0..L-1}}[mean cross-entropy when k tokens are visible], and
   equals MDLM's 1/t-weighted NELBO and the autoregressive bound averaged over
   orders.
-
-  Returns:
-    nats_B and stderr_B, f32.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.positive("clean_snr", clean_snr)
@@ -236,18 +223,15 @@ def mmse_curve(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
   by_sequence: bool = False,
 ) -> jax.Array:
-  """Mean square error E|x_i - xhat_i|^2 per token, all tokens at one SNR.
+  """mmse_T = E|x_i - xhat_i|^2 per token, all tokens at one SNR of the grid.
 
   Args:
     snr_grid: increasing, finite SNRs, [T].
-    by_sequence: returns the curve of every sequence, for standard errors.
-
-  Returns:
-    mmse_T, f32, or mmse_BT.
+    by_sequence: returns mmse_BT, of every sequence, for standard errors.
   """
   tokens_BL = _check_ids(params, key, tokens_BL, denoiser)
   checks.snr_grid(snr_grid)

@@ -4,10 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dsl_jax.core import channel, sphere
-from dsl_jax.core.laws import Law
+from dsl_jax.core import channel, laws, sphere
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.nets.denoiser import Denoiser
 
 
 def loss(
@@ -16,8 +14,8 @@ def loss(
   tokens_BL: jax.Array,
   mask_BL: jax.Array,
   *,
-  denoiser: Denoiser,
-  law: Law,
+  denoiser: denoiser_lib.Denoiser,
+  law: laws.Law,
   clean_snr: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mean cross-entropy over valid positions, unit weight (arXiv 2605.12836).
@@ -27,9 +25,7 @@ def loss(
   Args:
     key: typed random key, or one for every sequence, [B]: the noise of a
       sequence then does not depend on the microbatches.
-    tokens_BL: clean ids, int32.
     mask_BL: bool or 0/1, true where the position counts.
-    law: draws the SNR of every token.
 
   Returns:
     The mean in nats per token, and the sums {"nll", "tokens"} it is made of.

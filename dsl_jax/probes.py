@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from dsl_jax.core import channel, laws, sphere, vocab
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.nets.denoiser import Denoiser
 
 
 def _best(params, h_BLM, denoiser):
@@ -28,7 +27,7 @@ def hidden_predictions(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Predicts the hidden tokens of random endpoints, for calibration.
@@ -50,7 +49,7 @@ def repair(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   rate: float,
   snr: float,
   clean_snr: float,
@@ -97,7 +96,7 @@ def conditional_probabilities(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   groups: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -107,8 +106,7 @@ def conditional_probabilities(
   calls and less context.
 
   Args:
-    key: chooses the groups.
-    groups: network calls, 1 to L.
+    groups: network calls, 1 to L; the key chooses their tokens.
 
   Returns:
     p_BL, f32: probability of the given token; best_BL, int32: the most probable
@@ -140,20 +138,14 @@ def loss_by_snr(
   key: jax.Array,
   tokens_BL: jax.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
 ) -> jax.Array:
-  """Cross-entropy with all tokens at one SNR.
+  """Cross-entropy with all tokens at one SNR, nats_TB, per token.
 
   Two denoisers given one key see the same noise, which makes their difference
   more precise than either: the probe of the invariance theorem, by which a
   denoiser gains nothing from the SNR as an input.
-
-  Args:
-    snr_grid: finite SNRs, [T].
-
-  Returns:
-    nats_TB, f32, per token.
   """
   x_BLD = sphere.embed(denoiser.table(params), tokens_BL)
 

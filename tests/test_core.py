@@ -230,10 +230,8 @@ def chain_rates(path):
 
 @pytest.mark.parametrize("kind", ["cap", "rescale", "loop"])
 def test_remask_has_the_published_transition_probabilities(kind):
-  T, eta, t_on, t_off, on = 20, 0.2, 0.56, 0.06, 0.9
-  path = paths.remask(
-    KEY, T, 200, 400, kind=kind, eta=eta, t_on=t_on, t_off=t_off
-  )
+  T, eta, t_on, t_off, on = 22, 0.2, 0.55, 0.05, 0.9
+  path = paths.remask(KEY, T, 200, 400, kind=kind, eta=eta)
   paths.check(path)
   hide, show = chain_rates(path)
   grid = np.linspace(1, 1e-5, T + 1)

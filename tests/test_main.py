@@ -146,7 +146,10 @@ def test_other_data_is_another_run(run, rows, tmp_path):
     (["--mode=report", "--workdir=/proc"], ["cannot be written"]),
     (["--config="], ["--config is missing"]),
     (["--config=nothing.py"], ["'nothing.py', not a file"]),
-    (["--config=quickstart:big"], ["no variant 'big'; it has letters"]),
+    (
+      ["--config=quickstart:big"],
+      ["no variant 'big'; it has pretrained, letters"],
+    ),
     (["--config=quikstart"], ["'quikstart', not", "mean 'quickstart'"]),
     (["--config=FILE"], ["FILE fails with", "nothing_here"]),
   ],

@@ -3,7 +3,6 @@
 import json
 import time
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -96,19 +95,6 @@ def test_only_what_was_timed_has_a_rate(tmp_path):
   recorder.close()
   timed = ["tokens_per_second" in row for row in lines(tmp_path)]
   assert timed == [False, True]
-
-
-def test_the_clock_of_compilation_counts_it_once():
-  began, compiled = time.monotonic(), loop.compile_clock()
-  assert compiled() == 0
-  inner = jax.jit(lambda x: x * 2 + 1)
-  program = jax.jit(lambda x: inner(x) + inner(x + 1))
-  x = jnp.arange(5.0)
-  jax.block_until_ready(program(x))
-  seconds = compiled()
-  assert 0 < seconds <= time.monotonic() - began
-  jax.block_until_ready(program(x))  # compiled already
-  assert compiled() == seconds
 
 
 def test_a_restart_writes_no_step_twice(tmp_path):

@@ -387,10 +387,6 @@ def test_a_policy_of_another_shape_is_rejected():
     (lambda p: p.above(1.5), "least is 1.5"),
     (lambda p: p.remask_low_confidence(KEY, 0), "num_steps is 0"),
     (
-      lambda p: p.remask_low_confidence(KEY, 4, strength=-1),
-      "strength is -1",
-    ),
-    (
       lambda p: p.remask_low_confidence(KEY, 4, soft_snr=np.inf),
       "soft_snr is inf",
     ),

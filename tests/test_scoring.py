@@ -153,7 +153,7 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
   rows = packing.load(str(root / "rows"), "test")
   assert (other["split"], other["sequences"]) == ("test", len(rows.tokens_NL))
   assert other["source"]["dropped"] == rows.manifest["dropped"]
-  drawn = trained.draw_rows(rows, 0, seed=0)  # every row once
+  drawn = trained.draw_rows(rows.tokens_NL, 0, seed=0)  # every row once
   assert sorted(drawn.tolist()) == sorted(rows.tokens_NL.tolist())
   cfg, full = quickstart(), np.zeros((11, 16), int)
   for changes, rows_NL in (
@@ -182,7 +182,7 @@ def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
   )
   name, nats_N = evaluate._best_ngram(cfg, *splits)
   assert name == "ngram_2"
-  drawn_NL = trained.draw_rows(splits[1], 9, cfg.seed)
+  drawn_NL = trained.draw_rows(splits[1].tokens_NL, 9, cfg.seed)
   *_, prob = ngrams.probabilities(chain[:2400], chain[2400:], 27, 2)
   every_N = -np.log(prob).reshape(-1, 6).sum(axis=1)
   drawn_N = [
@@ -359,11 +359,11 @@ def test_tables_resume_at_the_cell(run, monkeypatch, capsys):
   drawn = []
   draw = named_samplers.draw
 
-  def counted(cfg, params, section, num, **kwargs):
+  def counted(cfg, params, requests):
     if len(drawn) == 2:
       raise KeyboardInterrupt
-    drawn.append((section.path, section.steps))
-    return draw(cfg, params, section, num, **kwargs)
+    drawn.append((cfg.sample.path, cfg.sample.steps))
+    return draw(cfg, params, requests)
 
   monkeypatch.setattr(named_samplers, "draw", counted)
   table = "--table=owt_mauve:4,20"

@@ -13,6 +13,7 @@ from dsl_jax.convert import __main__ as converter
 from dsl_jax.data import tokenizers
 from dsl_jax.modes import named_samplers
 from dsl_jax.runtime import config as config_lib
+from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def test_samples_are_appended_with_their_settings(run, path):
     assert line["settings"]["train_step"] == 4
 
 
-def test_prompts_and_gaps_come_back_in_every_sample(run, tmp_path):
+def test_prompts_and_gaps_come_back_in_every_sample(run, tmp_path, capsys):
   workdir, mode = run
   file, page = tmp_path / "prompts.txt", tmp_path / "page.html"
   file.write_text("in the[MASK:6]was\n\n[MASK:20]said\n")
@@ -98,7 +99,9 @@ def test_prompts_and_gaps_come_back_in_every_sample(run, tmp_path):
   assert mode("sample", f"--trace={page}", **change) == 0
   after = target.read_text()
   assert after.startswith(before) and '{"torn' not in after
+  assert "s with compilation\n" in capsys.readouterr().out  # of both batches
   assert mode("sample", **change) == 0  # replaces the same samples
+  assert "tokens/s without\n" in capsys.readouterr().out
   assert target.read_text() == after
   lines = samples(workdir)[1][-10:]
   assert [line["index"] for line in lines] == list(range(10))
@@ -111,13 +114,21 @@ def test_prompts_and_gaps_come_back_in_every_sample(run, tmp_path):
   assert "remask_conf" in page.read_text()
 
 
-def test_the_information_path_needs_no_evaluation(run):
+def test_the_information_path_needs_no_evaluation(run, monkeypatch):
   workdir, mode = run
   (workdir / "eval.json").rename(workdir / "aside.json")
   change = {"sample.path": "information", "sample.num": 1}
   assert mode("sample", **change) == 0
   (workdir / "aside.json").rename(workdir / "eval.json")
   assert samples(workdir)[1][-1]["settings"]["path"] == "information"
+
+  def refuse(*_):
+    raise errors.UserError("there are no rows.")
+
+  before, _ = samples(workdir)
+  monkeypatch.setattr(named_samplers, "measure_curve", refuse)
+  assert mode("sample", **change) == 2
+  assert samples(workdir)[0] == before  # until there are new ones
 
 
 def test_every_named_sampler_is_a_path_that_keeps_its_budget():

@@ -5,8 +5,8 @@ mask: z is exactly zero. t = inf is a committed token, free of noise. clean_snr
 is the SNR that stands for a committed token: it is stored as clean_snr * e(v).
 The three moves compose exactly: z at the new SNR has the law
 that `observe` gives there (arXiv 2605.12836; the move down is the Brownian
-bridge of the process dz = x dt + dW). SNRs broadcast to the leading axes of x,
-and all moves return z_BLD in f32.
+bridge of the process dz = x dt + dW). x_BLD are clean unit points, f32, SNRs
+broadcast to their leading axes, and all moves return z_BLD in f32.
 """
 
 import chex
@@ -36,13 +36,7 @@ def _noise(key, like_BLD):
 def observe(
   key: jax.Array, x_BLD: jax.Array, snr_BL: jax.Array, *, clean_snr: ArrayLike
 ) -> jax.Array:
-  """Draws z = t x + sqrt(t) eps.
-
-  Args:
-    x_BLD: clean unit points, f32.
-    snr_BL: SNR per token, broadcastable to x's leading axes; 0 gives exactly
-      0, inf gives clean_snr * x.
-  """
+  """Draws z = t x + sqrt(t) eps; exactly 0 at 0, clean_snr * x at inf."""
   snr, inf = _split(snr_BL, x_BLD)
   z = snr * x_BLD + _root(snr) * _noise(key, x_BLD)
   return jnp.where(inf, clean_snr * x_BLD, z)
@@ -51,12 +45,7 @@ def observe(
 def hard(
   x_BLD: jax.Array, committed_BL: jax.Array, *, clean_snr: ArrayLike
 ) -> jax.Array:
-  """The state of committed and masked tokens, clean_snr * x or 0: no noise.
-
-  Args:
-    x_BLD: clean unit points, f32.
-    committed_BL: bool, false where the token is masked.
-  """
+  """The state of committed and masked tokens, clean_snr * x or 0: no noise."""
   return jnp.where(committed_BL[..., None], clean_snr * x_BLD, 0.0)
 
 

@@ -4,9 +4,11 @@ An error names the argument, its value and the fix in one sentence. Traced
 values are not known yet and pass.
 """
 
+import dataclasses
 import math
 import operator
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,35 @@ import numpy as np
 Array = jax.Array | np.ndarray  # on a device or on the host
 
 
-def count(name: str, value: int, least: int = 1) -> int:
-  """Returns an integer of at least `least`, or raises a ValueError."""
+class Section:
+  """A dataclass that checks the range of every field, see `within`."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):  # type: ignore
+      value, allowed = getattr(self, field.name), field.metadata
+      if allowed and not allowed["contains"](value):
+        raise ValueError(f"{field.name} is {value!r:.80}; {allowed['fix']}.")
+
+
+def within(contains: Callable, fix: str) -> Callable[[Any], Any]:
+  """Returns default -> a field whose values `contains` accepts."""
+  metadata = {"contains": contains, "fix": fix}
+  return lambda default: dataclasses.field(default=default, metadata=metadata)
+
+
+def one_of(*words: str) -> str:
+  """Returns a field that holds one of the words, by default the first."""
+  return within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
+
+
+def count(name: str, value: int) -> int:
+  """Returns an integer of at least 1, or raises a ValueError."""
   try:
     number = operator.index(value)
   except TypeError as error:
     raise ValueError(f"{name} is {value!r}; give an integer.") from error
-  if number < least:
-    raise ValueError(f"{name} is {number}; it must be at least {least}.")
+  if number < 1:
+    raise ValueError(f"{name} is {number}; it must be at least 1.")
   return number
 
 

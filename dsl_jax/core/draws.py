@@ -26,7 +26,7 @@ def _as_float(bits):
 def nucleus(
   weights_NV: jax.Array, top_p: jax.Array | float, *, strict: bool
 ) -> jax.Array:
-  """Returns the smallest set of most probable tokens that reaches top_p.
+  """Returns keep_NV, the most probable tokens that together reach top_p.
 
   The usual rule keeps a token if the more probable ones have less than top_p
   of the mass. The strict rule of the published ReMDM samples keeps it if the
@@ -42,9 +42,6 @@ def nucleus(
     weights_NV: probabilities divided by the largest of their row, f32.
     top_p: mass in (0, 1]; 1 keeps everything.
     strict: which of the two rules.
-
-  Returns:
-    keep_NV, bool.
   """
   reaches = jnp.greater if strict else jnp.greater_equal
   goal_N = top_p * jnp.sum(weights_NV, axis=-1)
@@ -96,10 +93,8 @@ def truncate(
   """Returns logits after temperature and nucleus, 0 at the largest of a row.
 
   Args:
-    logits_NV: f32.
     temperature: divides the logits; 0 takes the arg-max.
-    top_p: nucleus mass in (0, 1], applied after the temperature.
-    strict: the nucleus rule, see `nucleus`.
+    top_p, strict: see `nucleus`.
   """
   gap_NV = logits_NV - jnp.max(logits_NV, axis=-1, keepdims=True)
   scaled_NV = _divide(gap_NV, temperature)
@@ -121,7 +116,6 @@ def draw(
 
   Args:
     key_N: a typed random key for every row.
-    logits_NV: f32.
     truncated: which probability is returned.
     **how: temperature, top_p and strict, see `truncate`.
 

@@ -38,13 +38,7 @@ def visible_subset(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def lognormal(mu: float, sigma: float, *, per_token: bool = False) -> Law:
-  """log t ~ N(mu, sigma^2), one t for a sequence or one for every token.
-
-  Args:
-    mu: mean of the natural logarithm of the SNR.
-    sigma: its standard deviation, >= 0.
-    per_token: draw independently for every token.
-  """
+  """log t ~ N(mu, sigma^2), one t for a sequence or one for every token."""
   checks.not_negative("sigma", sigma)
   checks.number("mu", mu, np.isfinite, "it must be finite")
 
@@ -60,7 +54,6 @@ def endpoint(clean_snr: float, *, smooth: bool = True) -> Law:
   """Random-order autoregression: the tokens of `visible_subset`, or the mask.
 
   Args:
-    clean_snr: SNR that stands for a committed token, here a visible one.
     smooth: hidden SNRs from U[0, 1), visible ones from U[0.8, 1] * clean_snr,
       instead of exactly 0 and clean_snr.
   """
@@ -79,10 +72,9 @@ def endpoint(clean_snr: float, *, smooth: bool = True) -> Law:
 
 
 def mixture(*parts: tuple[Law, float]) -> Law:
-  """Chooses one law for each sequence.
+  """Chooses one law for each sequence, of (law, share) pairs.
 
-  Args:
-    *parts: (law, share) pairs; shares are normalised to sum to 1.
+  Shares are normalised to sum to 1.
   """
   shares = [share for _, share in parts]
   if not (shares and min(shares) >= 0 and 0 < sum(shares) < np.inf):

@@ -2,9 +2,8 @@
 
 The global sample number i = step * batch_size + j belongs to epoch i // N and
 is row P(i mod N), where P is a permutation keyed by (seed, epoch). Nothing is
-stored and nothing is dropped: a batch may span two epochs, a resumed job sees
-what it would have seen, and the number of processes changes only which process
-reads which rows.
+stored and nothing is dropped: a batch may span two epochs, and a resumed job
+sees what it would have seen, on any number of processes.
 """
 
 import math
@@ -57,34 +56,28 @@ def batch_at(
   *,
   batch_size: int,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  shard: slice = slice(None),
 ) -> np.ndarray:
-  """Returns this process's rows of a step's batch, the first step being 0.
+  """Returns the rows of a step's batch, int32 [B, L], the first step being 0.
 
-  Processes have equal, consecutive shards: int32 [batch_size /
-  process_count, L].
+  A process reads only the `shard` of the batch that its devices hold.
   """
   N = len(packed.tokens_NL)
-  if not 1 <= batch_size <= N or batch_size % process_count:
+  if not 1 <= batch_size <= N:
     raise ValueError(
-      f"batch_size is {batch_size} but the data have {N} rows; choose one of "
-      f"1..{N} that is divisible by process_count, which is {process_count}."
+      f"batch_size is {batch_size} but the data have {N} rows; use 1 to {N}."
     )
-  shard_size = batch_size // process_count
-  first = step * batch_size + process_index * shard_size
-  rows = row_at(np.arange(first, first + shard_size), N, seed)
-  return np.asarray(packed.tokens_NL[rows], np.int32)
+  samples = step * batch_size + np.arange(batch_size)[shard]
+  return np.asarray(packed.tokens_NL[row_at(samples, N, seed)], np.int32)
 
 
 def eval_batches(
-  packed: Packed, batch_size: int, limit: int | None = None
+  rows_NL: np.ndarray, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields tokens int32 [B, L] and mask float32 [B, L], at most `limit` rows.
+  """Yields tokens int32 [B, L] and mask float32 [B, L].
 
   The mask is 0 in the rows of zeros that fill up the last batch.
   """
-  rows_NL = packed.tokens_NL[:limit]
   for first in range(0, len(rows_NL), batch_size):
     rows_BL = np.asarray(rows_NL[first : first + batch_size], np.int32)
     padding = [(0, batch_size - len(rows_BL)), (0, 0)]

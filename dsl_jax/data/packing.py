@@ -1,8 +1,8 @@
 """Fixed-length token rows on disk: `SPLIT.bin` and `SPLIT.json`.
 
-The data file is little-endian int32 [N, L]. The manifest tells what the rows
-were made from and has the sha256 of the data, of every 16 MiB block of them,
-and of itself. It is written last: a split with a manifest is finished.
+The data file is little-endian int32 [N, L]. The manifest, which is written
+last, tells what the rows were made from and has the sha256 of the data, of
+every 16 MiB block of them, and of itself.
 """
 
 import collections
@@ -131,15 +131,13 @@ def _check_rows(data: np.ndarray, manifest: dict) -> None:
     count = manifest.get(name, 0 if name in _NEW_COUNTS else None)
     if type(count) is not int or count < 0:
       raise ValueError(f"{name} is not a count")
-  hashes, length = manifest["chunk_sha256"], manifest["length"]
-  rows = manifest["rows"]
-  scored = rows * (length - 2 * manifest["wrap"])
+  hashes, N, L = (manifest[x] for x in ("chunk_sha256", "rows", "length"))
+  scored = N * (L - 2 * manifest["wrap"])
   if manifest["tokens"] != scored + manifest["dropped"]:
     raise ValueError("tokens is not the sum of those in rows and dropped ones")
   intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
-  intact = intact and data.size == 4 * rows * length > 0
-  intact = intact and len(hashes) == -(-data.size // _HASHED)
-  if not intact:
+  intact = intact and data.size == 4 * N * L > 0
+  if not intact or len(hashes) != -(-data.size // _HASHED):
     raise ValueError("damaged, or of other rows")
   for i in {*np.linspace(0, len(hashes) - 1, _SAMPLES, dtype=int).tolist()}:
     ids = data[i * _HASHED : (i + 1) * _HASHED].view("<u4")

@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -77,31 +77,41 @@ class Tokenizer(Protocol):
     """Returns the text of ids, markers included."""
 
 
-class _Markers:
+class _MarkedTokenizer(Tokenizer):
   """Finds markers in texts and in ids; encodes and decodes what is between."""
 
-  def __init__(self, id_of: Mapping[str, int]):
-    self._id_of = id_of
-    self._name_of = {token: name for name, token in id_of.items()}
-    names = sorted(id_of, key=len, reverse=True)
-    self.pattern = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+  _encode: Callable[[str], Any]
+  _decode: Callable[[list[int]], str]
+  _encode_inside: Callable[[str], Any]  # after a marker
+  _decode_inside: Callable[[list[int]], str]
 
-  def encode(self, text: str, encode: Callable, inside: Callable) -> np.ndarray:
-    """Encodes a text, with `inside` what follows a marker."""
-    words = self.pattern.split(text)
+  def _mark(self, markers: Mapping[str, int]) -> None:
+    """Sets the markers and their ids."""
+    self._markers = markers
+    self._name_of = {token: name for name, token in markers.items()}
+    names = map(re.escape, sorted(markers, key=len, reverse=True))
+    self._pattern = re.compile(f"({'|'.join(names) or '(?!)'})")
+    self._encode_inside, self._decode_inside = self._encode, self._decode
+
+  def _encode_parts(self, text, encode):
+    words = self._pattern.split(text)
     start = words[0].rstrip(" ") if len(words) > 1 else words[0]
     words[0] = words[0][len(start) :]  # spaces before the first marker
     parts = [encode(start)] if start else []
     for number, word in enumerate(words):
       if word:
-        parts.append([self._id_of[word]] if number % 2 else inside(word))
+        is_marker = number % 2
+        ids = [self._markers[word]] if is_marker else self._encode_inside(word)
+        parts.append(ids)
     return np.array(list(itertools.chain(*parts)), np.int32)
 
-  def normalize(self, text: str, normalize: Callable[[str], str]) -> str:
-    parts = enumerate(self.pattern.split(text))
-    return "".join(x if n % 2 else normalize(x) for n, x in parts)
+  def encode(self, text: str) -> np.ndarray:
+    return self._encode_parts(text, self._encode)
 
-  def decode(self, ids, decode: Callable, inside: Callable) -> str:
+  def encode_inside(self, text: str) -> np.ndarray:
+    return self._encode_parts(text, self._encode_inside)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     ids, text = np.asarray(ids).tolist(), ""
     marks = itertools.groupby(ids, self._name_of.__contains__)
     for number, (marked, group) in enumerate(marks):
@@ -109,7 +119,8 @@ class _Markers:
         text += "".join(self._name_of[token] for token in group)
       else:
         tokens = list(group)
-        text += (number == 0 and decode(tokens)) or inside(tokens)
+        start = number == 0 and self._decode(tokens)
+        text += start or self._decode_inside(tokens)
     return text
 
 
@@ -127,7 +138,7 @@ def normalize_text8(text: str) -> str:
   return re.sub("[^a-z]+", " ", text.translate(_SPELLED))
 
 
-class CharTokenizer(Tokenizer):
+class CharTokenizer(_MarkedTokenizer):
   """One id per character, and names of more than one for special ids."""
 
   def __init__(self, name: str, symbols: Sequence[str]):
@@ -138,8 +149,7 @@ class CharTokenizer(Tokenizer):
     self.bos_id = symbols.index("[BOS]") if has_markers else None
     self.eos_id = symbols.index("[EOS]") if has_markers else None
     self.unk_id: int | None = None
-    names = {x: i for i, x in enumerate(symbols) if len(x) > 1}
-    self._markers = _Markers(names)
+    self._mark({x: i for i, x in enumerate(symbols) if len(x) > 1})
     listing = "\n".join(symbols)
     self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     self._symbols = np.array(symbols, object)
@@ -150,10 +160,8 @@ class CharTokenizer(Tokenizer):
 
   def normalize(self, text: str) -> str:
     """Maps all but the markers of a text onto the alphabet."""
-    return self._markers.normalize(text, normalize_text8)
-
-  def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, self._encode, self._encode)
+    parts = enumerate(self._pattern.split(text))
+    return "".join(x if n % 2 else normalize_text8(x) for n, x in parts)
 
   def _encode(self, text):
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -166,7 +174,7 @@ class CharTokenizer(Tokenizer):
       )
     return tokens
 
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+  def _decode(self, ids):
     ids = np.asarray(ids, np.int64)
     if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
       raise ValueError(
@@ -197,12 +205,12 @@ class LibraryTokenizer(Tokenizer):
     marks = {self.bos_id, self.eos_id, self.unk_id} - {None}
     for one in (self._model, self._inside):
       one.add_special_tokens([model.id_to_token(x) for x in marks])
-    added = model.get_added_tokens_decoder()
-    self._markers = _Markers({x.content: i for i, x in added.items()})
+    added = [x.content for x in model.get_added_tokens_decoder().values()]
+    self._marker = re.compile("|".join(map(re.escape, added)) or "(?!)")
 
   def _encode(self, texts):
     """Encodes texts up to the first marker, and from there as inside."""
-    heads = [self._markers.pattern.split(text, 1)[0] for text in texts]
+    heads = [self._marker.split(text, 1)[0] for text in texts]
     rests = [text[len(head) :] for text, head in zip(texts, heads)]
     pairs = zip(
       self._model.encode_batch_fast(heads, add_special_tokens=False),
@@ -269,7 +277,7 @@ def _find_gpt2(directory: str) -> list[str]:
   )
 
 
-class SentencePieceTokenizer(Tokenizer):
+class SentencePieceTokenizer(_MarkedTokenizer):
   def __init__(self, path: str):
     library = errors.require("sentencepiece", "data")
     file = storage.to_path(path)
@@ -288,26 +296,14 @@ class SentencePieceTokenizer(Tokenizer):
     self.unk_id: int | None = self._model.unk_id()
     model, ids = self._model, range(self.vocab_size)
     marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
-    self._inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
-    self._markers = _Markers({model.id_to_piece(x): x for x in marks})
+    self._encode, self._decode = model.encode, model.decode
+    self._mark({model.id_to_piece(x): x for x in marks})
+    inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
+    self._encode_inside, self._decode_inside = inside.encode, inside.decode
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
-  def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, self._model.encode, self._inside.encode)
 
-  def encode_inside(self, text: str) -> np.ndarray:
-    inside = self._inside.encode
-    return self._markers.encode(text, inside, inside)
-
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    return self._markers.decode(ids, self._model.decode, self._inside.decode)
-
-
-def _decode_utf8(ids: list[int]) -> str:
-  return bytes(ids).decode(errors="replace")
-
-
-class ByteTokenizer(Tokenizer):
+class ByteTokenizer(_MarkedTokenizer):
   """UTF-8 bytes, and one marker before and after a row."""
 
   name = "bytes"
@@ -315,16 +311,16 @@ class ByteTokenizer(Tokenizer):
   bos_id = eos_id = 256
   unk_id = None
   fingerprint = hashlib.sha256(b"bytes and <|endoftext|>").hexdigest()
-  _markers = _Markers({"<|endoftext|>": 256})
 
   def __init__(self):
     self.files: dict[str, bytes] = {}
+    self._mark({"<|endoftext|>": 256})
 
-  def encode(self, text: str) -> np.ndarray:
-    return self._markers.encode(text, str.encode, str.encode)
+  def _encode(self, text):
+    return list(text.encode())
 
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    return self._markers.decode(ids, _decode_utf8, _decode_utf8)
+  def _decode(self, ids):
+    return bytes(ids).decode(errors="replace")
 
 
 def _unspaced(node: dict) -> dict:

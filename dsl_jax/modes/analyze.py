@@ -27,7 +27,7 @@ _PLOTS = {  # plot: analysis, column, title
 }
 
 
-class Run(NamedTuple):
+class AnalyzedRun(NamedTuple):
   """A trained run and the rows on which it is analysed."""
 
   cfg: config_lib.Config
@@ -45,7 +45,6 @@ class Changes:
   """A callback of the sampler that counts rewrites and remasks.
 
   A rewrite commits another token than was committed before at its position.
-  A remask masks a committed token again.
   """
 
   rewrites_BL: np.ndarray | int = 0
@@ -78,7 +77,7 @@ def _mean(name, x_NT):
   return {name: x_NT.mean(axis=0).tolist(), f"{name}_stderr": stderr_T.tolist()}
 
 
-def calibration(run: Run) -> dict:
+def calibration(run: AnalyzedRun) -> dict:
   """Compares confidence and accuracy on hidden tokens."""
   confidence, correct, hidden = run.over_rows(
     "calibration", probes.hidden_predictions, clean_snr=run.cfg.clean_snr
@@ -93,7 +92,7 @@ def calibration(run: Run) -> dict:
   return diagram(slice(None)) | {"ece_stderr": ece.stderr}
 
 
-def repair(run: Run) -> list[dict]:
+def repair(run: AnalyzedRun) -> list[dict]:
   """Replaces tokens at random and predicts all in one call, at several SNRs."""
   c = run.cfg.sample
   snrs = [*np.geomspace(c.snr_min, c.snr_max, 6)[2:].tolist(), math.inf]
@@ -122,7 +121,7 @@ def repair(run: Run) -> list[dict]:
   return table
 
 
-def information(run: Run) -> dict:
+def information(run: AnalyzedRun) -> dict:
   """Measures the mmse curve and its integral, the information."""
   grid = run.cfg.eval.snr_grid()
   mmse_NT = trained.mmse_rows(*run, "information")
@@ -133,13 +132,14 @@ def information(run: Run) -> dict:
   return {"snr": grid.tolist(), **mmse, "bits_per_token": bits.tolist()}
 
 
-def changes(run: Run) -> dict:
+def changes(run: AnalyzedRun) -> dict:
   """Counts rewrites and remasks per token along paths, one batch each."""
   numbers = {}
   for section in _watched_sections(run.cfg):
     counter, size = Changes(), section.batch_size
-    named_samplers.draw(
-      run.cfg, run.params, section, size, rows=1, callback=counter
+    cfg = dataclasses.replace(run.cfg, sample=section)
+    named_samplers.sample_batch(
+      cfg, run.params, 0, size, rows=1, callback=counter
     )
     entry = {"steps": section.steps, "samples": size}
     for name in ("rewrites", "remasks"):
@@ -150,7 +150,7 @@ def changes(run: Run) -> dict:
   return numbers
 
 
-def invariance(run: Run, control: Run) -> dict:
+def invariance(run: AnalyzedRun, control: AnalyzedRun) -> dict:
   """Measures the gain of a network that sees log SNR, on the same noise."""
   grid = run.cfg.eval.snr_grid()
 
@@ -182,7 +182,9 @@ def _open_control(run):
   other = dataclasses.replace(other, mesh=cfg.mesh)
   params, _ = trained.restore(other, cfg.eval.control)
   # The seed stays that of the run: both see the same noise.
-  return Run(dataclasses.replace(cfg, net=other.net), params, run.rows_NL)
+  return AnalyzedRun(
+    dataclasses.replace(cfg, net=other.net), params, run.rows_NL
+  )
 
 
 def _plots(report):
@@ -219,17 +221,16 @@ def _summary(report):
 def analyze(cfg: config_lib.Config, workdir: str) -> None:
   """Writes WORKDIR/analysis.json and WORKDIR/analysis/*.png.
 
-  Numbers have standard errors over sequences. The gain of seeing log SNR is
-  measured if eval.control names a run.
+  Numbers have standard errors over sequences.
   """
   with errors.user_errors():
     errors.require("matplotlib.figure", "demo")
     for section in _watched_sections(cfg):
       named_samplers.check(dataclasses.replace(cfg, sample=section))
-    packed = prepare.open_rows(cfg, cfg.eval.split)
-    rows_NL = trained.draw_rows(packed, cfg.eval.sequences, cfg.seed)
+    held_out = prepare.open_rows(cfg, cfg.eval.split).tokens_NL
+    rows_NL = trained.draw_rows(held_out, cfg.eval.sequences, cfg.seed)
     params, step = trained.restore(cfg, workdir)
-    run = Run(cfg, params, rows_NL)
+    run = AnalyzedRun(cfg, params, rows_NL)
     if cfg.eval.control:
       control = _open_control(run)
 

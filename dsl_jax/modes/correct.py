@@ -95,8 +95,8 @@ def _score_windows(cfg, params, rows_NL, inner_L):
     groups=min(_GROUPS, rows_NL.shape[1]),
     clean_snr=cfg.clean_snr,
   )
-  batches, size = [], min(cfg.eval.batch_size, len(rows_NL))
-  for key, tokens_BL, valid_B in trained.batched(cfg, rows_NL, "correct", size):
+  batches = []
+  for key, tokens_BL, valid_B in trained.batched(cfg, rows_NL, "correct"):
     key, fill_key, _ = jax.random.split(key, 3)
     p_BL, best_BL = jax.device_get(conditionals(params, key, tokens_BL))
     marked_BL = (p_BL < cfg.eval.suspicion) & (best_BL != tokens_BL)
@@ -159,8 +159,8 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     "marks": marks,
   }
   if jax.process_index() == 0:
-    made = trained.digest([cfg.eval.text, ids.tolist(), cfg.eval.suspicion])
-    name = f"correct-{pathlib.Path(cfg.eval.text).stem}-{made}"
+    digest = trained.digest([cfg.eval.text, ids.tolist(), cfg.eval.suspicion])
+    name = f"correct-{pathlib.Path(cfg.eval.text).stem}-{digest}"
     storage.write_json(f"{workdir}/{name}.json", result)
     storage.write_text(f"{workdir}/{name}.txt", tokenizer.decode(repaired))
     print(show(ids, repaired, marks, pieces))

@@ -16,7 +16,7 @@ import numpy as np
 
 from dsl_jax.data import prompts, tokenizers
 from dsl_jax.modes import model as model_lib
-from dsl_jax.modes import named_samplers, viewer
+from dsl_jax.modes import named_samplers, pages, viewer
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 
@@ -77,10 +77,8 @@ class Page:
 
   def _configure(self, settings) -> config_lib.Config:
     names = "path", "steps", "temperature", "top_p", "seed"
-    values = config_lib.to_config_dict(self._config).to_dict()
-    values["sample"] |= dict(zip(names, settings, strict=True))
-    cfg = config_lib.from_config_dict(values)
-    named_samplers.check(cfg)
+    keys = dict(zip(names, settings, strict=True))
+    cfg = named_samplers.configure(self._config, keys)
     if cfg.sample.steps > _STEPS:
       steps = f"sample.steps is {cfg.sample.steps}"
       raise errors.UserError(f"{steps}; use at most {_STEPS} on this page.")
@@ -258,7 +256,8 @@ def build(page: Page, cfg: config_lib.Config):
       for after, status in page.run(session, text, *settings):
         figure, now = gr.skip(), time.monotonic()
         if after.steps and (now - drawn > _DRAWING or "done" in status):
-          figure, drawn = viewer.draw(after.steps), now
+          snr_RL = np.stack([step.snr_L for step in after.steps])
+          figure, drawn = pages.snr_map(snr_RL), now
         yield *update(after, status, scale), figure
 
     # gradio reads the annotation.

@@ -1,4 +1,4 @@
-"""Evaluation: bounds on the likelihood of held-out text, with their errors."""
+"""Evaluation: bounds on the likelihood of text, and zero-shot perplexities."""
 
 import dataclasses
 import functools
@@ -34,6 +34,23 @@ _COLUMNS = {  # number -> its standard error
   "bits_per_char": "bits_per_char_stderr",
   "bits_per_byte": "bits_per_byte_stderr",
   "perplexity": "perplexity_stderr",
+}
+# Name: text on the hub, detokenizer, and the perplexity of MDLM (arXiv
+# 2406.07524, table 3): trained on OpenWebText, 1,024 tokens, GPT-2's tokenizer,
+# documents joined by EOS, the masked bound.
+_PAPERS, _WORDS = "hub:armanc/scientific_papers", "scientific_papers"
+_ZERO_SHOT = {
+  "ptb": ("hub:ptb-text-only/ptb_text_only@validation#sentence", "ptb", 95.26),
+  "wikitext": (
+    "hub:Salesforce/wikitext:wikitext-103-raw-v1@validation",
+    "wikitext",
+    32.83,
+  ),
+  "lm1b": ("lm1b", "lm1b", 67.01),
+  "lambada": ("hub:EleutherAI/lambada_openai@test", "lambada", 47.52),
+  "ag_news": ("hub:fancyzhx/ag_news@test", "none", 61.15),
+  "pubmed": (f"{_PAPERS}:pubmed@validation#article", _WORDS, 41.89),
+  "arxiv": (f"{_PAPERS}:arxiv@validation#article", _WORDS, 37.37),
 }
 
 
@@ -152,8 +169,8 @@ def _best_ngram(cfg, *splits):
     np.int64(split.tokens_NL[:, edge : cfg.data.length - edge])
     for split in splits
   )
-  numbers = packing.Packed(np.arange(len(test_NL))[:, None], {})
-  drawn_N = trained.draw_rows(numbers, cfg.eval.sequences, cfg.seed)[:, 0]
+  drawn_N = np.arange(len(test_NL))
+  drawn_N = trained.draw_rows(drawn_N, cfg.eval.sequences, cfg.seed)
   models = ngrams.probabilities(
     train_NL.ravel(), test_NL.ravel(), cfg.net.vocab_size, 6
   )
@@ -231,9 +248,9 @@ def _target(cfg, workdir, result, rows_NL):
     except (TypeError, ValueError) as error:  # nothing computed is lost
       logging.warning("%s is kept and not compared: %s", path, error)
   rows = hashlib.sha256(np.ascontiguousarray(rows_NL)).hexdigest()
-  made = [result["split"], result["settings"], rows]
+  identity = [result["split"], result["settings"], rows]
   stem = pathlib.Path(cfg.eval.text or cfg.eval.split).stem
-  return path.with_name(f"eval-{stem}-{trained.digest(made)}.json")
+  return path.with_name(f"eval-{stem}-{trained.digest(identity)}.json")
 
 
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:
@@ -251,7 +268,7 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     else:
       train_rows = prepare.open_rows(cfg, "train")
       test_rows = prepare.open_rows(cfg, c.split)
-      rows_NL = trained.draw_rows(test_rows, c.sequences, cfg.seed)
+      rows_NL = trained.draw_rows(test_rows.tokens_NL, c.sequences, cfg.seed)
       data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
     params, step = trained.restore(cfg, workdir, data_hash)
 
@@ -281,3 +298,47 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     target = _target(cfg, workdir, result, rows_NL)
     storage.write_json(target, result)
     print(target)
+
+
+def _parse_zero_shot(table: str) -> dict[str, str]:
+  """Parses zero_shot:NAME[=FILE],... to places of text; all without names."""
+  words = table.partition(":")[2] or ",".join(_ZERO_SHOT)
+  places = {}
+  for word in words.split(","):
+    name, _, place = word.partition("=")
+    if name not in _ZERO_SHOT:
+      hint = errors.nearest(name, _ZERO_SHOT)
+      raise errors.UserError(f"eval.table is {table!r} with {name!r}{hint}")
+    places[name] = place or _ZERO_SHOT[name][0]
+  return places
+
+
+def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
+  """Scores the sets of eval.table; writes WORKDIR/zero_shot-HASH.json."""
+  places, scored = _parse_zero_shot(cfg.eval.table), {}
+  with errors.user_errors():
+    tokenizer = prepare.load_tokenizer(cfg)
+    for name, place in places.items():
+      c = dataclasses.replace(
+        cfg.eval, text=place, detokenizer=_ZERO_SHOT[name][1], bounds="endpoint"
+      )
+      set_cfg = dataclasses.replace(cfg, eval=c)
+      scored[name] = set_cfg, *trained.text_rows(set_cfg, tokenizer)
+    params, step = trained.restore(cfg, workdir)
+  results = {}
+  for name, (set_cfg, rows_NL, counts) in scored.items():
+    set_cfg, bounds = measure(set_cfg, params, rows_NL, counts)
+    result = trained.describe(set_cfg, step, rows_NL, places[name])
+    results[name] = result | {"source": counts, "bounds": bounds}
+  if jax.process_index() == 0:
+    print(
+      f"{'perplexity':<12}{'this model':>12}{'+-':>9}{'MDLM':>9}{'rows':>9}"
+    )
+    for name, result in results.items():
+      row = result["bounds"]["endpoint"]
+      print(
+        f"{name:<12}{row['perplexity']:>12.2f}{row['perplexity_stderr']:>9.2g}"
+        f"{_ZERO_SHOT[name][2]:>9.2f}{result['sequences']:>9}"
+      )
+    digest = trained.digest([places, cfg.seed, cfg.eval.draws])
+    storage.write_json(f"{workdir}/zero_shot-{digest}.json", results)

@@ -1,6 +1,7 @@
 """A trained model to sample and to score from Python: `dsl_jax.load`."""
 
 import dataclasses
+import functools
 import math
 import os
 from typing import NamedTuple
@@ -9,14 +10,13 @@ import jax
 import numpy as np
 
 from dsl_jax import likelihood
-from dsl_jax.data import packing, prepare, prompts, tokenizers
+from dsl_jax.data import packing, prepare, tokenizers
 from dsl_jax.modes import named_samplers, trained
 from dsl_jax.nets import attention
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
-from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 _DRAWS = 64  # noise draws of a score, over all rows of the text
@@ -54,37 +54,16 @@ class Model(NamedTuple):
       **settings: other keys, such as temperature; by default the run's.
     """
     keys = {"num": num, "path": path, "steps": steps, "seed": seed}
-    values = config_lib.to_config_dict(self.config).to_dict()
-    values["sample"] |= settings | keys | {"prompt": prompt}
+    keys |= {"prompt": prompt, "prompts": ""} | settings
     with errors.user_errors():
-      cfg = config_lib.from_config_dict(values)
-      named_samplers.check(cfg)
-      request = prompts.parse(
-        prompt,
-        self.tokenizer,
-        cfg.data.length,
-        wrap=cfg.data.wrap,
-        name="prompt",
-      )
-      curve = None
-      if path == "information":
-        curve = named_samplers.measure_curve(cfg, self.params)
-    mesh = sharding_lib.make_mesh(cfg.mesh)
-    section = dataclasses.replace(
-      cfg.sample, batch_size=min(num, cfg.sample.batch_size)
-    )
-    size = named_samplers.batch_size(section, mesh)
-    tokens_NL, _ = named_samplers.draw(
-      cfg,
-      self.params,
-      section,
-      num,
-      mesh=mesh,
-      prompt_mask_BL=np.tile(request.prompt_mask_L, (size, 1)),
-      prompt_BL=np.tile(request.tokens_L, (size, 1)),
-      curve=curve,
-    )
-    return [trained.decode(cfg, self.tokenizer, row) for row in tokens_NL]
+      cfg = named_samplers.configure(self.config, keys)
+      requests = named_samplers.parse_prompts(cfg, self.tokenizer)
+    batches = named_samplers.draw(cfg, self.params, requests)
+    return [
+      trained.decode(cfg, self.tokenizer, tokens_L)
+      for tokens_BL, _ in batches
+      for tokens_L in tokens_BL
+    ]
 
   def score(self, text: str, seed: int = 0) -> estimate.Estimate:
     """Returns the bits per character of a text, with their standard error.
@@ -92,31 +71,27 @@ class Model(NamedTuple):
     They are the masked bound (`likelihood.endpoint_nats`) of the rows of the
     text, of which the last may be shorter. The error is that of the noise.
     """
-    cfg, tokenizer = self.config, self.tokenizer
+    cfg = dataclasses.replace(self.config, seed=seed)
+    tokenizer = self.tokenizer
     with errors.user_errors():
       ids = trained.encode(text, tokenizer)
       if not len(ids):
         raise errors.UserError(f"text is {text!r}; give one with tokens.")
     inner = cfg.data.length - 2 * cfg.data.wrap
     count = len(ids) // inner
-    edge, draws = count * inner, max(2, _DRAWS // (count + 1))
+    score = functools.partial(
+      _endpoint_nats,
+      self.params,
+      denoiser=self.denoiser,
+      clean_snr=self.clean_snr,
+      draws=max(2, _DRAWS // (count + 1)),
+    )
+    edge, nats, variance = count * inner, 0.0, 0.0
     parts = ids[:edge].reshape(count, inner), ids[None, edge:]
-    nats = variance = 0.0
     for rows_NL in (part for part in parts if part.size):
       if cfg.data.wrap:
         rows_NL = packing.add_markers(rows_NL, tokenizer)
-      size = min(len(rows_NL), cfg.eval.batch_size)
-      scored = dataclasses.replace(
-        cfg, seed=seed, eval=dataclasses.replace(cfg.eval, batch_size=size)
-      )
-
-      def score_batch(key, tokens_BL):
-        options = {"denoiser": self.denoiser, "clean_snr": self.clean_snr}
-        return _endpoint_nats(
-          self.params, key, tokens_BL, draws=draws, **options
-        )
-
-      nats_N, stderr_N = trained.map_rows(scored, score_batch, rows_NL, "score")
+      nats_N, stderr_N = trained.map_rows(cfg, score, rows_NL, "score")
       nats += float(nats_N.sum())
       variance += float(np.square(stderr_N).sum())
     is_normalised = isinstance(tokenizer, tokenizers.CharTokenizer)
@@ -129,10 +104,7 @@ def load(where: str | os.PathLike) -> Model:
 
   Args:
     where: a workdir, a folder that `dsl_jax.convert` wrote, or the name of a
-      shipped model.
-
-  Raises:
-    ValueError: there is none, or it does not fit its tokenizer; one sentence.
+      shipped model. A ValueError tells what is wrong with it.
   """
   where = os.fspath(where)
   with errors.user_errors():

@@ -5,7 +5,7 @@ A new name is an entry in `_PATHS`, and one in `_POLICIES` if it has a policy.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from dsl_jax import samplers
 from dsl_jax.core import paths
-from dsl_jax.data import prepare
+from dsl_jax.data import prepare, prompts, tokenizers
 from dsl_jax.modes import trained
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -186,9 +186,42 @@ def build(
   return path, policy
 
 
-def batch_size(section: config_lib.Sample, mesh: jax.sharding.Mesh) -> int:
-  """Returns section.batch_size, rounded up to a multiple of the devices."""
-  return -(-section.batch_size // mesh.size) * mesh.size
+def configure(cfg: config_lib.Config, keys: Mapping) -> config_lib.Config:
+  """Returns a config with other keys of its sample section, checked."""
+  values = dataclasses.asdict(cfg)
+  values["sample"] |= keys
+  cfg = config_lib.from_config_dict(values)
+  check(cfg)
+  return cfg
+
+
+def parse_prompts(
+  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
+) -> list[prompts.Prompt]:
+  """Returns one prompt for every sample, in order."""
+  c = cfg.sample
+  if c.prompt and c.prompts:
+    raise errors.UserError(
+      f"sample.prompt is {c.prompt!r} and sample.prompts {c.prompts!r}; set "
+      "one of them."
+    )
+  lines = [("sample.prompt", c.prompt)]
+  if c.prompts:
+    lines = prompts.load_lines(c.prompts)
+  requests = []
+  for name, text in lines:
+    prompt = prompts.parse(
+      text, tokenizer, cfg.data.length, wrap=cfg.data.wrap, name=name
+    )
+    requests += [prompt] * c.num
+  return requests
+
+
+def batch_size(
+  cfg: config_lib.Config, num: int, mesh: jax.sharding.Mesh
+) -> int:
+  """Returns the size of batches of `num` samples, a multiple of the devices."""
+  return -(-min(num, cfg.sample.batch_size) // mesh.size) * mesh.size
 
 
 def sample_batch(
@@ -246,34 +279,52 @@ def sample_batch(
   return np.asarray(tokens_BL), samples.calls
 
 
+def measure_curve(cfg: config_lib.Config, params: dict) -> Curve:
+  """Measures the mmse curve on the first rows of held-out text."""
+  with errors.user_errors():
+    held_out = prepare.open_rows(cfg, "validation").tokens_NL
+  mmse_NT = trained.mmse_rows(cfg, params, held_out[:_CURVE_SEQUENCES], "mmse")
+  return Curve(cfg.eval.snr_grid(), mmse_NT.mean(axis=0))
+
+
 def draw(
   cfg: config_lib.Config,
   params: dict,
-  section: config_lib.Sample,
-  num: int,
-  *,
-  mesh: jax.sharding.Mesh | None = None,
-  **options,
-) -> tuple[np.ndarray, int]:
-  """Draws samples as a sample section says, on the devices of a mesh if given.
+  requests: list[prompts.Prompt],
+  callback: Callable | None = None,
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Draws a sample for every request along cfg.sample.path, in batches.
 
-  Returns tokens_NL, int32, and the number of calls, each over a batch.
+  A callback of `samplers.sample` sees every step of the first batch.
+
+  Yields tokens_BL, int32, on every host, and the number of network calls.
   """
-  cfg = dataclasses.replace(cfg, sample=section)
-  size = section.batch_size
-  if mesh is not None:
-    options["sharding"] = sharding_lib.batch_sharding(mesh)
-    size = batch_size(section, mesh)
-  results = [
-    sample_batch(cfg, params, number, size, **options)
-    for number in tqdm.trange(-(-num // size), unit="batch", leave=False)
-  ]
-  tokens, calls = zip(*results)
-  return np.concatenate(tokens)[:num], sum(calls)
-
-
-def measure_curve(cfg: config_lib.Config, params: dict) -> Curve:
-  """Measures the mmse curve on the first rows of held-out text."""
-  held_out = prepare.open_rows(cfg, "validation").tokens_NL
-  mmse_NT = trained.mmse_rows(cfg, params, held_out[:_CURVE_SEQUENCES], "mmse")
-  return Curve(cfg.eval.snr_grid(), mmse_NT.mean(axis=0))
+  c, mesh = cfg.sample, sharding_lib.make_mesh(cfg.mesh)
+  curve = measure_curve(cfg, params) if c.path == "information" else None
+  options: dict = {"rows": 1, "callback": callback} if callback else {}
+  size = batch_size(cfg, len(requests), mesh)
+  bar = tqdm.tqdm(
+    range(0, len(requests), size),
+    "compiling",
+    unit="batch",
+    leave=False,
+    disable=jax.process_index() > 0,
+  )
+  for number, first in enumerate(bar):
+    batch = requests[first : first + size]
+    # Batches of one size share a program, so the last one is filled up.
+    filled = batch + batch[:1] * (size - len(batch))
+    tokens_BL, calls = sample_batch(
+      cfg,
+      params,
+      number,
+      size,
+      prompt_mask_BL=np.stack([prompt.prompt_mask_L for prompt in filled]),
+      prompt_BL=np.stack([prompt.tokens_L for prompt in filled]),
+      curve=curve,
+      sharding=sharding_lib.batch_sharding(mesh),
+      **options,
+    )
+    options = {}
+    bar.set_description("sampling")
+    yield tokens_BL[: len(batch)], calls

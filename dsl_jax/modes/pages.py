@@ -56,6 +56,26 @@ def reliability(table: dict) -> bytes:
   return png(fig)
 
 
+def snr_map(snr_RL: np.ndarray):
+  """Draws the SNR of every token (across) after every step (down)."""
+  mpl = errors.require("matplotlib", "page")
+  fig, axes = figure("token", "step that moves a token")
+  finite = snr_RL[np.isfinite(snr_RL) & (snr_RL > 0)]
+  low, high = (finite.min(), finite.max()) if finite.size else (1.0, 2.0)
+  image = axes.imshow(
+    np.ma.masked_equal(np.minimum(snr_RL, 10 * high), 0),
+    mpl.colormaps["Blues"].with_extremes(bad="#f7f7f9", over="#107a69"),
+    mpl.colors.LogNorm(low / 3, max(high, 4 * low)),  # low is not white
+    aspect="auto",
+    interpolation="nearest",
+  )
+  axes.locator_params(integer=True)
+  axes.set_title("SNR (grey: mask, green: committed)", fontsize="medium")
+  if finite.size:
+    fig.colorbar(image, extend="max", format="%g").minorticks_off()
+  return fig
+
+
 def write(path: storage.Path, template: str, **values) -> None:
   """Writes a page from templates/, whole or not at all."""
   jinja2 = errors.require("jinja2", "demo")

@@ -1,7 +1,4 @@
-"""Scores of texts, and published tables from a checkpoint of one's own.
-
-Scores are MAUVE, Gen-PPL by two protocols, and diversity.
-"""
+"""Scores of texts, and published tables from a checkpoint of one's own."""
 
 import contextlib
 import dataclasses
@@ -18,8 +15,8 @@ import jax
 import numpy as np
 import tqdm
 
-from dsl_jax.data import corpora, prepare
-from dsl_jax.modes import named_samplers, trained, zero_shot
+from dsl_jax.data import corpora, prepare, prompts
+from dsl_jax.modes import evaluate, named_samplers, trained
 from dsl_jax.quality import diversity, estimate, mauve, perplexity
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
@@ -60,17 +57,6 @@ class Job(NamedTuple):
   scores: pathlib.Path
   identity: dict  # what the scores depend on
   texts: Callable[[], tuple[Texts, dict]]  # and what it took to draw them
-
-
-def _cached(path, make):
-  """Returns the array in a file, made and written as a whole if missing."""
-  if not path.exists():
-    array = make()
-    storage.make_folder(path.parent)
-    with storage.replacing(path) as file:
-      np.save(file, array)
-  with errors.reading(str(path), _FIX):
-    return np.load(storage.local(path))
 
 
 def _features(judge, texts):
@@ -285,21 +271,21 @@ def _their_texts(entries, tokenizer):
   return Texts([entry["text"] for entry in entries], all_ids)
 
 
-def _draw(cfg, params, mesh, tokenizer, section, path):
-  """Draws the samples of a cell, or reads them; and what it took."""
-  effort = path.with_suffix(".json")
-
-  def make():
+def _draw(cfg, params, tokenizer, path):
+  """Draws the samples of a cell unless its file is there; and their cost."""
+  cost = path.with_suffix(".json")
+  if not path.exists():
     began = time.monotonic()
-    tokens_NL, calls = named_samplers.draw(
-      cfg, params, section, cfg.eval.samples, mesh=mesh
-    )
-    entry = {"calls": calls, "seconds": time.monotonic() - began}
-    storage.write_json(effort, entry)
-    return tokens_NL
-
-  tokens_NL = _cached(path, make)
-  return _decode(tokens_NL, tokenizer), storage.read_json(effort)
+    request = prompts.parse("", tokenizer, cfg.data.length, name="")
+    batches = named_samplers.draw(cfg, params, [request] * cfg.eval.samples)
+    tokens, calls = zip(*batches)
+    seconds = time.monotonic() - began
+    storage.write_json(cost, {"calls": sum(calls), "seconds": seconds})
+    with storage.replacing(path) as file:
+      np.save(file, np.concatenate(tokens))
+  with errors.reading(str(path), _FIX):
+    tokens_NL = np.load(storage.local(path))
+  return _decode(tokens_NL, tokenizer), storage.read_json(cost)
 
 
 def _table_jobs(cfg, workdir, tokenizer, judged):
@@ -307,23 +293,23 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   sections, num = parse(cfg), cfg.eval.samples
   for section in sections.values():
     named_samplers.check(dataclasses.replace(cfg, sample=section))
-  mesh = sharding_lib.make_mesh(cfg.mesh)
   params, step = trained.restore(cfg, workdir)
   folder = storage.to_path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}
-  draw = functools.partial(_draw, cfg, params, mesh, tokenizer)
   jobs, missing = {}, []
   for (sampler, column), section in sections.items():
     stem = f"{sampler}-{column:g}"
-    made = run | {"settings": dataclasses.asdict(section)}
-    tokens = folder / f"{stem}-{trained.digest(made)}.npy"
-    scores = folder / f"{stem}-{trained.digest(made | judged)}-scores.json"
-    texts = functools.partial(draw, section, tokens)
-    jobs[sampler, column] = Job(scores, made | judged, texts)
+    identity = run | {"settings": dataclasses.asdict(section)}
+    tokens = folder / f"{stem}-{trained.digest(identity)}.npy"
+    scores = folder / f"{stem}-{trained.digest(identity | judged)}-scores.json"
+    cell = dataclasses.replace(cfg, sample=section)
+    texts = functools.partial(_draw, cell, params, tokenizer, tokens)
+    jobs[sampler, column] = Job(scores, identity | judged, texts)
     if not tokens.exists():
       missing.append(section)
-  batch = named_samplers.batch_size(cfg.sample, mesh)
+  mesh = sharding_lib.make_mesh(cfg.mesh)
+  batch = named_samplers.batch_size(cfg, num, mesh)
   calls = sum(math.ceil(num / batch) * section.steps for section in missing)
   print(
     f"{len(jobs)} cells of {num} samples of {cfg.data.length} tokens: "
@@ -341,7 +327,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
   are other files. With eval.text, scores those texts instead.
   """
   if cfg.eval.table.partition(":")[0] == "zero_shot" and not cfg.eval.text:
-    zero_shot.zero_shot(cfg, workdir)
+    evaluate.zero_shot(cfg, workdir)
     return
   text, folder = cfg.eval.text, storage.to_path(workdir) / "reproduce"
   with errors.user_errors():
@@ -373,8 +359,8 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
     if text:
       digest = trained.digest([x.get("ids", x["text"]) for x in entries])
       identity = {"texts": text, "texts_digest": digest, **judged}
-      made = trained.digest(identity)
-      name = f"{pathlib.Path(text).stem}-{made}-scores.json"
+      digest = trained.digest(identity)
+      name = f"{pathlib.Path(text).stem}-{digest}-scores.json"
       texts = _their_texts(entries, tokenizer)
       job = Job(folder / name, identity, lambda: (texts, {}))
       jobs: dict = {text: job}
@@ -389,14 +375,16 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       )
       errors.require("faiss", "eval")  # for MAUVE
       judge = perplexity.CausalJudge(cfg.eval.judge)
-      human = _decode(trained.draw_rows(packed, num, cfg.seed), tokenizer)
+      human = _decode(
+        trained.draw_rows(packed.tokens_NL, num, cfg.seed), tokenizer
+      )
       human_ND = _features(judge, human)
 
   for job in unscored:
-    samples, effort = job.texts()
+    samples, cost = job.texts()
     with errors.user_errors():
       scores = _score(samples, human, human_ND, judge)
-    scores |= job.identity | effort
+    scores |= job.identity | cost
     storage.write_json(job.scores, scores)
   results = {k: _read_scores(job.scores) for k, job in jobs.items()}
   if text:

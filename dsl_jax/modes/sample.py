@@ -5,37 +5,14 @@ import json
 import time
 
 import jax
-import numpy as np
-import tqdm
 
-from dsl_jax.data import prepare, prompts
+from dsl_jax.data import prepare
 from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, loop, storage
-from dsl_jax.runtime import sharding as sharding_lib
 
 _SHOWN = 4  # samples printed on the console
-
-
-def _parse_prompts(cfg, tokenizer):
-  """Returns one prompt for every sample, in order."""
-  c = cfg.sample
-  if c.prompt and c.prompts:
-    raise errors.UserError(
-      f"sample.prompt is {c.prompt!r} and sample.prompts {c.prompts!r}; set "
-      "one of them."
-    )
-  lines = [("sample.prompt", c.prompt)]
-  if c.prompts:
-    lines = prompts.load_lines(c.prompts)
-  requests = []
-  for name, text in lines:
-    prompt = prompts.parse(
-      text, tokenizer, cfg.data.length, wrap=cfg.data.wrap, name=name
-    )
-    requests += [prompt] * c.num
-  return requests
 
 
 def sample(cfg: config_lib.Config, workdir: str) -> None:
@@ -48,45 +25,19 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   with errors.user_errors():
     named_samplers.check(cfg)
     tokenizer = prepare.load_tokenizer(cfg)
-    requests = _parse_prompts(cfg, tokenizer)
+    requests = named_samplers.parse_prompts(cfg, tokenizer)
     if c.trace:
       viewer.check(c.trace)
     params, step = trained.restore(cfg, workdir)
-    settings = dataclasses.asdict(c) | {"trace": "", "train_step": step}
-    mesh = sharding_lib.make_mesh(cfg.mesh)
-    curve = None
-    if c.path == "information":
-      curve = named_samplers.measure_curve(cfg, params)
-  is_first_host = jax.process_index() == 0
-  if is_first_host:
-    storage.filter_jsonl(target, lambda x: x.get("settings") != settings)
-
-  options: dict = {}
+  settings = dataclasses.asdict(c) | {"trace": "", "train_step": step}
+  is_first_host, trace = jax.process_index() == 0, None
   if c.trace:
     trace = viewer.Trace(denoiser_lib.make_denoiser(cfg.net).table(params))
-    options = {"rows": 1, "callback": trace}
-  size = named_samplers.batch_size(c, mesh)
   texts: list[str] = []
-  total_calls, began, compiled = 0, time.monotonic(), loop.compile_clock()
-  starts = range(0, len(requests), size)
-  bar = tqdm.tqdm(starts, "compiling", unit="batch", disable=not is_first_host)
-  for first in bar:
-    batch = requests[first : first + size]
-    # Batches of one size share a program, so the last one is filled up.
-    filled = batch + batch[:1] * (size - len(batch))
-    tokens_BL, calls = named_samplers.sample_batch(
-      cfg,
-      params,
-      first // size,
-      size,
-      prompt_mask_BL=np.stack([prompt.prompt_mask_L for prompt in filled]),
-      prompt_BL=np.stack([prompt.tokens_L for prompt in filled]),
-      curve=curve,
-      sharding=sharding_lib.batch_sharding(mesh),
-      **options,
-    )
-    bar.set_description("sampling")
-    total_calls += calls
+  total_calls, began = 0, time.monotonic()
+  batches = named_samplers.draw(cfg, params, requests, trace)
+  for number, (tokens_BL, calls) in enumerate(batches):
+    total_calls, first = total_calls + calls, len(texts)
     lines = [
       {
         "text": trained.decode(cfg, tokenizer, tokens_L),
@@ -96,22 +47,29 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
         "prompt": prompt.text,
         "settings": settings,
       }
-      for index, (prompt, tokens_L) in enumerate(zip(batch, tokens_BL), first)
+      for index, (prompt, tokens_L) in enumerate(
+        zip(requests[first:], tokens_BL), first
+      )
     ]
     texts += [line["text"] for line in lines]
     if is_first_host:
+      if not first:
+        storage.filter_jsonl(target, lambda x: x.get("settings") != settings)
       rows = (json.dumps(line, ensure_ascii=False) for line in lines)
       storage.append(target, "".join(f"{row}\n" for row in rows))
-    if options:
-      if is_first_host:
+      if trace and not first:
         trace.write(c.trace, tokenizer, c.path)
-      loop.say(f"wrote {c.trace}")
-      options = {}  # only the first batch is recorded
-  seconds = time.monotonic() - began - compiled()
-  rate = len(texts) * cfg.data.length / seconds
+        print(f"wrote {c.trace}")
+    if number <= bool(trace):  # their programs were compiled
+      untimed, clock = len(texts), time.monotonic()
+  now = time.monotonic()
+  speed = f"{now - began:.1f} s with compilation"
+  if len(texts) > untimed:
+    rate = (len(texts) - untimed) * cfg.data.length / (now - clock)
+    speed += f", {rate:,.0f} tokens/s without"
   for text in texts[:_SHOWN]:
     loop.say(f"  {text}")
   loop.say(
-    f"{len(texts)} samples along the {c.path} path: {total_calls} "
-    f"network calls, {rate:,.0f} tokens/s and {compiled():.0f} s of compilation"
+    f"{len(texts)} samples along the {c.path} path: {total_calls} network "
+    f"calls, {speed}"
   )

@@ -61,11 +61,8 @@ def open_run(cfg: config_lib.Config, workdir: str):
 def make_loader(
   cfg: config_lib.Config, mesh: jax.sharding.Mesh, packed: packing.Packed
 ) -> Callable:
-  """Returns (first step, count) -> batches of one call, and the count.
-
-  Every process loads only the rows of its own devices.
-  """
-  c, num_shards = cfg.train, sharding_lib.num_row_shards(mesh)
+  """Returns (first step, count) -> batches of one call, and the count."""
+  c = cfg.train
   whole = sharding_lib.replicated(mesh)
   by_rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
 
@@ -76,8 +73,7 @@ def make_loader(
         step,
         batch_size=c.batch_size,
         seed=cfg.data.seed,
-        process_index=(index[0].start or 0) * num_shards // c.batch_size,
-        process_count=num_shards,
+        shard=index[0],
       )
 
     shape = c.batch_size, cfg.data.length
@@ -115,8 +111,9 @@ def make_held_out_loss(
     return loss_fn(params, key_B, tokens_BL, mask_BL)[1]
 
   arguments: list[tuple] = []
-  limit = cfg.eval.batch_size * cfg.train.eval_batches
-  for batch in batches.eval_batches(held_out, cfg.eval.batch_size, limit):
+  size = cfg.eval.batch_size
+  rows_NL = held_out.tokens_NL[: size * cfg.train.eval_batches]
+  for batch in batches.eval_batches(rows_NL, size):
     tokens_BL, mask_BL = (sharding_lib.put_batch(mesh, x) for x in batch)
     number = jax.device_put(np.int32(len(arguments)), whole)
     arguments.append((tokens_BL, mask_BL, number))

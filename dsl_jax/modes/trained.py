@@ -33,22 +33,20 @@ from dsl_jax.runtime import workdir as workdir_lib
 _SIZES = "vocab_size", "width", "depth", "cond_dim", "mlp_ratio", "sphere_dim"
 
 
-def draw_rows(packed: packing.Packed, count: int, seed: int) -> np.ndarray:
-  """Draws rows without replacement, int32 [N, L]; all if there are fewer, or 0.
-
-  All rows are every row once.
-  """
-  N = len(packed.tokens_NL)
+def draw_rows(rows_NL: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Draws rows without replacement; each once if there are fewer, or for 0."""
+  N = len(rows_NL)
   rows = batches.row_at(np.arange(min(count or N, N)), N, seed)
-  return np.asarray(packed.tokens_NL[rows], np.int32)
+  return np.asarray(rows_NL[rows], np.int32)
 
 
 def batched(
-  cfg: config_lib.Config, rows_NL: np.ndarray, stream: str, size: int = 0
+  cfg: config_lib.Config, rows_NL: np.ndarray, stream: str
 ) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
   """Yields a key of the stream, tokens_BL, and valid_B, false at padding."""
-  packed, key = packing.Packed(rows_NL, {}), state_lib.stream(cfg.seed, stream)
-  pairs = list(batches.eval_batches(packed, size or cfg.eval.batch_size))
+  key = state_lib.stream(cfg.seed, stream)
+  size = min(cfg.eval.batch_size, len(rows_NL))
+  pairs = list(batches.eval_batches(rows_NL, size))
   progress = tqdm.tqdm(pairs, stream, unit="batch", leave=False)
   for i, (tokens_BL, mask_BL) in enumerate(progress):
     yield jax.random.fold_in(key, i), tokens_BL, mask_BL.any(axis=1)
@@ -68,10 +66,7 @@ def jit(cfg: config_lib.Config, function: Callable, **options) -> Callable:
 def map_rows(
   cfg: config_lib.Config, function: Callable, rows_NL: np.ndarray, stream: str
 ) -> Any:
-  """Returns function(key, tokens_BL), a tree of [B, ...], of all rows.
-
-  Batches lie over the devices, their keys are of the stream.
-  """
+  """Returns function(key, tokens_BL), a tree of [B, ...], of all rows."""
   mesh = sharding_lib.make_mesh(cfg.mesh)
   trees = []
   for key, tokens, valid_B in batched(cfg, rows_NL, stream):
@@ -178,10 +173,7 @@ def decode(
 def text_ids(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
 ) -> tuple[np.ndarray, dict[str, int]]:
-  """Returns the tokens of eval.text, int32 [n], n >= 1, and what they count.
-
-  The documents of the file are read and encoded as those of a corpus.
-  """
+  """Returns the tokens of eval.text, int32 [n], n >= 1, and what they count."""
   name, counts = f"eval.text {cfg.eval.text!r}", collections.Counter[str]()
   with (
     tempfile.TemporaryDirectory() as cache,
@@ -203,7 +195,7 @@ def text_rows(
 ) -> tuple[np.ndarray, dict[str, int]]:
   """Splits the file eval.text into rows as the corpus was, int32 [N, L].
 
-  Returns them and what they count; "dropped" tokens are those after them.
+  Their counts have the tokens after the last row as "dropped".
   """
   ids, counts = text_ids(cfg, tokenizer)
   inner = cfg.data.length - 2 * cfg.data.wrap

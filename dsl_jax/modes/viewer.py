@@ -4,7 +4,6 @@ import base64
 import errno
 import os
 import zlib
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -121,24 +120,3 @@ class Trace:
       "tokens": _pack(index_RL.astype("<u4")),
     }
     pages.write(path, "viewer.html", title=title, finite=finite, data=data)
-
-
-def draw(steps: Sequence[Step]):
-  """Draws the SNR of every token (across) after every step (down)."""
-  mpl = errors.require("matplotlib", "page")
-  fig, axes = pages.figure("token", "step that moves a token")
-  snr_RL = np.stack([step.snr_L for step in steps])
-  finite = snr_RL[np.isfinite(snr_RL) & (snr_RL > 0)]
-  low, high = (finite.min(), finite.max()) if finite.size else (1.0, 2.0)
-  image = axes.imshow(
-    np.ma.masked_equal(np.minimum(snr_RL, 10 * high), 0),
-    mpl.colormaps["Blues"].with_extremes(bad="#f7f7f9", over="#107a69"),
-    mpl.colors.LogNorm(low / 3, max(high, 4 * low)),  # low is not white
-    aspect="auto",
-    interpolation="nearest",
-  )
-  axes.locator_params(integer=True)
-  axes.set_title("SNR (grey: mask, green: committed)", fontsize="medium")
-  if finite.size:
-    fig.colorbar(image, extend="max", format="%g").minorticks_off()
-  return fig

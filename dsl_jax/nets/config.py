@@ -1,68 +1,56 @@
 """Shape and arithmetic of the network."""
 
 import dataclasses
+from typing import Any
 
-_MOST = 2**20  # of a size
-_SIZES = {  # and what they may be at most
-  "vocab_size": 2**31 - 1,
-  "width": _MOST,
-  "depth": 1000,
-  "heads": _MOST,
-  "sphere_dim": _MOST,
-  "cond_dim": _MOST,
-  "mlp_ratio": 1024,
-}
+from dsl_jax.core import checks
+
 _UNROLLED = 128  # blocks; more take minutes to compile
-_WORDS = {
-  "dtype": ("float32", "bfloat16"),
-  "remat": ("none", "dots", "full"),
-  "attention": ("xla", "cudnn", "splash"),
-}
+_DTYPE = checks.one_of("float32", "bfloat16")
+_REMAT = checks.one_of("none", "dots", "full")
+_ATTENTION = checks.one_of("xla", "cudnn", "splash")
+_not_negative = checks.within(lambda v: v >= 0, "use 0 (all blocks) or more")
+_rate = checks.within(lambda v: 0 <= v < 1, "a rate must lie in [0, 1)")
+_weight = checks.within(lambda v: 0 < v < 1, "it must lie in (0, 1)")
+_positive = checks.within(lambda v: 0 < v < 1e30, "use a positive f32 number")
+
+
+def _size(most: int, default: Any = dataclasses.MISSING) -> int:
+  """Returns a field of 1 to `most`."""
+  fix = f"it must be at least 1, at most {most:,}"
+  return checks.within(lambda v: 1 <= v <= most, fix)(default)
 
 
 @dataclasses.dataclass(frozen=True)
-class NetConfig:
+class NetConfig(checks.Section):
   """Shape and arithmetic of the network."""
 
-  vocab_size: int  # V, without the mask
-  width: int  # M
-  depth: int  # number of blocks
-  heads: int  # of attention; twice their number divides the width
-  sphere_dim: int  # D
+  vocab_size: int = _size(2**31 - 1)  # V, without the mask
+  width: int = _size(2**20)  # M
+  depth: int = _size(1000)  # number of blocks
+  heads: int = _size(2**20)  # of attention; twice as many divide the width
+  sphere_dim: int = _size(2**20)  # D
   _: dataclasses.KW_ONLY
-  cond_dim: int = 128  # width of adaLN's condition
-  mlp_ratio: int = 4  # hidden width of the MLP over M
-  dropout: float = 0.0  # on the residual branches, in training only
-  dtype: str = "float32"  # of products and residuals, or bfloat16
+  cond_dim: int = _size(2**20, 128)  # width of adaLN's condition
+  mlp_ratio: int = _size(1024, 4)  # hidden width of the MLP over M
+  dropout: float = _rate(0.0)  # on the residual branches, in training only
+  dtype: str = _DTYPE  # of products and residuals, or bfloat16
   f32_residual: bool = False  # residuals in f32 whatever dtype, as in MDLM
-  remat: str = "none"  # or recompute "dots" (all but products) or "full"
-  unroll: int = 0  # blocks per step of the layer scan, 0 for all
-  attention: str = "xla"  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)
-  beta_init: float = 1.0  # inverse temperature of the converter
-  mask_prior: float = 0.99  # initial weight of the mask row at z = 0
+  remat: str = _REMAT  # or recompute "dots" (all but products) or "full"
+  unroll: int = _not_negative(0)  # blocks per step of the layer scan, 0 for all
+  attention: str = _ATTENTION  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)
+  beta_init: float = _positive(1.0)  # inverse temperature of the converter
+  mask_prior: float = _weight(0.99)  # initial weight of the mask row at z = 0
   evidence_skip: bool = False  # add <z, e(v)> to the logits
   snr_condition: bool = False  # control experiments only: adaLN sees log t
 
   def __post_init__(self):
-    for name, most in _SIZES.items():
-      in_range = 1 <= getattr(self, name) <= most
-      self._check(name, in_range, f"it must be at least 1, at most {most:,}")
-    for name, known in _WORDS.items():
-      fix = f"use {' or '.join(known)}"
-      self._check(name, getattr(self, name) in known, fix)
-    fits = self.width % (2 * self.heads) == 0
-    self._check("width", fits, f"use a multiple of {2 * self.heads}")
-    self._check("unroll", self.unroll >= 0, "use 0 (all blocks) or more")
-    unrolled = min(self.unroll or self.depth, self.depth)
-    fix = f"of {self.depth} blocks use 1 to {_UNROLLED}"
-    self._check("unroll", unrolled <= _UNROLLED, fix)
-    self._check("dropout", 0 <= self.dropout < 1, "a rate must lie in [0, 1)")
-    self._check("mask_prior", 0 < self.mask_prior < 1, "it must lie in (0, 1)")
-    in_range = 0 < self.beta_init < 1e30
-    self._check("beta_init", in_range, "use a positive f32 number")
-    runs = self.attention != "cudnn" or self.dtype == "bfloat16"
-    self._check("attention", runs, "it needs dtype bfloat16")
-
-  def _check(self, name, valid, fix):
-    if not valid:
-      raise ValueError(f"{name} is {getattr(self, name)!r:.80}; {fix}.")
+    super().__post_init__()
+    if self.width % (2 * self.heads):
+      fix = f"use a multiple of {2 * self.heads}"
+      raise ValueError(f"width is {self.width}; {fix}.")
+    if min(self.unroll or self.depth, self.depth) > _UNROLLED:
+      fix = f"of {self.depth} blocks use 1 to {_UNROLLED}"
+      raise ValueError(f"unroll is {self.unroll}; {fix}.")
+    if self.attention == "cudnn" and self.dtype != "bfloat16":
+      raise ValueError("attention is 'cudnn'; it needs dtype bfloat16.")

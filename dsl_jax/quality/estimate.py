@@ -55,16 +55,14 @@ def jackknife(
   return Estimate(value, float(np.sqrt((groups - 1) * np.var(values))))
 
 
-def reliability(
-  confidence_N: np.ndarray, correct_N: np.ndarray, *, bins: int = 10
-) -> dict:
-  """Bins predictions by confidence, in bins (c / C, (c + 1) / C].
+def reliability(confidence_N: np.ndarray, correct_N: np.ndarray) -> dict:
+  """Bins predictions by confidence, in C = 10 bins (c / C, (c + 1) / C].
 
   Returns "ece", ECE = sum_c (n_c / N) |accuracy_c - confidence_c| (Guo et al.
   2017), and lists by bin: mean "confidence", "accuracy", both NaN in empty
   bins, and the "count" of predictions.
   """
-  p = np.asarray(confidence_N, np.float64)
+  bins, p = 10, np.asarray(confidence_N, np.float64)
   bin_N = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
   count = np.bincount(bin_N, minlength=bins)
   with np.errstate(invalid="ignore"):  # 0 / 0 in empty bins

@@ -5,13 +5,13 @@ A new key is one line: its type, its range with the default, a comment.
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from ml_collections import config_dict
 
-from dsl_jax.core import laws
+from dsl_jax.core import checks, laws
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import errors, storage
 
@@ -19,44 +19,7 @@ _MAPPINGS = (Mapping, config_dict.ConfigDict)
 NetConfig = denoiser_lib.NetConfig  # checks itself
 
 
-def _within(contains: Callable, fix: str) -> Callable[[typing.Any], typing.Any]:
-  """Returns default -> a field whose values `contains` accepts."""
-  metadata = {"contains": contains, "fix": fix}
-  return lambda default: dataclasses.field(default=default, metadata=metadata)
-
-
-def _one_of(*words: str) -> str:
-  """Returns a field that holds one of the words, by default the first."""
-  return _within(lambda v: v in words, f"use {' or '.join(words)}")(words[0])
-
-
-# Keys that are paths, or KIND:PATH.
-_PATHS: tuple[str, ...] = ("corpus", "tokenizer", "dir", "init_from", "text")
-_PATHS += ("prompts", "trace", "control", "judge")
-
-
-def _check_storage(name: str, value: str) -> None:
-  """Rejects a path that is neither local nor in a bucket of Google's."""
-  is_spec = name in ("corpus", "tokenizer")  # KIND:PATH
-  if not storage.is_supported(value.partition(":")[2] if is_spec else value):
-    raise ValueError(f"{name} is {value!r}; use a local path or gs://BUCKET/.")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Section:
-  """Checks the range of every field; an error begins with its name."""
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name in _PATHS and isinstance(value, str):
-        _check_storage(field.name, value)
-      if field.metadata and not field.metadata["contains"](value):
-        raise ValueError(
-          f"{field.name} is {value!r:.80}; {field.metadata['fix']}."
-        )
-
-
+_within, _one_of = checks.within, checks.one_of
 _count = _within(lambda v: 1 <= v < 2**32, "use at least 1, below 2**32")
 _path_steps = _within(lambda v: 1 <= v <= 10**5, "use 1 to 100,000")
 _thousand = _within(lambda v: 1 <= v <= 1000, "use 1 to 1,000")
@@ -71,24 +34,29 @@ _decay = _within(lambda v: 0 <= v < 1, "use a number in [0, 1)")
 _probability = _within(lambda v: 0 < v <= 1, "use a probability in (0, 1]")
 _log_snr = _within(lambda v: abs(v) <= 20, "use -20 to 20")
 _deviation = _within(lambda v: 0 <= v <= 10, "use 0 to 10")
+_PLACE = "use a local path or gs://BUCKET/"
+_path = _within(lambda v: storage.is_supported(v or ""), _PLACE)
+_spec = _within(
+  lambda v: storage.is_supported((v or "").partition(":")[2]), _PLACE
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Data(_Section):
+class Data(checks.Section):
   """Text and rows: the settings of `python -m dsl_jax.data.prepare`."""
 
-  corpus: str = "kjv"  # or text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
-  tokenizer: str = "text8"  # gpt2, sentencepiece[-train]:..., hf:NAME, bytes
+  corpus: str = _spec("kjv")  # text8:FILE, text:GLOB, lm1b, openwebtext[:GLOB]
+  tokenizer: str = _spec("text8")  # gpt2, hf:X, bytes, sentencepiece[-train]:X
   detokenizer: str = ""  # wikitext, ptb, lm1b, ... or none; "" by the corpus
   length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
-  dir: str = ""  # of the packed rows; "" is a folder of its own in data_cache
+  dir: str = _path("")  # of the packed rows; "" is one of its own in data_cache
   fingerprint: str = ""  # of the tokenizer's vocabulary; a run stores its own
   seed: int = _not_negative(0)  # of the order of the rows
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingLaw(_Section):
+class TrainingLaw(checks.Section):
   """The SNR law of training."""
 
   name: str = "mixture"  # a name of TRAINING_LAWS
@@ -114,7 +82,7 @@ TRAINING_LAWS = {"mixture": _mixture}
 
 
 @dataclasses.dataclass(frozen=True)
-class Optim(_Section):
+class Optim(checks.Section):
   """AdamW or Muon, clipping, warm-up and the moving average."""
 
   name: str = _one_of("adamw", "muon")  # Muon: kernels but the head's
@@ -133,7 +101,7 @@ class Optim(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Train(_Section):
+class Train(checks.Section):
   """Length and cadence of training, in steps unless stated otherwise."""
 
   steps: int = _count(1000)  # of the whole run, restarts included
@@ -151,7 +119,7 @@ class Train(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh(_Section):
+class Mesh(checks.Section):
   """Devices along each axis; -1 takes those that are left."""
 
   data: int = _devices(-1)  # shards rows
@@ -162,11 +130,11 @@ class Mesh(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Eval(_Section):
+class Eval(checks.Section):
   """What is measured, on which text, and how much of it."""
 
   bounds: str = "endpoint,integral,masked"  # and NAME[:STEPS] of rising paths
-  text: str = ""  # a text file to score or correct instead of held-out rows
+  text: str = _path("")  # a file to score or correct instead of held-out rows
   detokenizer: str = ""  # of this text; "" is data.detokenizer
   batch_size: int = _millions(32)  # rows at a time
   split: str = _one_of("validation", "test")  # whose rows are measured
@@ -175,10 +143,10 @@ class Eval(_Section):
   snr_min: float = _positive(0.01)  # first SNR of the grid
   snr_max: float = _positive(100.0)  # last SNR, the cut-off of the integral
   snr_points: int = _several(48)  # SNRs of the grid, geometric
-  judge: str = "gpt2-large"  # or a folder, a .gguf file, "smollm2"
+  judge: str = _path("gpt2-large")  # or a folder, a .gguf file, "smollm2"
   table: str = "owt_mauve"  # of --mode=reproduce: NAME or NAME:T,T,...
   samples: int = _millions(5000)  # of every cell of a table
-  control: str = ""  # a workdir whose network sees log SNR, for --mode=analyze
+  control: str = _path("")  # run whose network sees log SNR, for --mode=analyze
   suspicion: float = _fraction(0.01)  # --mode=correct marks less probable ones
 
   def snr_grid(self) -> np.ndarray:
@@ -187,7 +155,7 @@ class Eval(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample(_Section):
+class Sample(checks.Section):
   """The text to sample and the path along which it is sampled."""
 
   path: str = "masked"  # a name of modes/named_samplers.py
@@ -209,19 +177,19 @@ class Sample(_Section):
   continuous_share: float = _fraction(0.5)  # hybrid: steps before commitment
   commit: float = _fraction(0.9)  # hybrid, threshold: confidence to commit
   prompt: str = ""  # of every sample; may hold [MASK:9], a gap, [BOS], [EOS]
-  prompts: str = ""  # file of prompts, one a line, each sampled num times
+  prompts: str = _path("")  # a file, one prompt a line, each sampled num times
   stop_at_eos: bool = False  # a text is what stands before the first EOS
-  trace: str = ""  # page to write: a sample appearing row by row, "" = none
+  trace: str = _path("")  # page to write: a sample appearing row by row
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_Section):
+class Config(checks.Section):
   """A run."""
 
   name: str  # title of the report
   net: NetConfig
   seed: int = _not_negative(0)  # of weights, noise and evaluated rows
-  init_from: str = ""  # an MDLM to start from: a file, a folder, a hub name
+  init_from: str = _path("")  # an MDLM to start from: file, folder, hub name
   use_ema: bool = True  # the averaged weights of init_from, not the raw ones
   clean_snr: float = _positive(100.0)  # SNR of committed tokens
   data: Data = dataclasses.field(default_factory=Data)

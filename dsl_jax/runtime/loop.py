@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import functools
 import itertools
 import pathlib
 import signal
@@ -50,33 +49,6 @@ def prefetch(load: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
 def due(step: int, every: int, last: bool) -> bool:
   """Returns whether a task of every so many steps (0: never) is due."""
   return every > 0 and (last or step % every == 0)
-
-
-@functools.cache
-def _compilations() -> list[tuple[float, float]]:
-  """Begin and end of what JAX compiles from the first call on."""
-  spans: list[tuple[float, float]] = []
-
-  def listen(event, duration_secs, **_):
-    if event.startswith("/jax/core/compile/"):
-      spans.append((time.monotonic() - duration_secs, time.monotonic()))
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  return spans
-
-
-def compile_clock() -> Callable[[], float]:
-  """Returns a function: the seconds in which JAX has compiled from now on."""
-  spans, began = _compilations(), time.monotonic()
-
-  def total():
-    seconds, edge = 0.0, began
-    for start, end in sorted(spans):  # a trace may be within another one
-      seconds += max(0.0, end - max(start, edge))
-      edge = max(edge, end)
-    return seconds
-
-  return total
 
 
 @contextlib.contextmanager

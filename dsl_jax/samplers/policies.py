@@ -9,9 +9,8 @@ even one token at a time: likely tokens are committed more often than they are
 drawn. most_confident(1) with confidence="entropy" keeps it: the entropy does
 not depend on the draw.
 
-A plain function gets a candidate at
-every open position in every step. A `Policy` says when it needs them, so that
-other steps need no extra computation.
+A plain function gets a candidate at every open position in every step, which is
+extra computation; a `Policy` says when it needs them.
 """
 
 from typing import NamedTuple, Protocol
@@ -86,35 +85,28 @@ def _remask_low_confidence(
   weight = jnp.where(committed, -confidence_BL, -jnp.inf)
   weight = jax.nn.softmax(weight, axis=-1)
   u = jax.random.uniform(jax.random.fold_in(key, step), snr_BL.shape)
-  fallen = jnp.where(u < hide_T[step] * weight, soft, snr_BL)
-  risen = jnp.where(u < reveal_T[step], jnp.inf, snr_BL)
-  return jnp.where(committed, fallen, risen)
+  remasked = jnp.where(u < hide_T[step] * weight, soft, snr_BL)
+  revealed = jnp.where(u < reveal_T[step], jnp.inf, snr_BL)
+  return jnp.where(committed, remasked, revealed)
 
 
 def remask_low_confidence(
-  key: jax.Array,
-  num_steps: int,
-  *,
-  strength: float = 1.0,
-  soft_snr: float = 0.0,
+  key: jax.Array, num_steps: int, *, soft_snr: float = 0.0
 ) -> Policy:
   """ReMDM-conf: remasks committed tokens of low confidence more often.
 
-  A committed token falls with probability
-  sigma_i = strength sigma_max softmax_i(-p_i), the softmax over the committed
-  tokens of a sequence and p_i the probability when it was drawn; a masked one
-  is revealed with (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307). The
-  authors' p_i is the one after the nucleus: confidence="truncated".
+  A committed token falls with probability sigma_i = sigma_max softmax_i(-p_i),
+  the softmax over the committed tokens of a sequence and p_i the probability
+  when it was drawn; a masked one is revealed with
+  (alpha_s - alpha_t) / (1 - alpha_t) (arXiv 2503.00307). The authors' p_i is
+  the one after the nucleus: confidence="truncated".
 
-  Args:
-    num_steps: T of the path it is used with.
-    strength: in [0, 1].
-    soft_snr: what remasked tokens fall to, 0 for the mask.
+  num_steps is T of the path it is used with, soft_snr what remasked tokens fall
+  to, 0 for the mask.
   """
   checks.key(key)
-  checks.probability("strength", strength)
   checks.not_negative("soft_snr", soft_snr)
-  hide, _ = paths.rates(num_steps, kind="rescale", eta=strength)
+  hide, _ = paths.rates(num_steps, kind="rescale", eta=1.0)
   _, reveal = paths.rates(num_steps, kind="cap", eta=0.0)
   soft = jnp.float32(soft_snr)
   rates = _pad(hide), _pad(reveal)
@@ -143,7 +135,6 @@ def commit(path_TBL: jax.Array, row: int, least: float) -> Policy:
 
   Args:
     path_TBL: the path given to `generate`.
-    row: index of the row that is the commitment.
     least: confidence, a probability, from which a token is committed.
   """
   if not 0 < checks.count("row", row) < len(path_TBL):

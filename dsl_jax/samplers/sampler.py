@@ -16,7 +16,6 @@ import numpy as np
 from dsl_jax.core import channel, checks, paths, sphere
 from dsl_jax.core.paths import algebra
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.nets.denoiser import Denoiser
 from dsl_jax.samplers import policies
 from dsl_jax.samplers import step as step_lib
 from dsl_jax.samplers.step import Options, State
@@ -255,11 +254,11 @@ def generate(
   key: jax.Array,
   path_TBL: checks.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   **options,
 ) -> jax.Array:
-  """Samples tokens along a path; one network call for a step that moves.
+  """Samples tokens_BL along a path; one network call for a step that moves.
 
   From SNR t to t', with p(.|z) from one call: up to a finite t',
   z + d m + sqrt(d) eps with m the posterior mean or e(s), s ~ p(.|z); up to
@@ -272,9 +271,6 @@ def generate(
     path_TBL: [T+1, B, L], or [T+1, L] for the prompt's batch or one sequence.
     **options: integrator, temperature, top_p, policy, prompt_BL, strict_top_p,
       noise and confidence, the fields of `Options`.
-
-  Returns:
-    tokens_BL, int32.
 
   Raises:
     ValueError: for a bad path, an unknown integrator, numbers out of range, or
@@ -289,7 +285,7 @@ def sample(
   key: jax.Array,
   path_TBL: checks.Array,
   *,
-  denoiser: Denoiser,
+  denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   rows: int = SEGMENT_ROWS,
   callback: Callable[[int, State], None] | None = None,
@@ -308,9 +304,6 @@ def sample(
     callback: called with (steps done, state) after every segment.
     sharding: of arrays whose first axis is the batch, or None.
     **options: of `generate`, as the other arguments.
-
-  Raises:
-    ValueError: as `generate`, or rows below 1.
   """
   rows = checks.count("rows", rows)
   how = Options(denoiser=denoiser, clean_snr=clean_snr, **options)

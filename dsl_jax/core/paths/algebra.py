@@ -65,15 +65,12 @@ def concat(*paths: checks.Array) -> np.ndarray:
 
 
 def blocks(length: int, *, block: int, inner: checks.Array) -> np.ndarray:
-  """Fills the sequence block by block, each block along an inner path.
+  """Fills ceil(L / block) blocks, one after the other along an inner path.
 
   Args:
     block: positions of a block; the last block may be shorter.
     inner: path of T rows on `block` positions, used for every block, or on
       `length` positions, of which every block uses its own.
-
-  Returns:
-    path, ceil(L / block) T + 1 rows.
   """
   inner, length = _as_path("inner", inner), checks.count("length", length)
   if not 1 <= checks.count("block", block) <= length:
@@ -96,11 +93,7 @@ def blocks(length: int, *, block: int, inner: checks.Array) -> np.ndarray:
 
 
 def hold(path: checks.Array, known_BL: checks.Array) -> np.ndarray:
-  """Commits known positions in every row: prompts and infilling.
-
-  Args:
-    known_BL: bool, [B, L] or [L], true where the token is given.
-  """
+  """Commits known positions, [B, L] or [L], in every row, as of a prompt."""
   path, known = _as_path("path", path), np.asarray(known_BL)
   if known.ndim not in (1, 2) or path.shape[-1] != known.shape[-1]:
     raise ValueError(
@@ -149,7 +142,7 @@ def compact(path: checks.Array) -> np.ndarray:
   """Drops the steps that move nothing, for every sequence on its own.
 
   Sequences that need fewer steps repeat their last row, so the number of
-  network calls is that of the busiest sequence.
+  network calls is that of the sequence with the most steps.
   """
   path = _as_path("path", path)
   batched = path if path.ndim == 3 else path[:, None]

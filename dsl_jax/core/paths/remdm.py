@@ -11,16 +11,12 @@ import numpy as np
 from dsl_jax.core import checks
 
 KINDS = ("cap", "rescale", "loop", "forward_backward")
+# The loop: times at which it begins and ends, share of visible tokens in it.
+_T_ON, _T_OFF, _ALPHA_ON = 0.55, 0.05, 0.9
 
 
 def rates(
-  num_steps: int,
-  *,
-  kind: str,
-  eta: float = 0.0,
-  t_on: float = 0.55,
-  t_off: float = 0.05,
-  alpha_on: float = 0.9,
+  num_steps: int, *, kind: str, eta: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
   """Transition probabilities of ReMDM's chain, per step.
 
@@ -30,34 +26,27 @@ def rates(
     cap: min(eta, sigma_max), sigma_max = min(1, (1 - alpha_s) / alpha_t);
     rescale: eta sigma_max;
     forward_backward: min(1, (alpha_s - alpha_t) / alpha_t);
-    loop: 0 while unmasking to alpha_on by time t_on, eta at constant alpha_on
-      until t_off, 0 again for the rest.
+    loop: 0 while unmasking to alpha = 0.9 by time 0.55, eta at constant alpha
+      until time 0.05, 0 again for the rest.
 
   Args:
     kind: cap, rescale, loop or forward_backward.
     eta: strength of remasking, in [0, 1].
-    t_on: loop only, time at which the loop begins.
-    t_off: loop only, time at which it ends, below t_on.
-    alpha_on: loop only, share of visible tokens during the loop.
 
   Returns:
     hide_T and reveal_T, f32: of a visible and of a masked token.
   """
   checks.word("kind", kind, KINDS)
   checks.probability("eta", eta)
-  for name, x in (("t_on", t_on), ("t_off", t_off), ("alpha_on", alpha_on)):
-    checks.number(name, x, lambda x: 0 < x < 1, "use a number in (0, 1)")
-  if not t_off < t_on:
-    raise ValueError(f"t_off is {t_off}; use one below t_on, which is {t_on}.")
   time = np.linspace(1, 1e-5, checks.count("num_steps", num_steps) + 1)
   t, s = time[:-1], time[1:]
   if kind == "loop":
-    phase = [t > t_on, t <= t_off]
+    phase = [t > _T_ON, t <= _T_OFF]
 
     def alpha(time):
-      rise = (1 - time) * alpha_on / (1 - t_on)
-      finish = 1 - time * (1 - alpha_on) / t_off
-      return np.select(phase, [rise, finish], alpha_on)
+      rise = (1 - time) * _ALPHA_ON / (1 - _T_ON)
+      finish = 1 - time * (1 - _ALPHA_ON) / _T_OFF
+      return np.select(phase, [rise, finish], _ALPHA_ON)
 
     alpha_t, alpha_s = alpha(t), alpha(s)
     sigma = np.select(phase, [0.0, 0.0], eta)
@@ -81,8 +70,9 @@ def remask(
   batch: int,
   length: int,
   *,
+  kind: str,
+  eta: float = 0.0,
   soft_snr: float = 0.0,
-  **chain,
 ) -> jax.Array:
   """Draws ReMDM's chain between the mask (0) and the commitment (inf).
 
@@ -93,19 +83,19 @@ def remask(
   its path has a row more, in which the tokens left are revealed.
 
   Args:
+    kind, eta: see `rates`.
     soft_snr: what remasked tokens fall to, finite.
-    **chain: kind, eta and, for the loop, t_on, t_off, alpha_on; see `rates`.
   """
   checks.key(key)
   checks.not_negative("soft_snr", soft_snr)
   shape = (checks.count("batch", batch), checks.count("length", length))
-  hide, reveal = rates(num_steps, **chain)
-  masked, visible, fallen = (jnp.uint8(i) for i in range(3))
+  hide, reveal = rates(num_steps, kind=kind, eta=eta)
+  masked, visible, remasked = (jnp.uint8(i) for i in range(3))
 
   def step(level, inputs):
     key, hide, reveal = inputs
     u = jax.random.uniform(key, shape)
-    down = jnp.where(u < hide, fallen, visible)
+    down = jnp.where(u < hide, remasked, visible)
     up = jnp.where(u < reveal, visible, level)
     level = jnp.where(level == visible, down, up)
     return level, level
@@ -116,28 +106,20 @@ def remask(
   # On the host unless traced: a long path may not fit on a device.
   xp = jnp if isinstance(levels, jax.core.Tracer) else np
   ends, levels = xp.zeros((1, *shape), xp.uint8), xp.asarray(levels)
-  if chain["kind"] != "forward_backward":
+  if kind != "forward_backward":
     levels = levels[:-1]
   levels = xp.concatenate([ends, levels, ends + visible])
   return xp.asarray([0, xp.inf, soft_snr], xp.float32)[levels]
 
 
-def budget_eta(
-  num_steps: int,
-  remasks: float,
-  *,
-  kind: str,
-  t_on: float = 0.55,
-  t_off: float = 0.05,
-  alpha_on: float = 0.9,
-) -> float:
+def budget_eta(num_steps: int, remasks: float, *, kind: str) -> float:
   """Strength eta of `remask`, at most 1, for R expected remasks per token.
 
   Args:
     remasks: R.
-    kind: cap (2 R / T) or loop (R / (T (t_on - t_off) alpha_on)).
+    kind: cap (2 R / T) or loop (R / (0.45 T)).
   """
-  visible = {"cap": 0.5, "loop": (t_on - t_off) * alpha_on}
+  visible = {"cap": 0.5, "loop": (_T_ON - _T_OFF) * _ALPHA_ON}
   checks.word("kind", kind, visible)
   checks.not_negative("remasks", remasks)
   steps = checks.count("num_steps", num_steps)

@@ -28,12 +28,7 @@ def _check_range(snr_min, snr_max):
 def geometric(
   num_steps: int, length: int, *, snr_min: float, snr_max: float
 ) -> np.ndarray:
-  """All tokens share a geometric grid from snr_min to snr_max.
-
-  Args:
-    snr_min: SNR of row 1.
-    snr_max: SNR of row T - 1.
-  """
+  """All tokens share a geometric grid, snr_min in row 1 to snr_max in T - 1."""
   _check_range(snr_min, snr_max)
   n = checks.count("num_steps", num_steps) - 1
   return _share(np.geomspace(snr_max, snr_min, n)[::-1], length)
@@ -42,11 +37,9 @@ def geometric(
 def linear(
   num_steps: int, length: int, *, snr_max: float, snr_min: float | None = None
 ) -> np.ndarray:
-  """All tokens share a linear grid.
+  """All tokens share a linear grid, snr_min in row 1 to snr_max in T - 1.
 
-  Args:
-    snr_max: SNR of row T - 1.
-    snr_min: SNR of row 1; None spaces rows 0 to T - 1 evenly.
+  Without snr_min rows 0 to T - 1 are evenly spaced.
   """
   n = checks.count("num_steps", num_steps) - 1
   checks.positive("snr_max", snr_max)
@@ -58,12 +51,7 @@ def linear(
 def lognormal_quantiles(
   num_steps: int, length: int, *, mu: float, sigma: float
 ) -> np.ndarray:
-  """All tokens share the k/T quantiles of log t ~ N(mu, sigma^2).
-
-  Args:
-    mu: mean of the natural logarithm of the SNR.
-    sigma: its standard deviation, > 0.
-  """
+  """All tokens share the k/T quantiles of log t ~ N(mu, sigma^2), sigma > 0."""
   checks.number("mu", mu, np.isfinite, "it must be finite")
   checks.positive("sigma", sigma)
   k = np.arange(1, checks.count("num_steps", num_steps)) / num_steps
@@ -120,8 +108,7 @@ def masked(
 ) -> jax.Array:
   """MDLM's ancestral sampler: each token jumps from 0 to inf at its own time.
 
-  Returns:
-    path, f32 [T+1, B, L]; the jump times are uniform and independent.
+  The times are uniform and independent.
   """
   checks.key(key)
   shape = (checks.count("batch", batch), checks.count("length", length))
@@ -135,8 +122,7 @@ def random_order(
 ) -> jax.Array:
   """Autoregression in a random order of its own for every sequence.
 
-  Returns:
-    path, f32 [T+1, B, L], T = ceil(L / tokens_per_step).
+  T = ceil(L / tokens_per_step).
   """
   checks.key(key)
   shape = (checks.count("batch", batch), checks.count("length", length))
@@ -146,11 +132,7 @@ def random_order(
 
 
 def left_to_right(length: int, *, tokens_per_step: int = 1) -> np.ndarray:
-  """Autoregression from left to right.
-
-  Returns:
-    path, f32 [T+1, L], T = ceil(L / tokens_per_step).
-  """
+  """Autoregression from left to right, T = ceil(L / tokens_per_step)."""
   per_step = checks.count("tokens_per_step", tokens_per_step)
   step_L = np.arange(checks.count("length", length)) // per_step
   return _jumps(step_L, -(-length // per_step))
