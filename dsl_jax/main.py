@@ -12,10 +12,10 @@ import os
 import signal
 import sys
 
-from dsl_jax.runtime import stops
+from dsl_jax.runtime import signals
 
 if __name__ == "__main__":  # the other imports take seconds
-  stops.end_at_once()
+  signals.end_at_once()
 
 import jax
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs a command line; returns 0, 1 for divergence, 2 for user errors."""
   errors.escape_output()
   if argv is None:
-    stops.end_at_once()
+    signals.end_at_once()
     argv = sys.argv
   if len(argv) == 1 or {"-h", "--help"} & set(argv):
     samplers = importlib.import_module("dsl_jax.modes.named_samplers").names()
@@ -72,10 +72,11 @@ def main(argv: list[str] | None = None) -> int:
       cfg, workdir, name = command.parse(argv, MODES)
       mode = MODES[name]
       if name != "train":
-        stops.restore()
+        signals.restore()
       join_hosts()
       writes = "workdir" in mode.arguments and name != "demo"
-      if writes and storage.to_path(workdir).exists():
+      is_shipped = workdir in workdir_lib.shipped()
+      if writes and (is_shipped or storage.to_path(workdir).exists()):
         workdir_lib.check_writable(workdir)
       if name not in ("plan", "report"):  # which use no devices that are here
         attention.check(cfg.net.attention, jax.default_backend())

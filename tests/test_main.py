@@ -280,8 +280,8 @@ def test_a_mode_that_does_not_train_is_ended_by_the_signal(tmp_path):
 
 
 def test_a_compiler_does_not_delay_the_end():
-  code = "import ctypes; from dsl_jax.runtime import stops; "
-  code += "stops.end_at_once(); print(); "
+  code = "import ctypes; from dsl_jax.runtime import signals; "
+  code += "signals.end_at_once(); print(); "
   code += "ctypes.CDLL(None).system(b'sleep 30 > /dev/null')"  # as a compiler
   with subprocess.Popen([sys.executable, "-c", code], stdout=-1) as process:
     process.stdout.readline()

@@ -30,10 +30,9 @@ _KNOWN = {27: ("text8", 256), 34: ("text8-mdlm", 256), 50257: ("gpt2", 1024)}
 
 def _load_run(args):
   """Returns the newest weights of a run, the run, and options of `save`."""
-  stored = workdir_lib.stored(args.source)
   params, step = checkpoint.restore_params(args.source, ema=not args.raw)
   print(f"{args.source}: the weights of step {step}", flush=True)
-  run = folder.Run(stored.config, None, stored.data_hash, step)
+  run = workdir_lib.stored(args.source)._replace(step=step)
   return params, run, {"clean_snr": args.clean_snr or run.config.clean_snr}
 
 
@@ -46,8 +45,7 @@ def _load_mdlm(args):
   opened = mdlm.open_mdlm(args.source, **given)
   clean_snr = args.clean_snr or opened.config.get(folder.CLEAN_SNR)
   if workdir_lib.RUN in opened.config:
-    stored = workdir_lib.stored(args.source)
-    run = folder.Run(stored.config, None, stored.data_hash, stored.step)
+    run = workdir_lib.stored(args.source)
   else:
     tokenizer, length = _KNOWN.get(net.vocab_size, ("", 1024))
     length = opened.config.get("model_length", length)
@@ -55,7 +53,7 @@ def _load_mdlm(args):
       corpus="", tokenizer=tokenizer, length=length, wrap=tokenizer == "gpt2"
     )
     cfg = config_lib.Config(pathlib.Path(args.source).stem, net, data=data)
-    run = folder.Run(cfg, None)
+    run = workdir_lib.Stored(cfg)
   return params, run, {"clean_snr": clean_snr, "mask_id": opened.mask_id}
 
 
@@ -76,18 +74,19 @@ def _with_options(run, args, clean_snr):
     if args.tokenizer or ":" in cfg.data.tokenizer:
       raise
     print(f"without its tokenizer, which --tokenizer names: {error}")
-  return run._replace(config=cfg, tokenizer=tokenizer)
+  return run._replace(config=cfg), tokenizer
 
 
 def _convert(args):
   folder.check_free(args.out)
   is_run = args.command == "export" and checkpoint.exists(args.source)
   params, run, saved = (_load_run if is_run else _load_mdlm)(args)
-  run = _with_options(run, args, saved["clean_snr"])
+  run, tokenizer = _with_options(run, args, saved["clean_snr"])
   net, length = run.config.net, run.config.data.length
   print(net)
   print(f"fingerprint {mdlm.fingerprint(params, net)}", flush=True)
-  mdlm.save(params, args.out, cfg=net, length=length, run=run, **saved)
+  saved |= {"length": length, "run": run, "tokenizer": tokenizer}
+  mdlm.save(params, args.out, cfg=net, **saved)
   print(f"wrote {args.out}")
 
 

@@ -8,7 +8,6 @@ taken from it.
 import functools
 import pathlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import ml_dtypes
@@ -26,6 +25,8 @@ DTYPES = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
+FIX = "fix it, or download or save it again."
+
 
 class LazyTensor(NamedTuple):
   """A tensor in a file."""
@@ -42,11 +43,6 @@ class Container(NamedTuple):
   ema: list[LazyTensor] | None  # of a training checkpoint, in parameter order
   metadata: dict[str, str]  # a safetensors file's own text entries
   settings: dict  # hyper-parameters of a training checkpoint, nested
-
-
-def readable(path: pathlib.Path) -> AbstractContextManager[None]:
-  """Turns whatever reading a file raises into one sentence."""
-  return errors.reading(str(path), "fix it, or download or save it again.")
 
 
 def read_safetensors(path: pathlib.Path) -> Container:
@@ -71,7 +67,7 @@ def read_safetensors(path: pathlib.Path) -> Container:
 
 def read_shards(index: pathlib.Path) -> Container:
   """Joins the .safetensors files of an index in the same folder."""
-  with readable(index):
+  with errors.reading(str(index), FIX):
     weight_map = storage.read_json(index)["weight_map"]
     names = sorted(set(weight_map.values()))
     if any(name != pathlib.Path(name).name for name in names):
@@ -79,8 +75,9 @@ def read_shards(index: pathlib.Path) -> Container:
   tensors: dict[str, LazyTensor] = {}
   stored = []
   for name in names:
-    with readable(index.parent / name[:80]):
-      file = storage.local(index.parent / name)
+    file = index.parent / name
+    with errors.reading(str(file)[:200], FIX):
+      file = storage.local(file)
       shard = read_safetensors(file).tensors
     stored += [(key, name) for key in shard]
     tensors |= shard

@@ -5,19 +5,15 @@ config.json uses MDLM's names for the sizes and adds ours. A folder from which
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import string
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from dsl_jax.convert import mapping
-from dsl_jax.data import tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import config as config_lib
-from dsl_jax.runtime import storage, workdir
+from dsl_jax.runtime import storage
 
 EVIDENCE_SKIP = "dsl_evidence_skip"
 CLEAN_SNR = "dsl_clean_snr"
@@ -33,15 +29,6 @@ _MDLM = {
   "diffusion_type": "absorbing",
   "graph.type": None,
 }
-
-
-class Run(NamedTuple):
-  """What it takes to sample from weights."""
-
-  config: config_lib.Config
-  tokenizer: tokenizers.Tokenizer | None  # None if it is only named
-  data_hash: str = ""  # of the training rows
-  step: int = 0
 
 
 def _settings(tree: dict) -> Iterator[tuple[str, object]]:
@@ -134,7 +121,6 @@ def write_weights(
   """Writes a safetensors file in one move, with the mask's id noted."""
   from safetensors import numpy as safetensors_numpy
 
-  storage.make_folder(path.parent)
   with storage.staged(path) as partial:  # written without a copy
     partial.touch()
     mode = partial.stat().st_mode  # safetensors would hide it from others
@@ -144,17 +130,6 @@ def write_weights(
       metadata={"format": "pt", "mask_id": str(mask_id)},
     )
     partial.chmod(mode)
-
-
-def describe(run: Run) -> dict:
-  """Returns what `workdir.stored` reads back from config.json."""
-  config = dataclasses.asdict(run.config)
-  if run.tokenizer:
-    name = run.tokenizer.name
-    beside = f"{name}:{workdir.BESIDE}" if run.tokenizer.files else name
-    marks = {"tokenizer": beside, "fingerprint": run.tokenizer.fingerprint}
-    config["data"] |= marks
-  return {"config": config, "data_hash": run.data_hash, "step": run.step}
 
 
 def write(

@@ -105,10 +105,7 @@ def to_dsl(array: np.ndarray, layout: str, mask_id: int) -> np.ndarray:
 
 
 def to_mdlm(array: np.ndarray, layout: str, mask_id: int) -> np.ndarray:
-  """Inverts `to_dsl`; the head's row for the mask becomes zeros.
-
-  So does MDLM's own training: the row starts at zero and gets no gradient.
-  """
+  """Inverts `to_dsl`; the head's row for the mask becomes zeros."""
   if layout == "mask last":
     return np.insert(array[:-1], mask_id, array[-1], axis=0)
   if layout == "no mask":

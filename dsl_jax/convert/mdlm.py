@@ -18,6 +18,7 @@ import numpy as np
 import tqdm
 
 from dsl_jax.convert import containers, folder, mapping, torchfiles
+from dsl_jax.data import tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage, workdir
@@ -44,7 +45,7 @@ class Source(NamedTuple):
 def _open_file(path) -> containers.Container:
   if path.name == _INDEX:
     return containers.read_shards(path)
-  with containers.readable(path):
+  with errors.reading(str(path), containers.FIX):
     path = storage.local(path)
     with path.open("rb") as file:
       start = file.read(9)
@@ -91,7 +92,7 @@ def _open(path: pathlib.Path) -> tuple[containers.Container, dict]:
 
 def read_finite(path, name: str, tensor: containers.LazyTensor) -> np.ndarray:
   """Reads a tensor as float32; its numbers must be finite."""
-  with containers.readable(path):
+  with errors.reading(str(path), containers.FIX):
     array = tensor.read().astype(np.float32)
   if not np.isfinite(array).all():
     raise ValueError(
@@ -107,18 +108,15 @@ def _list(names) -> str:
   return f"[{', '.join(shown)}]"
 
 
-def _check_names(path, names, entries):
-  expected = [entry.key for entry in entries]
-  missing = [name for name in expected if name not in names]
-  unknown = sorted(names - set(expected) - {mapping.BUFFER})
+def _check(path, tensors, shapes):
+  """Checks that a file has the expected tensors, in shapes and types."""
+  missing = [name for name in shapes if name not in tensors]
+  unknown = sorted(tensors.keys() - shapes.keys())
   if missing or unknown:
     raise ValueError(
       f"{path} lacks {_list(missing)} and has the unknown {_list(unknown)}; "
       "give a complete time-unconditional MDLM."
     )
-
-
-def _check_tensors(path, tensors, shapes):
   wrong = []
   for name, expected in shapes.items():
     shape, kind, _ = tensors[name]
@@ -192,19 +190,18 @@ def open_mdlm(
   numbers = re.findall(r"\bblocks\.([0-9]{1,4})\.", "\n".join(tensors))
   depth = len(set(numbers))
   has_converter = any(name.startswith(mapping.CONVERTER) for name in tensors)
-  entries = list(mapping.entries(max(depth, 1), has_converter))
-  _check_names(path, tensors.keys(), entries)
   buffer = tensors.pop(mapping.BUFFER, None)
 
-  def shape(key):  # of a rank that may be too small
-    return (*tensors[key].shape, 0, 0)
+  def shape(key):  # of a tensor that may be missing, of too small a rank
+    return (*tensors[key].shape, 0, 0) if key in tensors else (0, 0)
 
   rows, width, *_ = shape("vocab_embed.embedding")
   cond_dim = shape("sigma_map.mlp.0.bias")[0]
   sphere_dim = shape(f"{mapping.CONVERTER}table")[1] if has_converter else None
   sizes = mapping.Sizes(rows, width, depth, cond_dim, sphere_dim)
+  entries = mapping.entries(max(depth, 1), has_converter)
   shapes = {entry.key: entry.expected_shape(sizes) for entry in entries}
-  _check_tensors(path, tensors, shapes)
+  _check(path, tensors, shapes)
   if use_ema and container.ema is not None:
     if len(container.ema) != len(shapes) or list(tensors) != list(shapes):
       raise ValueError(
@@ -213,7 +210,7 @@ def open_mdlm(
         "the raw weights (use_ema=False, --raw)."
       )
     tensors = dict(zip(shapes, container.ema))
-    _check_tensors(path, tensors, shapes)
+    _check(path, tensors, shapes)
 
   frequencies = None
   if buffer is not None:
@@ -359,7 +356,8 @@ def save(
   mask_id: int | None = None,
   length: int = 1024,
   clean_snr: float | None = None,
-  run: folder.Run | None = None,
+  run: workdir.Stored | None = None,
+  tokenizer: tokenizers.Tokenizer | None = None,
 ) -> None:
   """Writes parameters under MDLM's names, for PyTorch to read.
 
@@ -373,7 +371,7 @@ def save(
       buffer, unless the width is the published 768.
     mask_id: the mask's id in the file, by default as in `load`.
     length, clean_snr: of the training, for a folder's config.json.
-    run: what `dsl_jax.load` needs to sample from a folder.
+    run, tokenizer: what `dsl_jax.load` needs to sample from a folder.
 
   Raises:
     ValueError: params do not fit cfg, or the folder holds something else.
@@ -396,9 +394,8 @@ def save(
     notes |= {folder.CLEAN_SNR: clean_snr} if clean_snr else {}
     folder.check_free(path)
     if run:
-      notes[workdir.RUN] = folder.describe(run)
-      path.mkdir(parents=True, exist_ok=True)
-      for name, content in run.tokenizer.files.items() if run.tokenizer else ():
+      notes |= workdir.describe(run, tokenizer)
+      for name, content in tokenizer.files.items() if tokenizer else ():
         with storage.replacing(path / name) as file:
           file.write(content)
     folder.write(tensors, path, mask_id, net, notes)

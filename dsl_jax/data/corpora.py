@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import lzma
 import os
 import re
@@ -51,7 +50,7 @@ _INTACT = "replace it with an intact file, text in UTF-8."
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-  """`count` documents, which `read` yields anew for every iteration."""
+  """`count` documents, which `read` yields at every iteration."""
 
   count: int
   read: Callable[[], Iterator[str]]
@@ -97,10 +96,7 @@ def kjv() -> Corpus:
 
 
 def text8(path: str) -> Corpus:
-  """Opens text8.zip or the file in it; documents are cut at spaces.
-
-  Another text of the same form and size is accepted with a warning.
-  """
+  """Opens text8.zip or the file in it; documents are cut at spaces."""
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
   with errors.reading(path, fix):
     file = storage.local(path)
@@ -197,10 +193,7 @@ def _slice(documents: Documents, edges: Sequence[int]) -> list[Documents]:
 def _open_files(
   paths: Sequence[str], column: str, cache: str, cuts: Sequence[float]
 ) -> list[Documents]:
-  """Opens splits with a part of every file: the whole, or three by `_CUTS`.
-
-  Tables are read from a memory-mapped copy in `cache`.
-  """
+  """Opens splits with a part of every file: the whole, or three by `_CUTS`."""
   files = []
   for path in paths:
     if table := _TABLE.search(path):
@@ -264,7 +257,7 @@ def openwebtext(place: str, cache: str, held_out: int) -> Corpus:
     paths, column = _find_files("openwebtext", place)
     sizes = [(os.path.basename(x), os.path.getsize(x)) for x in paths]
     facts = [sizes, held_out] if column == "text" else [sizes, held_out, column]
-    source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    source = storage.digest(facts)
     folder = os.path.join(cache, source[:16])
     (documents,) = _open_files(paths, column, folder, ())
   else:
@@ -304,13 +297,12 @@ def tfds(place: str) -> Corpus:
   if "validation" not in sources and "test" in sources:
     sources["validation"] = sources.pop("test")
 
-  def read(split: str) -> Iterator[str]:
-    for record in sources[split]:
-      yield record["text"].decode()
+  def documents(records) -> Documents:
+    return Documents(
+      len(records), lambda: (record["text"].decode() for record in records)
+    )
 
-  names = [split for split in _SPLITS if split in sources]
-  reads = {split: functools.partial(read, split) for split in names}
-  splits = {x: Documents(len(sources[x]), read) for x, read in reads.items()}
+  splits = {x: documents(sources[x]) for x in _SPLITS if x in sources}
   return Corpus("tfds", builder.info.full_name, splits)
 
 
@@ -350,8 +342,7 @@ def lm1b(place: str) -> Corpus:
           yield from (line.rstrip("\n") for line in file)
 
     splits[split] = Documents(sum(1 for _ in lines()), lines)
-  source = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-  return Corpus("lm1b", source, splits)
+  return Corpus("lm1b", storage.digest(facts), splits)
 
 
 def check(spec: str) -> None:
@@ -381,7 +372,7 @@ def load(spec: str, *, cache: str, held_out: int = 100_000) -> Corpus:
   return tfds(place)
 
 
-def read(place: str, cache: str) -> Documents:
+def read(place: str, cache: str) -> Sequence[str] | Documents:
   """Opens documents that are scored, read as those of a corpus.
 
   All of a file or GLOB[#COLUMN], see `text`, or the held-out ones of hub:...,
@@ -391,8 +382,7 @@ def read(place: str, cache: str) -> Documents:
   if kind == "hub":
     return hub(rest)
   if kind in ("lm1b", "tfds") and not os.path.isfile(place):
-    held_out = load(place, cache=cache).splits["validation"]
-    return Documents(len(held_out), lambda: iter(held_out))
+    return load(place, cache=cache).splits["validation"]
   paths, column = [place], "text"
   if not os.path.isfile(place):
     paths, column = _find_files("text", place)

@@ -8,7 +8,6 @@ every 16 MiB block of them, and of itself.
 import collections
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -108,7 +107,7 @@ def add_markers(
 def _hash_manifest(manifest: dict) -> str:
   """sha256 of everything in a manifest except this hash itself."""
   facts = {k: v for k, v in manifest.items() if k != "manifest_sha256"}
-  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+  return storage.digest(facts)
 
 
 def _hash(data: memoryview, block: int) -> str:

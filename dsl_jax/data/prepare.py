@@ -61,9 +61,9 @@ def prepare(
   to_train = tokenizers.trained_file(tokenizer, out)
   if not to_train:
     encoder = tokenizers.load(tokenizer)
-  is_local, cache = storage.is_local(out), storage.to_path(out) / "corpus"
+  cache = storage.to_path(out) / "corpus"
   is_fixed = cache.parent.exists() and not os.access(cache.parent, os.W_OK)
-  if is_fixed or not is_local:
+  if is_fixed or not storage.is_local(out):
     cache = storage.copies()
   held_out, max_unknown = _Limits(**limits)
   texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
@@ -77,9 +77,8 @@ def prepare(
   origin = packing.Origin(texts.name, texts.source, tokenizer, detokenizer)
   packed = {}
   with contextlib.ExitStack() as stack:
-    finished = all(packing.is_finished(out, name) for name in names)
-    if is_local and not finished:  # waits for other writers; a bucket has none
-      stack.enter_context(storage.lock(storage.make_folder(out)))
+    if not all(packing.is_finished(out, name) for name in names):
+      stack.enter_context(storage.lock(out))  # waits for other writers
     if to_train:
       _train(to_train, tokenizer, texts, clean)
       encoder = tokenizers.load(tokenizer, out)
@@ -134,26 +133,24 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
       f"dsl_jax.data.prepare {flags}."
     )
   packed = packing.load(folder, split)
-  manifest, kind = packed.manifest, data.tokenizer.partition(":")[0]
-  made_with = manifest["tokenizer"].partition(":")[0]
-  same = ("data.tokenizer", kind, made_with)
+  found = {"detokenizer": "none"} | packed.manifest  # a newer key
   if data.fingerprint:  # of the vocabulary, whatever its spec
-    same = ("data.fingerprint", data.fingerprint, manifest["fingerprint"])
-  for key, value, packed_value in (
-    same,
-    ("data.length", data.length, manifest["length"]),
-    ("data.wrap", data.wrap, manifest["wrap"]),
-    (
-      "data.detokenizer",
-      detokenizers.resolve(data.detokenizer, data.corpus),
-      manifest.get("detokenizer", "none"),
-    ),
-    ("net.vocab_size", cfg.net.vocab_size, manifest["vocab_size"]),
-  ):
-    if value != packed_value:
+    expected: dict = {"data.fingerprint": data.fingerprint}
+  else:
+    expected = {"data.tokenizer": data.tokenizer.partition(":")[0]}
+    found["tokenizer"] = found["tokenizer"].partition(":")[0]
+  expected |= {
+    "data.length": data.length,
+    "data.wrap": data.wrap,
+    "data.detokenizer": detokenizers.resolve(data.detokenizer, data.corpus),
+    "net.vocab_size": cfg.net.vocab_size,
+  }
+  for key, value in expected.items():
+    made_with = found[key.partition(".")[2]]
+    if value != made_with:
       raise errors.UserError(
-        f"{key} is {value}; the rows in {folder} were made with "
-        f"{packed_value}, so set it to that or prepare others."
+        f"{key} is {value}; the rows in {folder} were made with {made_with}, "
+        "so set it to that or prepare others."
       )
   return packed
 

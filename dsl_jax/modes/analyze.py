@@ -180,7 +180,7 @@ def _open_control(run):
       f"data.length and net.snr_condition are {needed}, not {actual}."
     )
   other = dataclasses.replace(other, mesh=cfg.mesh)
-  params, _ = trained.restore(other, cfg.eval.control)
+  params, _ = trained.open_weights(other, cfg.eval.control)
   # The seed stays that of the run: both see the same noise.
   return AnalyzedRun(
     dataclasses.replace(cfg, net=other.net), params, run.rows_NL
@@ -229,7 +229,7 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
       named_samplers.check(dataclasses.replace(cfg, sample=section))
     held_out = prepare.open_rows(cfg, cfg.eval.split).tokens_NL
     rows_NL = trained.draw_rows(held_out, cfg.eval.sequences, cfg.seed)
-    params, step = trained.restore(cfg, workdir)
+    params, step = trained.open_weights(cfg, workdir)
     run = AnalyzedRun(cfg, params, rows_NL)
     if cfg.eval.control:
       control = _open_control(run)

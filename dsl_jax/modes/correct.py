@@ -137,7 +137,7 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     ids, _ = trained.text_ids(cfg, tokenizer)
     if len(ids) > 1 and ids[-1] == tokenizer.eos_id:
       ids = ids[:-1]  # the end of the text is not a token of it
-    params, step = trained.restore(cfg, workdir)
+    params, step = trained.open_weights(cfg, workdir)
 
   index_NL = windows(len(ids), cfg.data.length - 2 * cfg.data.wrap)
   rows_NL, inner_L = ids[index_NL], np.ones(index_NL.shape[1], bool)
@@ -159,8 +159,8 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     "marks": marks,
   }
   if jax.process_index() == 0:
-    digest = trained.digest([cfg.eval.text, ids.tolist(), cfg.eval.suspicion])
-    name = f"correct-{pathlib.Path(cfg.eval.text).stem}-{digest}"
+    digest = storage.digest([cfg.eval.text, ids.tolist(), cfg.eval.suspicion])
+    name = f"correct-{pathlib.Path(cfg.eval.text).stem}-{digest[:12]}"
     storage.write_json(f"{workdir}/{name}.json", result)
     storage.write_text(f"{workdir}/{name}.txt", tokenizer.decode(repaired))
     print(show(ids, repaired, marks, pieces))

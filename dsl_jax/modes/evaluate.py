@@ -250,7 +250,7 @@ def _target(cfg, workdir, result, rows_NL):
   rows = hashlib.sha256(np.ascontiguousarray(rows_NL)).hexdigest()
   identity = [result["split"], result["settings"], rows]
   stem = pathlib.Path(cfg.eval.text or cfg.eval.split).stem
-  return path.with_name(f"eval-{stem}-{trained.digest(identity)}.json")
+  return path.with_name(f"eval-{stem}-{storage.digest(identity)[:12]}.json")
 
 
 def evaluate(cfg: config_lib.Config, workdir: str) -> None:
@@ -270,7 +270,7 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
       test_rows = prepare.open_rows(cfg, c.split)
       rows_NL = trained.draw_rows(test_rows.tokens_NL, c.sequences, cfg.seed)
       data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
-    params, step = trained.restore(cfg, workdir, data_hash)
+    params, step = trained.open_weights(cfg, workdir, data_hash)
 
   cfg, bounds = measure(cfg, params, rows_NL, counts)
   mmse_NT = trained.mmse_rows(cfg, params, rows_NL, "mmse")
@@ -324,7 +324,7 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
       )
       set_cfg = dataclasses.replace(cfg, eval=c)
       scored[name] = set_cfg, *trained.text_rows(set_cfg, tokenizer)
-    params, step = trained.restore(cfg, workdir)
+    params, step = trained.open_weights(cfg, workdir)
   results = {}
   for name, (set_cfg, rows_NL, counts) in scored.items():
     set_cfg, bounds = measure(set_cfg, params, rows_NL, counts)
@@ -340,5 +340,5 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
         f"{name:<12}{row['perplexity']:>12.2f}{row['perplexity_stderr']:>9.2g}"
         f"{_ZERO_SHOT[name][2]:>9.2f}{result['sequences']:>9}"
       )
-    digest = trained.digest([places, cfg.seed, cfg.eval.draws])
+    digest = storage.digest([places, cfg.seed, cfg.eval.draws])[:12]
     storage.write_json(f"{workdir}/zero_shot-{digest}.json", results)

@@ -293,7 +293,7 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   sections, num = parse(cfg), cfg.eval.samples
   for section in sections.values():
     named_samplers.check(dataclasses.replace(cfg, sample=section))
-  params, step = trained.restore(cfg, workdir)
+  params, step = trained.open_weights(cfg, workdir)
   folder = storage.to_path(workdir) / "reproduce"
   run = {"train_step": step, "clean_snr": cfg.clean_snr}
   run |= {"samples": num, "seed": cfg.seed}
@@ -301,8 +301,9 @@ def _table_jobs(cfg, workdir, tokenizer, judged):
   for (sampler, column), section in sections.items():
     stem = f"{sampler}-{column:g}"
     identity = run | {"settings": dataclasses.asdict(section)}
-    tokens = folder / f"{stem}-{trained.digest(identity)}.npy"
-    scores = folder / f"{stem}-{trained.digest(identity | judged)}-scores.json"
+    tokens = folder / f"{stem}-{storage.digest(identity)[:12]}.npy"
+    made = storage.digest(identity | judged)[:12]
+    scores = folder / f"{stem}-{made}-scores.json"
     cell = dataclasses.replace(cfg, sample=section)
     texts = functools.partial(_draw, cell, params, tokenizer, tokens)
     jobs[sampler, column] = Job(scores, identity | judged, texts)
@@ -357,16 +358,15 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       "mauve_order": "p = references, q = samples",
     }
     if text:
-      digest = trained.digest([x.get("ids", x["text"]) for x in entries])
+      digest = storage.digest([x.get("ids", x["text"]) for x in entries])[:12]
       identity = {"texts": text, "texts_digest": digest, **judged}
-      digest = trained.digest(identity)
+      digest = storage.digest(identity)[:12]
       name = f"{pathlib.Path(text).stem}-{digest}-scores.json"
       texts = _their_texts(entries, tokenizer)
       job = Job(folder / name, identity, lambda: (texts, {}))
       jobs: dict = {text: job}
     else:
       jobs = _table_jobs(cfg, workdir, tokenizer, judged)
-    storage.make_folder(folder)
     unscored = [job for job in jobs.values() if not job.scores.exists()]
     if unscored:
       print(

@@ -28,7 +28,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     requests = named_samplers.parse_prompts(cfg, tokenizer)
     if c.trace:
       viewer.check(c.trace)
-    params, step = trained.restore(cfg, workdir)
+    params, step = trained.open_weights(cfg, workdir)
   settings = dataclasses.asdict(c) | {"trace": "", "train_step": step}
   is_first_host, trace = jax.process_index() == 0, None
   if c.trace:

@@ -22,16 +22,14 @@ from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
 
-def open_run(cfg: config_lib.Config, workdir: str):
+def open_run(cfg: config_lib.Config, workdir: str, mesh, abstract):
   """Checks everything that a user can get wrong, then claims the workdir.
 
-  Returns the mesh, training and held-out rows, parameters of init_from or None,
-  and the claim, to be closed.
+  Returns training and held-out rows, parameters of init_from or None, and the
+  claim, to be closed.
   """
-  c = cfg.train
-  mesh = sharding_lib.make_mesh(cfg.mesh)
-  state = state_lib.abstract(cfg, mesh, optim.make(cfg.optim, c.steps))
-  costs.check_memory(state.params, state.params, state)  # and gradients
+  c, params = cfg.train, abstract.params
+  costs.check_memory(params, params, abstract)  # weights, gradients, state
   packed = prepare.open_rows(cfg, "train")
   held_out = prepare.open_rows(cfg, "validation")
   sharding_lib.num_microbatches(mesh, cfg)  # raises if there is no division
@@ -55,7 +53,7 @@ def open_run(cfg: config_lib.Config, workdir: str):
   )
   cfg = dataclasses.replace(cfg, data=data)
   claim = workdir_lib.claim(workdir, cfg, packed.manifest["data_sha256"])
-  return mesh, packed, held_out, converted, claim
+  return packed, held_out, converted, claim
 
 
 def make_loader(
@@ -162,18 +160,19 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   c = cfg.train
   deadline = time.monotonic() + 60 * (c.max_minutes or math.inf)
   with errors.user_errors():
-    mesh, packed, held_out, converted, claim = open_run(cfg, workdir)
+    mesh = sharding_lib.make_mesh(cfg.mesh)
+    tx = optim.make(cfg.optim, c.steps)
+    abstract = state_lib.abstract(cfg, mesh, tx)
+    packed, held_out, converted, claim = open_run(cfg, workdir, mesh, abstract)
 
   # The pure functions of the run.
   denoiser = denoiser_lib.make_denoiser(cfg.net)
-  tx = optim.make(cfg.optim, c.steps)
 
   def init_state(params):
     if params is None:
       params = denoiser.init(state_lib.stream(cfg.seed, "init"))
     return state_lib.create(params, tx)
 
-  abstract = state_lib.abstract(cfg, mesh, tx)
   step_fn = state_lib.jit_step(state_lib.train_steps, cfg, mesh, tx, abstract)
   held_out_loss = make_held_out_loss(cfg, mesh, held_out)
 
@@ -230,8 +229,8 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
       timed_out = time.monotonic() >= deadline
       last = step == c.steps or stopped or timed_out
       # After a signal there may be time for a save, but not for more.
-      evaluating = loop.due(step, c.eval_every, last) and not stopped
-      if evaluating or loop.due(step, c.checkpoint_every, last):
+      evaluating = loop.is_due(step, c.eval_every, last) and not stopped
+      if evaluating or loop.is_due(step, c.checkpoint_every, last):
         record_call(recorder, pending)  # nothing is saved after a bad step
         pending = None
         note(f"evaluating or saving at step {step}")
@@ -239,7 +238,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
         if scores:
           recorder.write(step, "validation", scores)
         stopped = stopped or (evaluating and not scores)
-        if loop.due(step, c.checkpoint_every, last or stopped):
+        if loop.is_due(step, c.checkpoint_every, last or stopped):
           checkpoints.save(step, state, scores)
         recorder.restart_clock()
       profile(step)

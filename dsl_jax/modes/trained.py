@@ -3,8 +3,6 @@
 import collections
 import dataclasses
 import functools
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +21,7 @@ from dsl_jax.data import (
   tokenizers,
 )
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, errors, storage
+from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
@@ -105,32 +103,25 @@ def load_mdlm(cfg: config_lib.Config, path: str) -> dict:
   return params
 
 
-def open_weights(cfg: config_lib.Config, where: str) -> tuple[dict, int]:
-  """Returns the averaged weights of a model, on all devices, and their step."""
-  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
+def open_weights(
+  cfg: config_lib.Config, where: str, data_hash: str | None = None
+) -> tuple[dict, int]:
+  """Returns the averaged weights of a model, on all devices, and their step.
+
+  With `data_hash` it must be a model of the same training rows.
+  """
   run = workdir_lib.stored(where)
+  if data_hash and run.data_hash not in ("", data_hash):
+    raise errors.UserError(
+      f"the model in {where} was trained on rows with another hash "
+      f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
+      "data.dir to the folder of its rows."
+    )
+  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
   if not run.is_exported:
     return checkpoint.restore_params(where, sharding=everywhere)
   params = load_mdlm(cfg, str(workdir_lib.find(where)))
   return jax.device_put(params, everywhere), run.step
-
-
-def restore(
-  cfg: config_lib.Config, workdir: str, data_hash: str | None = None
-) -> tuple[dict, int]:
-  """Opens the weights for a mode, which may then write to the workdir.
-
-  With `data_hash` it must be a model of the same training rows.
-  """
-  run = workdir_lib.stored(workdir)
-  if data_hash and run.data_hash not in ("", data_hash):
-    raise errors.UserError(
-      f"the model in {workdir} was trained on rows with another hash "
-      f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
-      "data.dir to the folder of its rows."
-    )
-  storage.make_folder(workdir)  # of a shipped model
-  return open_weights(cfg, workdir)
 
 
 def describe(
@@ -209,9 +200,3 @@ def text_rows(
   if cfg.data.wrap:
     rows_NL = packing.add_markers(rows_NL, tokenizer)
   return rows_NL, counts
-
-
-def digest(tree: Any) -> str:
-  """Returns a short hash of a JSON tree, for the names of files."""
-  content = json.dumps(tree, sort_keys=True, default=str)
-  return hashlib.sha256(content.encode()).hexdigest()[:12]

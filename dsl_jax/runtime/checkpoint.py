@@ -6,6 +6,7 @@ WORKDIR/unreadable/STEP   checkpoints that could not be restored
 
 import contextlib
 import errno
+import functools
 import logging as python_logging
 import math
 import os
@@ -92,23 +93,19 @@ def _restore_newest(root, abstract):
   )
 
 
-def _unraisable(report):
-  """Python's own hook, without TensorStore's reports after a failed write."""
-  if str(report.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(report)
-
-
-def _is_not_orbax(record):
-  return "orbax" not in record.pathname
-
-
+@functools.cache
 def _silence_threads():
   """Silences the threads of a save: what fails there is raised here, once."""
-  logging.get_absl_logger().addFilter(_is_not_orbax)
+  absl_logger, report = logging.get_absl_logger(), sys.unraisablehook
+  absl_logger.addFilter(lambda record: "orbax" not in record.pathname)
   for name in ("asyncio", "concurrent.futures"):
     python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
-  if sys.unraisablehook is sys.__unraisablehook__:
-    sys.unraisablehook = _unraisable
+
+  def report_others(raised):  # but TensorStore's, after a failed write
+    if str(raised.exc_value) != "Event loop is closed":
+      report(raised)
+
+  sys.unraisablehook = report_others
 
 
 def _loss(scores):
@@ -121,8 +118,7 @@ class Checkpoints:
   """Saves and restores train states; files are written in the background.
 
   Keeps the newest `keep` and the one with the lowest held-out loss. A save
-  first waits for the save before it, so a process that is killed loses at most
-  the steps between two saves and those taken while one was being written.
+  first waits for the save before it.
   """
 
   def __init__(self, workdir: str, *, keep: int):
@@ -159,7 +155,7 @@ class Checkpoints:
     with self._write_errors():
       self._manager.wait_until_finished()
       if not (exists(self._root) if self._saved else self._root.exists()):
-        # Orbax would make it anew, without its other files.
+        # Orbax would make it again, without its other files.
         raise FileNotFoundError(os.strerror(errno.ENOENT))
       self._saved = True
       self._manager.save(step, args=ocp.args.Composite(**args), metrics=scores)
@@ -167,10 +163,7 @@ class Checkpoints:
   def restore(
     self, abstract: state_lib.TrainState
   ) -> state_lib.TrainState | None:
-    """Restores the newest readable checkpoint, None if there is none at all.
-
-    Newer ones that cannot be read are moved to WORKDIR/unreadable.
-    """
+    """Restores the newest readable checkpoint, None if there is none at all."""
     if not exists(self._root):
       return None
     items, _, unreadable = _restore_newest(self._root, _items(abstract))

@@ -173,9 +173,9 @@ def parse(
 ) -> tuple[config_lib.Config, str, str]:
   """Parses --config=NAME[:variant] --workdir=DIR --mode=M --config.key=value.
 
-  --text=X abbreviates --config.eval.text=X, and so on; the first mode is the
-  default. Returns the config, the workdir and the mode. The config of a mode
-  that does not require --config is that of the model, see `workdir.adopt`.
+  The first mode is the default. Returns the config, the workdir and the mode.
+  The config of a mode that does not require --config is that of the model, see
+  `workdir.merge_overrides`.
   """
   flags = _split(argv[1:], modes)
   mode = flags.pop("mode", next(iter(modes)))
@@ -196,5 +196,5 @@ def parse(
   config.update_from_flattened_dict(given)
   cfg = config_lib.from_config_dict(config)
   if own:
-    cfg = workdir_lib.adopt(workdir, own, cfg, set(given))
+    cfg = workdir_lib.merge_overrides(workdir, own, cfg, set(given))
   return cfg, workdir, mode

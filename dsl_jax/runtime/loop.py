@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from dsl_jax.runtime import stops, storage
+from dsl_jax.runtime import signals, storage
 
 
 def say(text: str) -> None:
@@ -46,7 +46,7 @@ def prefetch(load: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
       yield job, data.result()
 
 
-def due(step: int, every: int, last: bool) -> bool:
+def is_due(step: int, every: int, last: bool) -> bool:
   """Returns whether a task of every so many steps (0: never) is due."""
   return every > 0 and (last or step % every == 0)
 
@@ -70,7 +70,7 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
 
   def stopping(step):
     if not before:
-      before.update({x: signal.signal(x, handle) for x in stops.SIGNALS})
+      before.update({x: signal.signal(x, handle) for x in signals.SIGNALS})
     return received.is_set()
 
   try:

@@ -36,7 +36,6 @@ class Recorder:
     self._path = storage.to_path(workdir) / "metrics.jsonl"
     self._writes = jax.process_index() == 0
     if self._writes:
-      # Lines of later steps, and those that are not of a report, go.
       storage.filter_jsonl(
         self._path, lambda row: row.get("step") in range(start + 1)
       )

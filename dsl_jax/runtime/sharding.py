@@ -151,10 +151,8 @@ def sum_over_devices(mesh: jax.sharding.Mesh, params) -> Callable:
   """Returns fn -> fn that computes its sums over all devices.
 
   fn: (params, key_B, tokens_BL, mask_BL) -> (sums, grads); `params` has shapes
-  and shardings. Each device gathers the weights, calls fn on its own rows, and
-  takes part in one reduction of the results; the compiler adds no
-  communication. Devices along model call fn on the same rows, and their equal
-  results count once.
+  and shardings. The compiler adds no communication. Devices along model call fn
+  on the same rows, and their equal results count once.
   """
   specs = jax.tree.map(lambda x: x.sharding.spec, params)
   copies = mesh.shape["model"]

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from absl import logging
 from etils import epath
@@ -85,16 +85,24 @@ def copies() -> pathlib.Path:
   return to_path(os.environ.get("DSL_CACHE") or "~/.cache/dsl_jax/buckets")
 
 
-@contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[None]:
-  """Waits until no other process works on a folder, where there are locks."""
-  with open(folder / ".lock", "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:  # of network file systems without locks
-      reason = f"{folder} cannot be locked ({error.strerror})"
-      logging.warning("%s; do not use it from two processes now.", reason)
-    yield
+def lock(folder: Path, *, wait: bool = True) -> IO | contextlib.nullcontext:
+  """Makes a folder and locks it until the result is closed; a bucket has none.
+
+  Waits for another process that holds the lock, or raises BlockingIOError.
+  """
+  folder = make_folder(folder)
+  if not isinstance(folder, pathlib.Path):
+    return contextlib.nullcontext()
+  file = open(folder / ".lock", "w")  # noqa: SIM115
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except BlockingIOError:
+    file.close()
+    raise
+  except OSError as error:  # of network file systems without locks
+    reason = f"{folder} cannot be locked ({error.strerror})"
+    logging.warning("%s; do not use it from two processes now.", reason)
+  return file
 
 
 def local(path: Path) -> pathlib.Path:
@@ -113,7 +121,6 @@ def local(path: Path) -> pathlib.Path:
   facts = [f"{x} {s.length} {s.mtime}" for x, s in zip(files, states)]
   digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
   folder = copies() / digest[:16]
-  make_folder(folder)
   with lock(folder):
     for file in files:
       if not (folder / file.name).exists():
@@ -163,6 +170,7 @@ def move_folder(source: pathlib.Path, target: pathlib.Path) -> None:
 def staged(path: Path) -> Iterator[pathlib.Path]:
   """A local file to write, which becomes `path` when it is complete."""
   path = to_path(path)
+  make_folder(path.parent)
   if isinstance(path, pathlib.Path):
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -187,7 +195,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def append(path: Path, text: str) -> None:
-  """Adds text to a file; one in a bucket is written anew."""
+  """Adds text to a file; one in a bucket is written again."""
   path = to_path(path)
   if isinstance(path, pathlib.Path):
     with path.open("a", encoding="utf-8", errors=_ESCAPE) as file:
@@ -195,6 +203,12 @@ def append(path: Path, text: str) -> None:
   else:
     before = path.read_bytes() if path.exists() else b""
     path.write_bytes(before + text.encode(errors=_ESCAPE))
+
+
+def digest(tree: Any) -> str:
+  """Returns the sha256 of a JSON tree, as 64 hex digits."""
+  content = json.dumps(tree, sort_keys=True, default=str)
+  return hashlib.sha256(content.encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,16 +1,15 @@
-"""Whose folder it is: config.json of a workdir or of a folder of weights."""
+"""The config.json of a workdir or a folder of weights, and what it permits."""
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import pathlib
 import uuid
 from typing import IO, NamedTuple
 
 import jax
-from absl import logging
 
+from dsl_jax.data import tokenizers
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
@@ -22,7 +21,7 @@ _ROWS = ("data.corpus", "data.tokenizer", "data.dir", "data.fingerprint")
 _MODEL = ("net.", "data.", "clean_snr")  # what else defines a trained model
 _GIVEN = ("eval.", "sample.", "mesh.")  # sections of the present command
 RUN = "dsl_run"  # the key of a run's config in the config.json of weights
-BESIDE = "."  # where a tokenizer's file is that lies beside the weights
+_SAME_FOLDER = "."  # in a tokenizer's spec: where the weights are
 _SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained"
 _REMOVED = (("net", "vocab"), ("train", "compilation_cache"))  # ignored keys
 
@@ -31,27 +30,29 @@ class Stored(NamedTuple):
   """What config.json says of a run or of exported weights."""
 
   config: config_lib.Config
-  data_hash: str  # of the training rows, "" if unknown
-  is_exported: bool
-  step: int  # of exported weights, 0 if unknown
+  data_hash: str = ""  # of the training rows, "" if unknown
+  is_exported: bool = False
+  step: int = 0  # of exported weights, 0 if unknown
+
+
+def shipped() -> dict[str, pathlib.Path]:
+  """Returns the folders of the models in this package by name."""
+  return {x.parent.name: x.parent for x in _SHIPPED.glob("*/config.json")}
 
 
 def find(where: str | os.PathLike) -> pathlib.Path:
-  """Returns the folder of a model: a workdir, weights, or one that is shipped.
-
-  The names of shipped models are the folders of `dsl_jax/pretrained`.
-  """
+  """Returns the folder of a workdir, of weights, or of a shipped model."""
   path = storage.to_path(where)
   if (path / "config.json").exists():
     return path
-  shipped = {x.parent.name: x.parent for x in _SHIPPED.glob("*/config.json")}
-  if str(where) in shipped:
-    return shipped[str(where)]
+  names = shipped()
+  if str(where) in names:
+    return names[str(where)]
   raise errors.UserError(
     f"{where} holds no checkpoint and no weights: {path}/config.json cannot "
     "be read; train there first with --mode=train, or give a folder that "
     "dsl_jax.convert wrote, or the name of a shipped model, one of: "
-    f"{', '.join(sorted(shipped)) or 'none yet'}."
+    f"{', '.join(sorted(names)) or 'none yet'}."
   )
 
 
@@ -76,7 +77,7 @@ def stored(where: str | os.PathLike) -> Stored:
     for section, key in _REMOVED:
       config[section].pop(key, None)
     name, colon, file = config["data"]["tokenizer"].partition(":")
-    if file == BESIDE:
+    if file == _SAME_FOLDER:
       config["data"]["tokenizer"] = f"{name}{colon}{path.parent}"
     try:
       cfg = config_lib.from_config_dict(config)
@@ -85,7 +86,17 @@ def stored(where: str | os.PathLike) -> Stored:
     return Stored(cfg, data_hash, is_exported, step)
 
 
-def adopt(
+def describe(run: Stored, tokenizer: tokenizers.Tokenizer | None) -> dict:
+  """Returns what `stored` reads back from the config.json of weights."""
+  config = dataclasses.asdict(run.config)
+  if tokenizer:
+    name, fingerprint = tokenizer.name, tokenizer.fingerprint
+    spec = f"{name}:{_SAME_FOLDER}" if tokenizer.files else name
+    config["data"] |= {"tokenizer": spec, "fingerprint": fingerprint}
+  return {RUN: {"config": config, "data_hash": run.data_hash, "step": run.step}}
+
+
+def merge_overrides(
   where: str, own: config_lib.Config, cfg: config_lib.Config, given: set[str]
 ) -> config_lib.Config:
   """Returns a model's own config with what a command sets, the keys `given`.
@@ -109,9 +120,7 @@ def adopt(
   return config_lib.from_config_dict(config)
 
 
-def compare(
-  workdir: str, cfg: config_lib.Config, data_hash: str | None = None
-) -> None:
+def compare(workdir: str, cfg: config_lib.Config, data_hash: str) -> None:
   """Rejects a workdir of another run, which training would not continue."""
   if not (storage.to_path(workdir) / "config.json").exists():
     return
@@ -123,8 +132,7 @@ def compare(
     )
   old = config_lib.flatten(dataclasses.asdict(run.config))
   new = config_lib.flatten(dataclasses.asdict(cfg))
-  if data_hash:
-    old["data hash"], new["data hash"] = run.data_hash, data_hash
+  old["data hash"], new["data hash"] = run.data_hash, data_hash
   fixed = ["train.batch_size"]
   if cfg.optim.schedule == "cosine":  # its shape depends on the length
     fixed.append("train.steps")
@@ -150,21 +158,6 @@ def check_writable(workdir: str) -> None:
     ) from error
 
 
-def _lock(root: pathlib.Path) -> IO:
-  """Returns a file that no other process gets as long as it is open."""
-  file = open(root / ".lock", "w")  # noqa: SIM115
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    raise errors.UserError(
-      f"--workdir {root} is in use by another run; wait until it ends, stop it "
-      "or choose another."
-    ) from error
-  except OSError as error:  # a file system without locks
-    logging.warning("%s: start one run at a time there (%s)", root, error)
-  return file
-
-
 def claim(
   workdir: str, cfg: config_lib.Config, data_hash: str
 ) -> IO | contextlib.nullcontext:
@@ -181,7 +174,13 @@ def claim(
   check_writable(workdir)
   if jax.process_index() != 0:
     return contextlib.nullcontext()
-  lock = _lock(root) if storage.is_local(root) else contextlib.nullcontext()
+  try:
+    lock = storage.lock(root, wait=False)
+  except BlockingIOError as error:
+    raise errors.UserError(
+      f"--workdir {root} is in use by another run; wait until it ends, stop it "
+      "or choose another."
+    ) from error
   content = {"config": dataclasses.asdict(cfg), "data_hash": data_hash}
   storage.write_json(root / "config.json", content)
   return lock
