@@ -5,12 +5,13 @@ import pickle
 import re
 import struct
 import time
+import tracemalloc
 import zipfile
 
 import pytest
 
 from dsl_jax import convert
-from dsl_jax.convert import torchfiles
+from dsl_jax.convert import folder, torchfiles
 
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
@@ -151,7 +152,8 @@ def test_shared_tuples_are_rejected_at_once(tmp_path, data, named):
   "numbers, named",
   [
     ((4, 0, (4,), (1,)), "unknown [0]"),  # a proper one
-    ((2**36, 0, (2**36,), (1,)), "unknown [0]"),
+    ((2**36, 0, (2**36,), (1,)), "than the file has bytes"),
+    ((4, 0, (1,) * 9, (1,) * 9), "impossible"),
     ((4, 0, (2, 2), (2, 1)), "unknown [0]"),
     ((9, 1, (2, 3), (1, 2)), "unknown [0]"),  # transposed
     ((9, 0, (2, 2), (4, 2)), "unknown [0]"),  # with gaps
@@ -182,12 +184,27 @@ def test_impossible_tensors(tmp_path, numbers, named):
     (b"\x80\x02" + b"N" * 1000 + b".", "1000 opcodes"),
     (state_dict(tensor(), tensor(4, 3, (1,))), "share numbers"),
     (b"\x80\x02N.", "no state dict"),
+    (b"\x80\x02\x8b\0\1\0\0" + bytes(256) + b".", "uses LONG4"),
   ],
 )
 def test_malformed_content(tmp_path, monkeypatch, data, named):
   monkeypatch.setattr(torchfiles, "_MAX_OPCODES", 1000)
   write_archive(tmp_path / "last.ckpt", data)
   assert_rejected(tmp_path / "last.ckpt", named)
+
+
+def test_what_many_tensors_may_share_is_short(tmp_path):
+  name = b"c" + b"x" * 10**6 + b"\ny\n"
+  assert len(torchfiles.unpickle(b"\x80\x02" + name + b".").name) < 100
+  blocks = "".join(f"blocks.{i}." for i in range(20_000))
+  data = b"\x80\x02}" + text(blocks) + tensor() + b"s."
+  write_archive(tmp_path / "last.ckpt", data)
+  tracemalloc.start()
+  assert_rejected(tmp_path / "last.ckpt", "lacks [vocab_embed.embedding")
+  settings = {"": {"a" * 10**6: {str(i): 1 for i in range(100)}}}
+  folder.check_model("last.ckpt", settings)
+  assert tracemalloc.get_traced_memory()[1] < 10**8
+  tracemalloc.stop()
 
 
 def test_compressed_records_are_rejected(tmp_path):

@@ -1,8 +1,10 @@
 """Corpora: KJV, text8, local files of every kind, the hub, TFDS."""
 
 import bz2
+import csv
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -47,6 +49,12 @@ def write(path, texts, column="text"):
   content = "\n<|endoftext|>\n".join(texts)
   if "json" in path.name.lower():
     content = "".join(json.dumps(row) + "\n" for row in rows)
+  if path.suffixes[0] in (".csv", ".tsv"):
+    buffer, comma = io.StringIO(), "," if ".csv" in path.name else "\t"
+    lines = csv.DictWriter(buffer, rows[0], delimiter=comma)
+    lines.writeheader()
+    lines.writerows(rows)
+    content = buffer.getvalue()
   packers = PACKERS | {".zst": zstandard.ZstdCompressor().compress}
   path.write_bytes(packers.get(path.suffix, bytes)(content.encode()))
 
@@ -146,7 +154,9 @@ def test_texts_have_documents_between_separators_or_files(tmp_path):
   assert not any("endoftext" in x for part in splits.values() for x in part)
 
 
-@pytest.mark.parametrize("ending", [*ENDINGS, ".JSONL", ".ndjson", ".txt.bz2"])
+@pytest.mark.parametrize(
+  "ending", [*ENDINGS, ".JSONL", ".ndjson", ".csv", ".tsv.gz"]
+)
 def test_a_file_is_read_as_documents_whatever_its_form(tmp_path, ending):
   write(tmp_path / f"a{ending}", TEXTS)
   for place in (f"{tmp_path}/a{ending}", f"{tmp_path}/*"):

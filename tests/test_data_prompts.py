@@ -103,6 +103,7 @@ def test_gaps_alone_give_nothing():
   "text,words",
   [
     ("a" * 12, "has 12 tokens .* leave a position open"),
+    ("a[mask:3]", "has a gap that is not written"),
     ("a[MASK:12]", "use at most data.length, which is 12"),
     ("a[MASK:" + "9" * 30 + "]", "use at most data.length"),
     ("a[MASK:" + "9" * 5000 + "]", "use at most data.length"),

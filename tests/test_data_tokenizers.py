@@ -112,13 +112,19 @@ def write_hugging_face(folder):
 
 
 def test_a_space_is_put_before_a_text_and_not_inside(tmp_path):
-  words = [("\u2581the", -1.0), ("the", -2.0), ("\u2581", -3.0), ("x", -3.0)]
+  words = [("\u2581the", -1.0), ("the", -2.0), ("\u2581", -3.0)]
+  words.append(("<unk>", 0.0))  # no added token
   model = hugging_face.Tokenizer(hugging_face.models.Unigram(words, 3))
   model.pre_tokenizer = hugging_face.pre_tokenizers.Metaspace()
+  model.decoder = hugging_face.decoders.Metaspace()
   model.save(str(tmp_path / "tokenizer.json"))
   loaded = tokenizers.load(f"hf:{tmp_path}")
   assert loaded.encode("the").tolist() == [0]
   assert loaded.encode_inside("the").tolist() == [1]
+  for text in ("é the", "the é", "<unk>the"):
+    unknown = loaded.encode(text).tolist()
+    assert 3 in unknown
+    assert loaded.encode(loaded.decode(unknown)).tolist() == unknown
 
 
 def test_all_but_markers_is_normalised():
@@ -156,6 +162,14 @@ def test_markers_and_documents_come_back_as_their_ids(spec, tmp_path, gpt2):
   text = loaded.decode(ids)
   assert loaded.encode(text).tolist() == ids
   assert loaded.encode_many([text])[0].tolist() == ids
+  for start in range(1, len(ids)):  # a row may begin inside a word
+    row = [loaded.bos_id, *ids[start:]]
+    assert loaded.encode(loaded.decode(row)).tolist() == row
+  if spec in ("sentencepiece", "no prefix", "hf"):  # with unknown letters
+    for text in ("é the", "the é text", "the\u3042"):
+      unknown = loaded.encode(text).tolist()
+      assert loaded.unk_id in unknown
+      assert loaded.encode(loaded.decode(unknown)).tolist() == unknown
   if spec in ("text8-mdlm", "bytes", "gpt2"):  # without spaces of their own
     V, alone = loaded.vocab_size, {}
     for token in {*range(0, V, 1 + V // 500), loaded.bos_id, loaded.eos_id}:

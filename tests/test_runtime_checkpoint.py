@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import checkpoint, errors, optim
+from dsl_jax.runtime import checkpoint, costs, errors, optim
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
@@ -200,6 +200,25 @@ def test_no_readable_checkpoint_is_an_error(run):
   with pytest.raises(errors.UserError, match="none of the checkpoints 3, 2, 1"):
     restore(run)
   with pytest.raises(errors.UserError, match="none of the checkpoints"):
+    checkpoint.restore_params(run)
+
+
+def test_damaged_metadata_are_named_and_scores_skipped(run):
+  path = run / "checkpoints/3/_CHECKPOINT_METADATA"
+  for content in ("5", '{"metrics": 5}', "[" * 10**5):
+    path.write_text(content)
+    with pytest.raises(errors.UserError, match="_METADATA cannot be read"):
+      restore(run)
+  path.unlink()
+  assert restore(run).step == 3
+  path.write_text('{"metrics": {"loss": "x"}}')
+  save(run, 4, 5, keep=1, losses={4: 1.0, 5: 2.0})
+  assert saved_steps(run) == {4, 5}
+
+
+def test_parameters_that_cannot_fit_are_not_read(run, monkeypatch):
+  monkeypatch.setattr(costs, "_host_memory", lambda: 1000)
+  with pytest.raises(errors.UserError, match=r"net has .* parameters"):
     checkpoint.restore_params(run)
 
 

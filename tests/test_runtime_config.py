@@ -82,6 +82,11 @@ def test_a_config_of_an_earlier_version_is_the_same_run(tmp_path):
   path.write_text(json.dumps(stored))
   assert workdir_lib.stored(tmp_path)[:2] == (TINY, "hash")
   workdir_lib.compare(tmp_path, TINY, "hash")
+  for changes in ({"data_hash": 5}, {"step": "x"}, {"config": {"\x1b": 0}}):
+    path.write_text(json.dumps(stored | changes))
+    with pytest.raises(errors.UserError, match=r"config\.json") as error:
+      workdir_lib.stored(tmp_path)
+    assert str(error.value).isprintable()
 
 
 def test_the_training_law_covers_endpoints_and_the_continuous_part():

@@ -164,6 +164,11 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
     place = evaluate._target(cfg, root / "run", result | changes, rows_NL)
     assert place.name.startswith("eval-validation-")
   assert evaluate._target(cfg, root / "run", result, full).name == "eval.json"
+  for damaged in ('{"sequences": "many"}', '{"bounds": 5}', "[", ""):
+    (root / "run/eval.json").write_text(damaged)
+    place = evaluate._target(cfg, root / "run", result, full)
+    assert place.name.startswith("eval-validation-")  # and nothing is lost
+  (root / "run/eval.json").write_text(text)
 
 
 def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():

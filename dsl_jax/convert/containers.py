@@ -69,11 +69,13 @@ def read_shards(index: pathlib.Path) -> Container:
   """Joins the .safetensors files of an index in the same folder."""
   with errors.reading(str(index), FIX):
     weight_map = storage.read_json(index)["weight_map"]
-    names = sorted({str(name) for name in weight_map.values()})
+    names = sorted(set(weight_map.values()))
+    if any(name != pathlib.Path(name).name for name in names):
+      raise ValueError("it names files of another folder")
   tensors: dict[str, LazyTensor] = {}
   stored = []
   for name in names:
-    file = index.parent / pathlib.Path(name).name
+    file = index.parent / name
     with errors.reading(str(file)[:200], FIX):
       file = storage.local(file)
       shard = read_safetensors(file).tensors

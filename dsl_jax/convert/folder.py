@@ -7,12 +7,12 @@ config.json uses MDLM's names for the sizes and adds ours. A folder from which
 import contextlib
 import pathlib
 import string
+from collections.abc import Iterator
 
 import numpy as np
 
 from dsl_jax.convert import mapping
 from dsl_jax.nets import denoiser as denoiser_lib
-from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import storage
 
 EVIDENCE_SKIP = "dsl_evidence_skip"
@@ -31,11 +31,24 @@ _MDLM = {
 }
 
 
+def _settings(tree: dict) -> Iterator[tuple[str, object]]:
+  """Yields .KEY or SECTION.KEY, not whole paths, which may be long."""
+  sections = [("", tree)]
+  while sections:
+    above, section = sections.pop()
+    for key, value in section.items():
+      name = f"{above}.{key[-80:]}"
+      if isinstance(value, dict):
+        sections.append((name[-80:], value))
+      elif value is not None:
+        yield name, value
+
+
 def check_model(path, settings: dict) -> None:
   """Rejects settings, however nested, of a model that is not MDLM."""
-  for key, value in config_lib.flatten(settings).items():
+  for key, value in _settings(settings):
     for name, expected in _MDLM.items():
-      is_meant = f".{key}".endswith(f".{name}")
+      is_meant = key.endswith(f".{name}")
       if is_meant and str(value).lower() != str(expected).lower():
         raise ValueError(
           f"{path} is of another model, with {name} = {str(value)[:80]!r} in "
@@ -56,7 +69,7 @@ def check_config(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
   }
   for name, fact in facts.items():
     if config.get(name, fact) != fact:
-      value = str(config[name])[:80]
+      value = repr(config[name])[:80]
       raise ValueError(
         f"{path}: {name} in config.json is {value}; set it to {fact}."
       )

@@ -186,7 +186,9 @@ def open_mdlm(
       f"{path} holds a weight with and without the prefix {mapping.PREFIX}, "
       "module., model. or _orig_mod.; save it once."
     )
-  depth = len(set(re.findall(r"\bblocks\.([0-9]+)\.", "\n".join(tensors))))
+  # Four digits: a name may hold any number of blocks.
+  numbers = re.findall(r"\bblocks\.([0-9]{1,4})\.", "\n".join(tensors))
+  depth = len(set(numbers))
   has_converter = any(name.startswith(mapping.CONVERTER) for name in tensors)
   buffer = tensors.pop(mapping.BUFFER, None)
 

@@ -20,11 +20,12 @@ from dsl_jax.convert import containers
 
 _MAX_OPCODES = 5_000_000  # a checkpoint with a tokenizer has below 1 million
 _MAX_DEPTH = 20  # of hyper-parameters; deeper ones are left out
+_MAX_RANK = 8  # of a tensor; to check the shape takes time
 # Not written by torch.save: DICT hashes its keys, PUT and GET index the memo by
 # any integer, EXT* write to a cache of the interpreter, INST and OBJ call
-# classes.
+# classes, LONG4 has integers of more than 4,300 digits, which print as errors.
 _FORBIDDEN = {"DICT", "EXT1", "EXT2", "EXT4", "GET", "INST", "OBJ", "PUT"}
-_FORBIDDEN |= {"NEXT_BUFFER", "READONLY_BUFFER"}
+_FORBIDDEN |= {"LONG4", "NEXT_BUFFER", "READONLY_BUFFER"}
 
 
 class Storage(NamedTuple):
@@ -92,7 +93,7 @@ class _Unpickler(pickle._Unpickler):
   """
 
   def find_class(self, module, name):
-    name = f"{module}.{name}"
+    name = f"{module}.{name}"[:80]  # many tensors may share it
     return _ADMITTED.get(name) or _Inert(name)
 
   def persistent_load(self, pid):
@@ -180,7 +181,7 @@ def _check_view(name, view) -> int:
     raise ValueError(f"{name} is not a plain tensor")
   (_, _, size), offset, shape, strides = view
   is_valid = type(shape) is type(strides) is tuple
-  is_valid = is_valid and len(shape) == len(strides)
+  is_valid = is_valid and len(shape) == len(strides) <= _MAX_RANK
   if not is_valid or not all(
     type(number) is int and 0 <= number < 2**40
     for number in (size, offset, *shape, *strides)
@@ -209,7 +210,7 @@ def _record(archive, name) -> bytes:
   return archive.read(info)
 
 
-def _lazy_tensors(named_views, load) -> dict[str, containers.LazyTensor]:
+def _lazy_tensors(views, load, limit) -> dict[str, containers.LazyTensor]:
   """Prepares to read tensors, of which no two may share a number."""
 
   def read_array(name, view):
@@ -225,13 +226,16 @@ def _lazy_tensors(named_views, load) -> dict[str, containers.LazyTensor]:
 
   tensors = {}
   ranges: dict[str, list] = {}  # by record: first element, end, tensor
-  for key, view in named_views:
+  for key, view in views:
     name = key[:80]
     end = _check_view(name, view)
     part = view.offset, end, name
     ranges.setdefault(view.storage.record, []).append(part)
     read = functools.partial(read_array, name, view)
     tensors[key] = containers.LazyTensor(view.shape, view.storage.kind, read)
+  # Before anything is made that has their sizes.
+  if sum(max(part[1] for part in x) for x in ranges.values()) > limit:
+    raise ValueError("its tensors have more numbers than the file has bytes")
   for parts in ranges.values():
     for (_, end, name), (start, _, other) in itertools.pairwise(sorted(parts)):
       if start < end:
@@ -258,12 +262,12 @@ def read(path: pathlib.Path) -> containers.Container:
     with zipfile.ZipFile(path) as archive:
       return _record(archive, f"{roots[0]}data/{storage.record}")
 
-  state = content.get("state_dict", content)
-  tensors = _lazy_tensors(state.items(), load)
+  state, limit = content.get("state_dict", content), path.stat().st_size
+  tensors = _lazy_tensors(state.items(), load, limit)
   if state is content:
     return containers.Container(tensors, None, {}, {})
   averages = content.get("ema", {}).get("shadow_params", [])
-  named_views = ((f"ema {i}", view) for i, view in enumerate(averages))
-  ema = list(_lazy_tensors(named_views, load).values())
+  views = ((f"ema {i}", view) for i, view in enumerate(averages))
+  ema = list(_lazy_tensors(views, load, limit).values())
   settings = {"": _settings(content.get("hyper_parameters"), set(), 0)}
   return containers.Container(tensors, ema, {}, settings)

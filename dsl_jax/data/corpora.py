@@ -36,8 +36,10 @@ _TEXT8_MD5 = "3bea1919949baf155f99411df5fada7e"
 _TEXT8_ENDS = (90_000_000, 95_000_000, 100_000_000)  # of its splits
 _DOCUMENT = 1_000_000  # characters of a document of text8, about
 _TABLE = re.compile(
-  r"\.(arrow|json|jsonl|ndjson|parquet)(\.bz2|\.gz|\.xz|\.zst)?$", re.IGNORECASE
+  r"\.(arrow|csv|json|jsonl|ndjson|parquet|tsv)(\.bz2|\.gz|\.xz|\.zst)?$",
+  re.IGNORECASE,
 )
+_SEPARATORS = {"csv": ",", "tsv": "\t"}
 _OPENERS: dict[str, Any] = {  # of texts
   ".bz2": bz2.open,
   ".gz": gzip.open,
@@ -197,7 +199,10 @@ def _open_files(
     if table := _TABLE.search(path):
       kind = table[1].lower()
       builder = "json" if "json" in kind else kind
-      place = {"data_files": [glob.escape(path)], "cache_dir": cache}
+      place: dict = {"data_files": [glob.escape(path)], "cache_dir": cache}
+      if kind in _SEPARATORS:
+        place |= {"sep": _SEPARATORS[kind], "keep_default_na": False}
+        builder = "csv"
       rows = _open_table(path, column, _INTACT, builder, **place)
       files.append(_slice(rows, [int(x * len(rows)) for x in cuts]))
     else:
@@ -226,7 +231,7 @@ def _find_files(corpus: str, place: str) -> tuple[list[str], str]:
 def text(place: str, cache: str) -> Corpus:
   """Opens GLOB[#COLUMN], each file cut 90/5/5 into train, validation and test.
 
-  Files that end in .parquet, .arrow, .json, .jsonl or .ndjson, perhaps with
+  Files in .parquet, .arrow, .json, .jsonl, .ndjson, .csv or .tsv, perhaps with
   .bz2, .gz, .xz or .zst, are tables with one document a row, by default in the
   column `text`. Others are UTF-8 text, perhaps .bz2, .gz or .xz: a line
   `<|endoftext|>` separates documents, otherwise a file is one.

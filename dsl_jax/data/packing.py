@@ -23,9 +23,9 @@ _TOKENS = 1 << 20  # tokens gathered before rows are written
 _DOCUMENTS = 256  # documents encoded together
 _TEXTS = "split fingerprint corpus source tokenizer data_sha256 manifest_sha256"
 _COUNTS = "length vocab_size rows documents tokens dropped"
+_NEW_COUNTS = "unknown characters bytes"  # earlier versions have none
 _FACTS = {"wrap": bool, "chunk_sha256": list}  # of a manifest, and their types
 _FACTS |= dict.fromkeys(_TEXTS.split(), str)
-_FACTS |= dict.fromkeys(_COUNTS.split(), int)
 
 
 class Packed(NamedTuple):
@@ -126,9 +126,16 @@ def _check_rows(data: np.ndarray, manifest: dict) -> None:
   for name, kind in _FACTS.items():
     if type(manifest.get(name)) is not kind:
       raise ValueError(f"{name} is not of type {kind.__name__}")
+  for name in f"{_COUNTS} {_NEW_COUNTS}".split():
+    count = manifest.get(name, 0 if name in _NEW_COUNTS else None)
+    if type(count) is not int or count < 0:
+      raise ValueError(f"{name} is not a count")
   hashes, N, L = (manifest[x] for x in ("chunk_sha256", "rows", "length"))
+  scored = N * (L - 2 * manifest["wrap"])
+  if manifest["tokens"] != scored + manifest["dropped"]:
+    raise ValueError("tokens is not the sum of those in rows and dropped ones")
   intact = manifest["manifest_sha256"] == _hash_manifest(manifest)
-  intact = intact and min(N, L) > 0 and data.size == 4 * N * L
+  intact = intact and data.size == 4 * N * L > 0
   if not intact or len(hashes) != -(-data.size // _HASHED):
     raise ValueError("damaged, or of other rows")
   for i in {*np.linspace(0, len(hashes) - 1, _SAMPLES, dtype=int).tolist()}:

@@ -41,7 +41,7 @@ def _special(word, tokenizer, length):
 
 def _encode(text, tokenizer, follows_gap):
   """Returns the tokens of a text, normalised as the corpus was."""
-  if "[MASK" in text:
+  if "[mask" in text.lower():
     raise ValueError("has a gap that is not written [MASK] or [MASK:9].")
   is_plain = all(x.isascii() or not x.isalpha() for x in text)
   if isinstance(tokenizer, tokenizers.CharTokenizer) and is_plain:

@@ -1,7 +1,9 @@
 """Tokenizers by spec: characters, bytes, BPE, SentencePiece, Hugging Face's.
 
 A marker such as <|endoftext|>, </s> or [EOS] in a text is the marker's id, and
-decoding writes it: texts with markers come back as the ids that they were.
+decoding writes it: texts with markers come back as the ids that they were. The
+space before a word is that of the text, except at its start, where many models
+put one themselves: ids that begin inside a word come back as those of a word.
 """
 
 import hashlib
@@ -29,7 +31,9 @@ SPECS = (
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _GPT2_VOCAB = 50257
 _SENTENCEPIECE_FILE = "tokenizer.model"  # in a folder
-_UNKNOWN = "\ue000"  # of Unicode's private use: no part of any piece
+# Appended to a SentencePiece model, a protocol buffer, it turns off two of its
+# rules: a space put before a text, and those removed at its ends.
+_INSIDE = b"\x1a\x04\x18\0\x20\0"
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
 _SENTENCES = 20_000  # that a vocabulary is trained on
@@ -78,6 +82,8 @@ class _MarkedTokenizer(Tokenizer):
 
   _encode: Callable[[str], Any]
   _decode: Callable[[list[int]], str]
+  _encode_inside: Callable[[str], Any]  # after a marker
+  _decode_inside: Callable[[list[int]], str]
 
   def _mark(self, markers: Mapping[str, int]) -> None:
     """Sets the markers and their ids."""
@@ -85,22 +91,36 @@ class _MarkedTokenizer(Tokenizer):
     self._name_of = {token: name for name, token in markers.items()}
     names = map(re.escape, sorted(markers, key=len, reverse=True))
     self._pattern = re.compile(f"({'|'.join(names) or '(?!)'})")
+    self._encode_inside, self._decode_inside = self._encode, self._decode
+
+  def _encode_parts(self, text, encode):
+    words = self._pattern.split(text)
+    start = words[0].rstrip(" ") if len(words) > 1 else words[0]
+    words[0] = words[0][len(start) :]  # spaces before the first marker
+    parts = [encode(start)] if start else []
+    for number, word in enumerate(words):
+      if word:
+        is_marker = number % 2
+        ids = [self._markers[word]] if is_marker else self._encode_inside(word)
+        parts.append(ids)
+    return np.array(list(itertools.chain(*parts)), np.int32)
 
   def encode(self, text: str) -> np.ndarray:
-    parts = [np.zeros(0, np.int32)]
-    for number, part in enumerate(self._pattern.split(text)):
-      if part:
-        ids = [self._markers[part]] if number % 2 else self._encode(part)
-        parts.append(np.asarray(ids, np.int32))
-    return np.concatenate(parts)
+    return self._encode_parts(text, self._encode)
+
+  def encode_inside(self, text: str) -> np.ndarray:
+    return self._encode_parts(text, self._encode_inside)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     ids, text = np.asarray(ids).tolist(), ""
-    for marked, group in itertools.groupby(ids, self._name_of.__contains__):
+    marks = itertools.groupby(ids, self._name_of.__contains__)
+    for number, (marked, group) in enumerate(marks):
       if marked:
         text += "".join(self._name_of[token] for token in group)
       else:
-        text += self._decode(list(group))
+        tokens = list(group)
+        start = number == 0 and self._decode(tokens)
+        text += start or self._decode_inside(tokens)
     return text
 
 
@@ -154,7 +174,7 @@ class CharTokenizer(_MarkedTokenizer):
       )
     return tokens
 
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+  def _decode(self, ids):
     ids = np.asarray(ids, np.int64)
     if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
       raise ValueError(
@@ -182,12 +202,26 @@ class LibraryTokenizer(Tokenizer):
       next((vocab[x] for x in names if x in vocab), None)
       for names in (_BOS, _EOS, _UNK)
     )
+    marks = {self.bos_id, self.eos_id, self.unk_id} - {None}
+    for one in (self._model, self._inside):
+      one.add_special_tokens([model.id_to_token(x) for x in marks])
+    added = [x.content for x in model.get_added_tokens_decoder().values()]
+    self._marker = re.compile("|".join(map(re.escape, added)) or "(?!)")
+
+  def _encode(self, texts):
+    """Encodes texts up to the first marker, and from there as inside."""
+    heads = [self._marker.split(text, 1)[0] for text in texts]
+    rests = [text[len(head) :] for text, head in zip(texts, heads)]
+    pairs = zip(
+      self._model.encode_batch_fast(heads, add_special_tokens=False),
+      self._inside.encode_batch_fast(rests, add_special_tokens=False),
+    )
+    return [np.array(head.ids + rest.ids, np.int32) for head, rest in pairs]
 
   def encode(self, text: str) -> np.ndarray:
     # Only BPE of bytes is known to encode parts as it does the whole.
     parts = cut(text, _ENCODED, _WORD) if self.name == "gpt2" else [text]
-    ids = [self._model.encode(x, add_special_tokens=False).ids for x in parts]
-    return np.array(list(itertools.chain(*ids)), np.int32)
+    return np.concatenate([self._encode([part])[0] for part in parts])
 
   def encode_inside(self, text: str) -> np.ndarray:
     ids = self._inside.encode(text, add_special_tokens=False).ids
@@ -196,12 +230,14 @@ class LibraryTokenizer(Tokenizer):
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     if max(map(len, texts), default=0) > _ENCODED:
       return [self.encode(text) for text in texts]
-    batch = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, np.int32) for encoding in batch]
+    return self._encode(texts)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     ids = np.asarray(ids).tolist()
-    return self._model.decode(ids, skip_special_tokens=False)
+    first, text = (
+      self._model.decode(x, skip_special_tokens=False) for x in (ids[:1], ids)
+    )
+    return text if first or not ids else f" {text}"  # decoders drop a space
 
 
 def _load_gpt2(vocab_path: str, merges_path: str) -> LibraryTokenizer:
@@ -260,14 +296,11 @@ class SentencePieceTokenizer(_MarkedTokenizer):
     self.unk_id: int | None = self._model.unk_id()
     model, ids = self._model, range(self.vocab_size)
     marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
-    self._mark({model.id_to_piece(x): x for x in marks})
     self._encode, self._decode = model.encode, model.decode
+    self._mark({model.id_to_piece(x): x for x in marks})
+    inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
+    self._encode_inside, self._decode_inside = inside.encode, inside.decode
     self.fingerprint = hashlib.sha256(content).hexdigest()
-
-  def encode_inside(self, text: str) -> np.ndarray:
-    # Models put or trim a space at the start only: there is an unknown letter.
-    start = len(self._model.encode(_UNKNOWN))
-    return self.encode(_UNKNOWN + text)[start:]
 
 
 class ByteTokenizer(_MarkedTokenizer):

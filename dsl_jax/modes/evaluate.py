@@ -230,17 +230,23 @@ def measure(
   }
 
 
+def _is_larger(path, result, rows_NL):
+  """Whether the result in a file has other rows, or more, or more bounds."""
+  old = storage.read_json(path)
+  larger = old.get("sequences", 0) > len(rows_NL)
+  larger |= old.get("split") != result["split"]
+  return larger or not set(old.get("bounds", ())) <= set(result["bounds"])
+
+
 def _target(cfg, workdir, result, rows_NL):
   """The file of a result; fewer rows or bounds replace no larger result."""
   path = storage.to_path(workdir) / "eval.json"
   if not cfg.eval.text:
-    if not path.exists():
-      return path
-    old = storage.read_json(path, "delete it.")
-    smaller = old.get("sequences", 0) > len(rows_NL)
-    smaller |= old.get("split") != result["split"]
-    if not smaller and set(old.get("bounds", ())) <= set(result["bounds"]):
-      return path
+    try:
+      if not path.exists() or not _is_larger(path, result, rows_NL):
+        return path
+    except (TypeError, ValueError) as error:  # nothing computed is lost
+      logging.warning("%s is kept and not compared: %s", path, error)
   rows = hashlib.sha256(np.ascontiguousarray(rows_NL)).hexdigest()
   identity = [result["split"], result["settings"], rows]
   stem = pathlib.Path(cfg.eval.text or cfg.eval.split).stem

@@ -257,13 +257,18 @@ def _their_texts(entries, tokenizer):
 
   Different ids may be the same text, and encoding it gives only one of them.
   """
-  ids = [
-    np.asarray(entry["ids"], np.int32)
-    if entry.get("tokenizer") == tokenizer.fingerprint and "ids" in entry
-    else trained.encode(entry["text"], tokenizer)
-    for entry in entries
-  ]
-  return Texts([entry["text"] for entry in entries], ids)
+  all_ids = []
+  for i, entry in enumerate(entries, 1):
+    if entry.get("tokenizer") != tokenizer.fingerprint or "ids" not in entry:
+      all_ids.append(trained.encode(entry["text"], tokenizer))
+      continue
+    with errors.reading(f"ids of text {i}", "remove the key ids there."):
+      ids = np.asarray(entry["ids"])
+      is_list = ids.ndim == 1 and ids.dtype.kind == "i"
+      if not is_list or min(ids) < 0 or max(ids) >= tokenizer.vocab_size:
+        raise ValueError("not a list of the tokenizer's")
+    all_ids.append(ids.astype(np.int32))
+  return Texts([entry["text"] for entry in entries], all_ids)
 
 
 def _draw(cfg, params, tokenizer, path):

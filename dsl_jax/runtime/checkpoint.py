@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import logging as python_logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,12 @@ def _silence_threads():
   sys.unraisablehook = report_others
 
 
+def _loss(scores):
+  """The held-out loss of a checkpoint; infinite if its file was changed."""
+  loss = scores.get("loss")
+  return loss if type(loss) in (int, float) else math.inf
+
+
 class Checkpoints:
   """Saves and restores train states; files are written in the background.
 
@@ -117,7 +124,7 @@ class Checkpoints:
   def __init__(self, workdir: str, *, keep: int):
     self._root = _root(workdir)
     best = managers.BestN(
-      get_metric_fn=lambda scores: scores["loss"],
+      get_metric_fn=_loss,
       reverse=True,
       n=1,
       keep_checkpoints_without_metrics=False,
@@ -130,7 +137,13 @@ class Checkpoints:
     self._saved = False
     _silence_threads()
     with self._write_errors():
-      self._manager = ocp.CheckpointManager(root, options=options)
+      try:
+        self._manager = ocp.CheckpointManager(root, options=options)
+      except (ValueError, RecursionError) as error:  # their times and scores
+        raise errors.UserError(
+          f"a file {root}/*/_CHECKPOINT_METADATA cannot be read "
+          f"({repr(error)[:200]}); delete the damaged one."
+        ) from error
 
   def save(
     self, step: int, state: state_lib.TrainState, scores: dict | None = None
@@ -172,6 +185,8 @@ class Checkpoints:
     """Turns a failed write into one sentence."""
     try:
       yield
+    except errors.UserError:
+      raise
     except Exception as error:  # Orbax passes on whatever the storage raises
       text = repr([error, error.__cause__, error.__context__])
       causes = (x for x in map(os.strerror, errno.errorcode) if x in text)

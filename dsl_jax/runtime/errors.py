@@ -12,7 +12,11 @@ _BUCKET_PACKAGES = ("aiohttp", "gcsfs", "google")  # no OSErrors of theirs
 
 
 class UserError(ValueError):
-  """A mistake of the user; its message is one sentence."""
+  """A mistake of the user: one sentence, its control characters escaped."""
+
+  def __init__(self, text: str):
+    shown = (x if x.isprintable() else ascii(x)[1:-1] for x in text)
+    super().__init__("".join(shown))
 
 
 @contextlib.contextmanager

@@ -71,13 +71,19 @@ def stored(where: str | os.PathLike) -> Stored:
     is_exported = RUN in content
     content = content.get(RUN, content)
     config, data_hash = content["config"], content["data_hash"]
+    step = content.get("step", 0)
+    if type(data_hash) is not str or type(step) is not int:
+      raise ValueError("data_hash is no text, or step no integer")
     for section, key in _REMOVED:
       config[section].pop(key, None)
     name, colon, file = config["data"]["tokenizer"].partition(":")
     if file == _SAME_FOLDER:
       config["data"]["tokenizer"] = f"{name}{colon}{path.parent}"
-    cfg = config_lib.from_config_dict(config)
-    return Stored(cfg, data_hash, is_exported, content.get("step", 0))
+    try:
+      cfg = config_lib.from_config_dict(config)
+    except errors.UserError as error:
+      raise errors.UserError(f"{path}: {error}") from error
+    return Stored(cfg, data_hash, is_exported, step)
 
 
 def describe(run: Stored, tokenizer: tokenizers.Tokenizer | None) -> dict:
