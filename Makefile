@@ -10,7 +10,7 @@ TESTS ?= tests
 # Python compiles what is imported; pip would compile all of every package.
 export PIP_NO_COMPILE := 1
 
-.PHONY: quickstart test lint unit docs bench demo-check clean
+.PHONY: quickstart pretrained test lint unit docs notebooks bench demo-check clean
 
 # One stamp per set of extras, so that an install happens once.
 $(VENV)/.demo: setup.py
@@ -45,6 +45,17 @@ quickstart: $(VENV)/.demo
 	$(MAIN) --mode=sample --config.sample.path=hybrid
 	$(BIN)/python -m dsl_jax.main --mode=report --workdir=$(RUN)
 
+# The shipped model: trains (hours; continues a stopped run), scores, exports.
+PRETRAINED := runs/kjv-small
+pretrained: $(VENV)/.demo
+	$(eval MAIN := $(BIN)/python -m dsl_jax.main --workdir=$(PRETRAINED) \
+	  --config=configs/quickstart.py:pretrained)
+	$(MAIN) --mode=train
+	$(MAIN) --mode=eval
+	$(BIN)/python -m dsl_jax.convert export $(PRETRAINED) --half \
+	  --trained_by='make pretrained' \
+	  --out=dsl_jax/pretrained/$(notdir $(PRETRAINED))
+
 test: lint unit
 
 unit: $(VENV)/.test
@@ -60,6 +71,10 @@ lint: $(VENV)/.test
 # link; `python -m mkdocs serve` shows pages while they are written.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# Runs the notebooks at full size and keeps their outputs.
+notebooks: $(VENV)/.test
+	$(BIN)/python notebooks/execute.py
 
 # Compares with PyTorch; figures in runs/bench/*.json. About ten minutes.
 BENCH := JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks

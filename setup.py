@@ -15,7 +15,7 @@ EXTRAS = {
   # Compiles for NVIDIA GPUs that are not here, without driver or toolkit.
   "cuda-plan": ["jax-cuda13-pjrt>=0.10", "jax-cuda13-plugin>=0.10"],
   # PyTorch is never needed to read or write weights.
-  "convert": ["huggingface_hub>=0.30", "safetensors>=0.5"],
+  "convert": ["huggingface_hub>=0.30"],
   "data": [
     "datasets>=4.0",
     "huggingface_hub>=0.30",
@@ -92,7 +92,7 @@ setup(
   entry_points={"console_scripts": ["dsl-jax = dsl_jax.main:main"]},
   package_data={
     "dsl_jax": [
-      "convert/card.md",
+      "convert/*.md",
       "modes/templates/*",
       "pretrained/*/*",
       "runtime/gpus/*.txtpb",
@@ -112,6 +112,7 @@ setup(
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11",
+    "safetensors>=0.5",
     "sentencepiece>=0.2",
     "tensorflow-datasets>=4.9.9",
     "tqdm>=4.66",

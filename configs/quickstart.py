@@ -70,6 +70,7 @@ def pieces():
       steps=64,
       num=8,
       batch_size=8,
+      temperature=0.8,  # [O] less of a small model's noise
       top_p=0.9,  # [P] the published protocol
       snr_max=100.0,  # [O] where the law and eval's integral end
     ),

@@ -162,6 +162,8 @@ def test_markers_and_documents_come_back_as_their_ids(spec, tmp_path, gpt2):
   text = loaded.decode(ids)
   assert loaded.encode(text).tolist() == ids
   assert loaded.encode_many([text])[0].tolist() == ids
+  shown = "the text of a path\n\nthe path of a text"
+  assert tokenizers.readable(loaded, ids) == shown
   for start in range(1, len(ids)):  # a row may begin inside a word
     row = [loaded.bos_id, *ids[start:]]
     assert loaded.encode(loaded.decode(row)).tolist() == row

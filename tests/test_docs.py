@@ -52,7 +52,7 @@ def test_every_config_key_has_a_row_and_a_comment(gen):
     assert "required" in row or f"`{value!r}`" in row, row
     assert row.split("|")[2].strip(), f"{key} has no comment"
   assert "of the order of the rows" in table  # a comment on the line
-  assert 'wide products ("dots") or "full"' in table
+  assert 'all but wide products, "dots"' in table
   assert "&lt;z, e(v)&gt;" in table
 
 

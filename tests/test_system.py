@@ -3,7 +3,9 @@
 import json
 import pathlib
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -167,7 +169,7 @@ def test_a_model_is_loaded_from_every_place(run, tmp_path, monkeypatch):
   for where in (workdir, str(shipped / "tiny"), "tiny"):
     model = dsl_jax.load(where)
     texts = model.sample(3, steps=5, seed=1, prompt=prompt, top_p=0.9)
-    assert texts == [line["text"] for line in lines]
+    assert texts == [line["readable"] for line in lines]
   assert (model.step, model.clean_snr, model.config.net.width) == (4, 100, 16)
   assert texts[0].startswith("in the") and texts[0][8:11] == "was"
 
@@ -193,15 +195,48 @@ def test_a_model_is_loaded_from_every_place(run, tmp_path, monkeypatch):
     model.sample(pth="masked")
 
 
+def test_an_export_in_16_bits_has_bounds_and_command(run, tmp_path):
+  half, again = tmp_path / "half", tmp_path / "again"
+  argv = ["export", str(run[0]), "--half", "--trained_by=make tiny"]
+  assert converter.main([*argv, "--out", str(half)]) == 0
+  assert converter.main(["export", str(half), "--out", str(again)]) == 0
+  sizes = [(x / "model.safetensors").stat().st_size for x in (half, again)]
+  assert sizes[0] < 0.7 * sizes[1]  # 32 bits again
+  params = [dsl_jax.load(where).params for where in (again, run[0])]
+  chex.assert_trees_all_close(*params, rtol=1e-3, atol=1e-6)
+  card = (half / "README.md").read_text()
+  score = json.loads((again / "eval.json").read_text())["bounds"]["endpoint"]
+  bits = f"{score['bits_per_char']:.3f} ± {score['bits_per_char_stderr']:.3f}"
+  assert f"| endpoint | {bits} |" in card and "make tiny" in card
+  assert workdir_lib.stored(run[0]).data_hash in card
+  with pytest.raises(ValueError, match="--half: weights are above"):
+    converter.halve({"x": jnp.full((1, 1), 1e5)})
+
+
+def test_the_shipped_model_is_small_and_has_a_card():
+  folder = ROOT / "dsl_jax/pretrained/kjv-small"
+  assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
+  card = (folder / "README.md").read_text()
+  assert "make pretrained" in card and "| ngram_" in card
+  model = dsl_jax.load("kjv-small")
+  assert model.config.name == "kjv-small" and model.step > 0
+  text = "And God said, <é>"
+  assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
+
+
 def test_report_shows_everything(run):
   workdir, mode = run
   assert mode("sample") == 0
+  text, lines = samples(workdir)
+  marked = {"text": "<s>a</s>b</s>", "readable": "a\n\nb"}
+  line = json.dumps(lines[-1] | marked)
+  (workdir / "samples.jsonl").write_text(f"{text}{line}\n")
   argv = ["main", f"--workdir={workdir}", "--mode=report"]
   assert main.main(argv) == 0
   page = (workdir / "report.html").read_text()
   assert page.count("data:image/png;base64,") == 2
-  _, lines = samples(workdir)
-  assert lines[-1]["text"] in page and "ngram_" in page
+  assert lines[-1]["readable"] in page and "ngram_" in page
+  assert "a\n\nb</pre>" in page and "&lt;s&gt;" not in page
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,17 @@ python -m dsl_jax.convert export WORKDIR_OR_FOLDER --out FOLDER
 
 import argparse
 import dataclasses
+import math
 import pathlib
+import string
 import sys
+
+import jax
+import numpy as np
 
 from dsl_jax.convert import folder, mdlm
 from dsl_jax.data import prepare
-from dsl_jax.runtime import checkpoint, errors
+from dsl_jax.runtime import checkpoint, errors, storage
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import workdir as workdir_lib
 
@@ -26,6 +31,12 @@ _OPTIONS = (
 )
 # Tokenizer and length of a file without either, by the size of its vocabulary.
 _KNOWN = {27: ("text8", 256), 34: ("text8-mdlm", 256), 50257: ("gpt2", 1024)}
+
+_BOUND = (
+  "| {} | {bits_per_char:.3f} ± {bits_per_char_stderr:.3f} "
+  "| {bits_per_token:.3f} ± {stderr:.3f} |"
+)
+_NONE = {"bits_per_char": math.nan, "bits_per_char_stderr": math.nan}
 
 
 def _load_run(args):
@@ -77,16 +88,54 @@ def _with_options(run, args, clean_snr):
   return run._replace(config=cfg), tokenizer
 
 
+def halve(params: dict) -> dict:
+  """Rounds matrices to 16 bits; raises a UserError if one is too large."""
+  half = jax.tree.map(
+    lambda x: x.astype(np.float16) if x.ndim > 1 else x, params
+  )
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(half)):
+    raise errors.UserError("--half: weights are above 65,504; leave it out.")
+  return half
+
+
+def _write_training(run, args):
+  """Adds to the card: step, hash, command, and the bounds of eval.json."""
+  out, scores = storage.to_path(args.out), {}
+  path = storage.to_path(args.source) / "eval.json"
+  if path.exists() and storage.read_json(path)["train_step"] == run.step:
+    scores = storage.read_json(path)
+    storage.write_json(out / "eval.json", scores)
+  rows = scores.get("bounds", {}).items()
+  facts = {
+    "step": f"{run.step:,}",
+    "name": run.config.name,
+    "corpus": run.config.data.corpus,
+    "data_hash": run.data_hash,
+    "command": args.trained_by or "# unknown",
+    "rows": scores.get("sequences", "no"),
+    "bounds": "\n".join(
+      _BOUND.format(name, **_NONE | row) for name, row in rows
+    ),
+  }
+  card, template = out / "README.md", pathlib.Path(__file__).parent
+  text = (template / "training.md").read_text("utf-8")
+  text = string.Template(text).substitute(facts)
+  storage.write_text(card, card.read_text("utf-8") + text)
+
+
 def _convert(args):
   folder.check_free(args.out)
   is_run = args.command == "export" and checkpoint.exists(args.source)
   params, run, saved = (_load_run if is_run else _load_mdlm)(args)
   run, tokenizer = _with_options(run, args, saved["clean_snr"])
   net, length = run.config.net, run.config.data.length
+  params = halve(params) if args.half else params
   print(net)
   print(f"fingerprint {mdlm.fingerprint(params, net)}", flush=True)
   saved |= {"length": length, "run": run, "tokenizer": tokenizer}
   mdlm.save(params, args.out, cfg=net, **saved)
+  if run.step:
+    _write_training(run, args)
   print(f"wrote {args.out}")
 
 
@@ -98,6 +147,8 @@ def main(argv: list[str] | None = None) -> int:
   add("source", help="a checkpoint, file, folder or hub name; or a workdir")
   add("--out", required=True, help="the folder to write")
   add("--raw", action="store_true", help="raw weights, not their average")
+  add("--half", action="store_true", help="matrices in 16 bits")
+  add("--trained_by", help="the command that trained it, for the model card")
   add("--length", type=int, help="tokens of a sequence")
   add("--tokenizer", help="whose ids the model has, if the source lacks it")
   add("--clean_snr", type=float, help="SNR of committed tokens, by default 100")

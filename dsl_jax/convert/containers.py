@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from dsl_jax.runtime import errors, storage
 
@@ -47,7 +48,6 @@ class Container(NamedTuple):
 
 def read_safetensors(path: pathlib.Path) -> Container:
   """Reads names and shapes of a .safetensors file."""
-  import safetensors  # installed with dsl_jax[convert]
 
   def read(name):
     with safetensors.safe_open(path, framework="numpy") as file:

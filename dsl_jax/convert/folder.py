@@ -10,6 +10,7 @@ import string
 from collections.abc import Iterator
 
 import numpy as np
+from safetensors import numpy as safetensors_numpy
 
 from dsl_jax.convert import mapping
 from dsl_jax.nets import denoiser as denoiser_lib
@@ -119,8 +120,6 @@ def write_weights(
   tensors: dict[str, np.ndarray], path: pathlib.Path, mask_id: int
 ) -> None:
   """Writes a safetensors file in one move, with the mask's id noted."""
-  from safetensors import numpy as safetensors_numpy
-
   with storage.staged(path) as partial:  # written without a copy
     partial.touch()
     mode = partial.stat().st_mode  # safetensors would hide it from others
@@ -149,7 +148,7 @@ def write(
     "cond_dim": net.cond_dim,
     "dropout": 0.1,
     "time_conditioning": False,
-    "torch_dtype": "float32",
+    "torch_dtype": tensors[f"{mapping.PREFIX}vocab_embed.embedding"].dtype.name,
     EVIDENCE_SKIP: net.evidence_skip,
     **notes,
   }

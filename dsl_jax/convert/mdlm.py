@@ -365,7 +365,7 @@ def save(
   MDLM's own training leaves it.
 
   Args:
-    params: DSL parameters, with or without the converter.
+    params: DSL parameters, with or without the converter; their types are kept.
     path: a .safetensors file, or a folder for Hugging Face.
     cfg: tells the number of heads; without it a file lacks MDLM's rotary
       buffer, unless the width is the published 768.
@@ -409,6 +409,7 @@ def fingerprint(params: dict, cfg: denoiser_lib.NetConfig) -> str:
   i < 16 and the mask at every third; they are those of the masked tokens but
   the first.
   """
+  params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
   digest = hashlib.sha256()
   shared = {name: tree for name, tree in params.items() if name != "converter"}
   for leaf in jax.tree.leaves(shared):

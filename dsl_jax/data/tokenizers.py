@@ -399,6 +399,16 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
   return [tokenizer.decode([*before, int(token)])[start:] for token in ids]
 
 
+def readable(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
+  """Returns the text without BOS and EOS: a blank line is between documents."""
+  markers, parts = (tokenizer.bos_id, tokenizer.eos_id), []
+  groups = itertools.groupby(np.asarray(ids).tolist(), markers.__contains__)
+  for is_marker, group in groups:
+    if not is_marker:
+      parts.append(tokenizer.decode(list(group)).strip())
+  return "\n\n".join(filter(None, parts))
+
+
 def load(spec: str, folder: str = "") -> Tokenizer:
   """Makes the tokenizer of a spec of `SPECS`, with its `trained_file`."""
   name, _, where = spec.partition(":")

@@ -47,7 +47,9 @@ class Model(NamedTuple):
     prompt: str = "",
     **settings,
   ) -> list[str]:
-    """Returns the texts that --mode=sample writes with the same settings.
+    """Returns the texts that --mode=sample prints with the same settings.
+
+    They have no markers; a blank line is between documents.
 
     Args:
       num, path, steps, seed, prompt: keys of the config's section `sample`.
@@ -59,11 +61,9 @@ class Model(NamedTuple):
       cfg = named_samplers.configure(self.config, keys)
       requests = named_samplers.parse_prompts(cfg, self.tokenizer)
     batches = named_samplers.draw(cfg, self.params, requests)
-    return [
-      trained.decode(cfg, self.tokenizer, tokens_L)
-      for tokens_BL, _ in batches
-      for tokens_L in tokens_BL
-    ]
+    rows = (tokens_L for tokens_BL, _ in batches for tokens_L in tokens_BL)
+    rows = (trained.sample_ids(cfg, self.tokenizer, row_L) for row_L in rows)
+    return [tokenizers.readable(self.tokenizer, row_L) for row_L in rows]
 
   def score(self, text: str, seed: int = 0) -> estimate.Estimate:
     """Returns the bits per character of a text, with their standard error.

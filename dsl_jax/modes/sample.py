@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from dsl_jax.data import prepare
+from dsl_jax.data import prepare, tokenizers
 from dsl_jax.modes import named_samplers, trained, viewer
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.runtime import config as config_lib
@@ -38,20 +38,22 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
   batches = named_samplers.draw(cfg, params, requests, trace)
   for number, (tokens_BL, calls) in enumerate(batches):
     total_calls, first = total_calls + calls, len(texts)
+    cut = [trained.sample_ids(cfg, tokenizer, row) for row in tokens_BL]
     lines = [
       {
-        "text": trained.decode(cfg, tokenizer, tokens_L),
+        "text": tokenizer.decode(ids),
+        "readable": tokenizers.readable(tokenizer, ids),
         "ids": tokens_L.tolist(),  # other ids may be the same text
         "tokenizer": tokenizer.fingerprint,
         "index": index,
         "prompt": prompt.text,
         "settings": settings,
       }
-      for index, (prompt, tokens_L) in enumerate(
-        zip(requests[first:], tokens_BL), first
+      for index, (prompt, tokens_L, ids) in enumerate(
+        zip(requests[first:], tokens_BL, cut), first
       )
     ]
-    texts += [line["text"] for line in lines]
+    texts += [line["readable"] for line in lines]
     if is_first_host:
       if not first:
         storage.filter_jsonl(target, lambda x: x.get("settings") != settings)
@@ -68,7 +70,7 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     rate = (len(texts) - untimed) * cfg.data.length / (now - clock)
     speed += f", {rate:,.0f} tokens/s without"
   for text in texts[:_SHOWN]:
-    loop.say(f"  {text}")
+    loop.say(f"- {text}".replace("\n", "\n  "))
   loop.say(
     f"{len(texts)} samples along the {c.path} path: {total_calls} network "
     f"calls, {speed}"

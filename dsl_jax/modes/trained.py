@@ -150,15 +150,15 @@ def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     return next(packing.encode_documents([text], tokenizer))
 
 
-def decode(
+def sample_ids(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer, row_L: np.ndarray
-) -> str:
-  """Returns the text of a sample, up to EOS with sample.stop_at_eos."""
-  if cfg.sample.stop_at_eos:
-    row_L = row_L[int(row_L[0] == tokenizer.bos_id) :]
-    ends = np.flatnonzero(row_L == tokenizer.eos_id)
-    row_L = row_L[: ends[0] if len(ends) else None]
-  return tokenizer.decode(row_L)
+) -> np.ndarray:
+  """Returns the tokens of a sample, up to EOS with sample.stop_at_eos."""
+  if not cfg.sample.stop_at_eos:
+    return row_L
+  row_L = row_L[int(row_L[0] == tokenizer.bos_id) :]
+  ends = np.flatnonzero(row_L == tokenizer.eos_id)
+  return row_L[: ends[0] if len(ends) else None]
 
 
 def text_ids(

@@ -36,10 +36,8 @@ class NetConfig(checks.Section):
   dropout: float = _rate(0.0)  # on the residual branches, in training only
   dtype: str = _DTYPE  # of products and residuals, or bfloat16
   f32_residual: bool = False  # residuals in f32 whatever dtype, as in MDLM
-  # Or recompute all but attention and wide products ("dots") or "full".
-  remat: str = _REMAT
-  # Blocks per step of the layer scan, 0 for all; to train on TPUs 0 is 1.
-  unroll: int = _not_negative(0)
+  remat: str = _REMAT  # or recompute "full", or all but wide products, "dots"
+  unroll: int = _not_negative(0)  # blocks a scan step, 0 for all (on TPUs 1)
   attention: str = _ATTENTION  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)
   beta_init: float = _positive(1.0)  # inverse temperature of the converter
   mask_prior: float = _weight(0.99)  # initial weight of the mask row at z = 0
