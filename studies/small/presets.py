@@ -72,10 +72,10 @@ class Preset:
 
 SMALL = Preset(
   net=model.NET,
-  base=train.Run(steps=24000, batch_size=16, learning_rate=2e-3),
-  arm=train.Run(steps=3000, batch_size=16, learning_rate=1e-3),
-  scratch=train.Run(steps=6000, batch_size=16, learning_rate=2e-3),
-  judge=train.Run(steps=8000, batch_size=16, learning_rate=2e-3),
+  base=train.Run(steps=16000, batch_size=16, learning_rate=4e-3),
+  arm=train.Run(steps=3000, batch_size=16, learning_rate=2e-3),
+  scratch=train.Run(steps=4000, batch_size=16, learning_rate=4e-3),
+  judge=train.Run(steps=6000, batch_size=16, learning_rate=4e-3),
   runs=(*_ARMS[:2], *_SKIP, *_ARMS[2:], *_GAP, *_SCRATCH, *_SEEDS),
 )
 _TOY = NetConfig(
