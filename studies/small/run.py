@@ -38,7 +38,7 @@ _LAW_GRID = np.geomspace(0.02, 400.0, 60)
 _LAW_DRAWS = 4000
 _RENEWED_ON = 64  # validation rows that a law is renewed on
 MASKED = ("endpoint", "masked:32")  # bounds of a masked model
-KEPT = ("A1", "skip", "skip-prior-0.5")  # whose weights go to results/
+KEPT = ("A1", "A3", "S")  # whose weights go to results/
 
 
 def base(study: store.Study) -> None:
@@ -231,7 +231,7 @@ def stages(preset: presets.Preset) -> list[str]:
   for calls in preset.budgets:
     after += [f"samples:{name}:{calls}" for name in preset.sampled]
   texts_too = ["judge", *after] if preset.sampled else []
-  first, rest = preset.runs[:4], preset.runs[4:]
+  first, rest = preset.runs[:5], preset.runs[5:]
   return ["base", "law", "A0", *first, *texts_too, *rest]
 
 
