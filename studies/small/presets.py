@@ -30,6 +30,7 @@ class Preset:
     every: bound -> of these rows every how many are used.
     drawn: samples of a cell.
     budgets: network calls.
+    read_budgets: those whose samples a language model reads.
     sampled: networks that texts are sampled from.
     results: folder beside this file.
   """
@@ -44,6 +45,7 @@ class Preset:
   every: Mapping[str, int] = dataclasses.field(default_factory=_EVERY.copy)
   drawn: int = 256
   budgets: Sequence[int] = (4, 8, 16, 32, 64, 128)
+  read_budgets: Sequence[int] = (8, 32, 128)
   sampled: Sequence[str] = ("A1", "A3", "S", "S-0.75")
   results: str = "results"
 
@@ -70,6 +72,7 @@ QUICK = Preset(
   every=dict.fromkeys(_EVERY, 1),
   drawn=32,
   budgets=(4, 8),
+  read_budgets=(8,),
   sampled=("A1", "A3"),
   results="results/quick",
 )
