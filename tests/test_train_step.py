@@ -219,13 +219,14 @@ def test_a_first_moment_in_bf16_moves_almost_alike():
   assert 0 < jnp.abs(exact - low).max() < 5e-3
 
 
-def test_muon_turns_the_matrices_of_blocks_and_adam_moves_the_rest():
+def test_muon_turns_inner_matrices_and_adam_moves_the_rest():
   key = jax.random.key(0)
   grads = {
     "blocks": {
       "qkv": {"kernel": jax.random.normal(key, (2, 8, 24))},
-      "adaln": {"kernel": jnp.ones((2, 8, 8))},
+      "mlp_in": {"bias": jnp.ones((2, 8))},
     },
+    "head": {"kernel": jnp.ones((8, 8))},
     "converter": {"beta": jnp.ones(())},
   }
   tx = optim.make(config_lib.Optim(name="muon", learning_rate=0.1), 10)
@@ -235,9 +236,8 @@ def test_muon_turns_the_matrices_of_blocks_and_adam_moves_the_rest():
   values = np.linalg.svd(turned, compute_uv=False) / (0.02 * 24**0.5)
   np.testing.assert_allclose(values, 1.0, atol=0.35)
   assert np.sum(turned * np.asarray(grads["blocks"]["qkv"]["kernel"])) < 0
-  np.testing.assert_allclose(
-    updates["blocks"]["adaln"]["kernel"], -0.1, rtol=1e-5
-  )
+  for rest in (updates["blocks"]["mlp_in"]["bias"], updates["head"]["kernel"]):
+    np.testing.assert_allclose(rest, -0.1, rtol=1e-5)
   np.testing.assert_allclose(updates["converter"]["beta"], -1.0, rtol=1e-5)
 
 

@@ -47,13 +47,12 @@ def schedule(cfg: config_lib.Optim, steps: int) -> optax.Schedule:
 
 
 def _muon(cfg, adam):
-  """Muon for the matrices of the blocks, Adam for the rest.
+  """Muon for matrices other than embedding, head and converter; else Adam.
 
   Updates of Muon have a root mean square of 0.2, about that of Adam's, so
   that one learning rate serves both (Liu et al., arXiv 2502.16982).
   """
-  matrices = ("qkv", "attn_out", "mlp_in", "mlp_out")
-  is_matrix = _mask(lambda keys: keys[-2:][0] in matrices and "kernel" in keys)
+  is_matrix = _mask(lambda keys: keys[-1] == "kernel" and keys[0] != "head")
   muon = optax.contrib.muon(
     -1.0,  # keeps the sign; the schedule follows
     mu_dtype=cfg.mu_dtype,
