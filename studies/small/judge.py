@@ -34,7 +34,7 @@ def init(key: jax.Array, net: NetConfig, length: int) -> dict:
     "attn_out": (N, M, M),
     "mlp_in": (N, M, net.mlp_ratio * M),
     "mlp_out": (N, net.mlp_ratio * M, M),
-    "kernel": (V, M),
+    "head": (V, M),
   }
   keys = jax.random.split(key, len(names))
   params = {
@@ -86,7 +86,7 @@ def nats(params: dict, tokens_BL: jax.Array, heads: int) -> jax.Array:
     heads: of attention.
   """
   h_BLM = hidden(params, tokens_BL[:, :-1], heads)
-  return vocab.nll(h_BLM, params["kernel"], tokens_BL[:, 1:])
+  return vocab.nll(h_BLM, params["head"], tokens_BL[:, 1:])
 
 
 def loss(heads: int):
@@ -127,7 +127,7 @@ def _reader(heads):
 
   def one(params, tokens_BL):
     h_BLM = hidden(params, tokens_BL, heads)
-    nll_BL = vocab.nll(h_BLM[:, :-1], params["kernel"], tokens_BL[:, 1:])
+    nll_BL = vocab.nll(h_BLM[:, :-1], params["head"], tokens_BL[:, 1:])
     return jnp.sum(nll_BL, axis=1), h_BLM[:, -1]
 
   return jax.jit(one)

@@ -1,11 +1,11 @@
 """Runs the study: python -m studies.small.run STAGE [--preset=small] [...].
 
 A stage is `base`, `law`, `A0`, a name of `arms.TABLE` (`A3.s1` is A3 with seed
-1), `judge`, `probes:NAME`, `samples:NAME:CALLS` or, after that, its reading by a
-language model, `smollm:NAME:CALLS`; `all` runs every stage that has no result
-yet, the most informative first. Several processes may work on `all` at once. A stage that was interrupted goes on where its last checkpoint
-stands. Results are in `results/` beside this file: settings, compute, log and
-scores (JSON).
+1), `judge`, `probes:NAME`, `samples:NAME:CALLS` or, after that, its reading by
+a language model, `smollm:NAME:CALLS`; `all` runs every stage that has no result
+yet, the most informative first. Several processes may work on `all` at once. A
+stage that was interrupted goes on where its last checkpoint stands. Results are
+in `results/` beside this file: settings, compute, log and scores (JSON).
 """
 
 import argparse
