@@ -52,7 +52,7 @@ class Preset:
 
 SMALL = Preset(
   net=model.NET,
-  base=train.Run(steps=16000, batch_size=16, learning_rate=4e-3),
+  base=train.Run(steps=12000, batch_size=16, learning_rate=4e-3),
   arm=train.Run(steps=2000, batch_size=16, learning_rate=2e-3),
   scratch=train.Run(steps=4000, batch_size=16, learning_rate=4e-3),
   judge=train.Run(steps=6000, batch_size=16, learning_rate=4e-3),
