@@ -21,26 +21,39 @@ DIFFERENT = {
   "A1": {"loss", "steps"},
   "A2": {"endpoint_share"},
   "A3": set(),
-  "A4": {"sees_snr", "snr_condition"},
+  "A4": {"sees_snr", "net.snr_condition"},
   "A5": {"unequal_norms"},
-  "A5t": {"unequal_norms", "sees_snr", "snr_condition"},
+  "A5t": {"unequal_norms", "sees_snr", "net.snr_condition"},
   "A7": {"endpoint_share"},
   "A8": {"smooth"},
-  "information": {"law"},
-  "skip-learned": {"evidence_skip", "steps"},
-  "share-0.75": {"endpoint_share"},
-  "bound-weight": {"bound_weight"},
-  "per-token": {"per_token"},
-  "clean-50": {"clean_snr"},
-  "paper-converter": {
+  "skip": {"evidence_skip", "net.evidence_skip", "steps"},
+  "S": {
+    "evidence_skip",
+    "net.evidence_skip",
+    "mask_prior",
+    "net.mask_prior",
+    "steps",
+  },
+}
+# The same beside S, of which the rest are variations.
+DIFFERENT_FROM_S = {
+  "S-0.75": {"endpoint_share"},
+  "S-information": {"law"},
+  "S-learned": {"evidence_skip"},
+  "S-snr": {"sees_snr", "net.snr_condition"},
+  "S-norms": {"unequal_norms"},
+  "S-bound-weight": {"bound_weight", "endpoint_share"},
+  "S-per-token": {"per_token"},
+  "S-clean-50": {"clean_snr"},
+  "S-converter-1": {"converter_rate", "converter_lr_scale"},
+  "S-paper-converter": {
     "beta",
-    "beta_init",
+    "net.beta_init",
     "converter_rate",
     "converter_lr_scale",
   },
-  "skip-prior-0.5": {"evidence_skip", "mask_prior", "steps"},
-  "rate-2": {"rate", "learning_rate"},
-  "long": {"length", "steps"},
+  "S-rate-2": {"rate", "learning_rate"},
+  "S-long": {"length", "steps"},
 }
 
 
@@ -48,19 +61,20 @@ def _configuration(name):
   """Everything that determines a run but its data."""
   arm = arms.find(name)
   steps = arms.num_steps(arm, model.NET, presets.SMALL.arm, 64)
+  network = dataclasses.asdict(arms.network_config(arm, NET))
   return (
     dataclasses.asdict(arm)
-    | dataclasses.asdict(arms.network_config(arm, NET))
+    | {f"net.{key}": value for key, value in network.items()}
     | dataclasses.asdict(arms.settings(arm, presets.SMALL.arm, steps))
   )
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", DIFFERENT | DIFFERENT_FROM_S)
 def test_an_arm_differs_in_what_its_name_says(name):
-  ours, first = _configuration(name), _configuration("A3")
-  skip = {"evidence_skip"} if "skip" in name else set()
-  found = {key for key in ours if ours[key] != first[key]} | skip
-  assert found == DIFFERENT[name]
+  of_S = name in DIFFERENT_FROM_S
+  ours, first = _configuration(name), _configuration("S" if of_S else "A3")
+  found = {key for key in ours if ours[key] != first[key]}
+  assert found == (DIFFERENT | DIFFERENT_FROM_S)[name]
 
 
 def test_seeds_differ_in_the_seed_alone():
@@ -106,7 +120,7 @@ def test_laws_draw_what_their_names_say():
   both = draw("A3")
   shared = np.all(both == both[:, :1], axis=1).mean()
   assert shared == pytest.approx(0.75, abs=0.07)
-  assert np.any(draw("per-token", endpoint_share=0.0)[0] != spread[0, 0])
+  assert np.any(draw("S-per-token", endpoint_share=0.0)[0] != spread[0, 0])
 
 
 def test_the_law_of_information_has_the_given_density():
@@ -117,7 +131,7 @@ def test_the_law_of_information_has_the_given_density():
   assert (snr[:, 0] < np.e).mean() == pytest.approx(0.75, abs=0.03)
 
 
-@pytest.mark.parametrize("name", ["A4", "A5", "A5t", "skip-learned"])
+@pytest.mark.parametrize("name", ["A4", "A5", "A5t", "S-learned"])
 def test_controls_start_from_the_function_of_a3(name):
   """At the endpoints the fresh networks are the base, whatever the SNR."""
   base = arms.network(arms.Arm(), NET).init(jax.random.key(3))
@@ -138,15 +152,15 @@ def test_controls_start_from_the_function_of_a3(name):
     np.testing.assert_allclose(found, want, atol=1e-4 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("name", ["paper-converter", "skip-prior-0.5"])
-def test_an_arm_may_replace_the_converter_of_the_base(name):
+@pytest.mark.parametrize(
+  "name, changed",
+  [("S-paper-converter", {"beta", "mask_bias"}), ("S", {"mask_bias"})],
+)
+def test_an_arm_may_replace_the_converter_of_the_base(name, changed):
   base = arms.network(arms.Arm(), NET).init(jax.random.key(3))
-  arm = arms.find(name)
-  ours = arms.start(arm, NET, base, LAW)["converter"]
-  leaf = "mask_bias" if "prior" in name else "beta"
-  assert ours[leaf] != base["converter"][leaf]
-  same = [key for key in ours if np.all(ours[key] == base["converter"][key])]
-  assert set(same) == set(ours) - {leaf}
+  ours = arms.start(arms.find(name), NET, base, LAW)["converter"]
+  same = {key for key in ours if np.all(ours[key] == base["converter"][key])}
+  assert same == set(ours) - changed
 
 
 def test_norms_are_unequal_with_mean_square_one():

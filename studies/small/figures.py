@@ -14,7 +14,7 @@ from dsl_jax.modes import pages
 from studies.small import arms, data, evaluate, presets, tables
 
 OUT = pathlib.Path("docs/study")
-_STYLES = {"A1": "s--", "skip": "o-"}  # networks whose samples are drawn
+_STYLES = {"A1": "s--", "S": "o-"}  # networks whose samples are drawn
 
 
 def arms_bounds() -> bytes:
@@ -86,7 +86,7 @@ def information() -> bytes:
     log = np.log(law["grid"])
     normal = np.exp(-0.5 * ((log - law["mu"]) / law["sigma"]) ** 2)
     axes.plot(law["grid"], normal * density.max(), "--", label="the law")
-  for name in ("A3", "skip", "scratch-dsl"):
+  for name in ("A3", "S", "scratch-dsl"):
     curve = (tables.read(name) or {}).get("scores", {}).get("mmse")
     if curve:
       grid = evaluate.SNR_GRID

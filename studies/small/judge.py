@@ -15,6 +15,7 @@ from dsl_jax.core import vocab
 from dsl_jax.nets.config import NetConfig
 
 BATCH = 64
+_MATRICES = ("qkv", "attn_out", "mlp_in", "mlp_out")  # of the blocks
 
 
 def init(key: jax.Array, net: NetConfig, length: int) -> dict:
@@ -30,16 +31,18 @@ def init(key: jax.Array, net: NetConfig, length: int) -> dict:
     "table": (V, M),
     "position": (length, M),
     "qkv": (N, M, 3 * M),
-    "out": (N, M, M),
+    "attn_out": (N, M, M),
     "mlp_in": (N, M, net.mlp_ratio * M),
     "mlp_out": (N, net.mlp_ratio * M, M),
-    "kernel": (V, M),
+    "head": (V, M),
   }
   keys = jax.random.split(key, len(names))
-  return {
+  params = {
     name: 0.02 * jax.random.normal(k, shape, jnp.float32)
     for k, (name, shape) in zip(keys, names.items())
   }
+  # Named as in the library, whose optimiser knows matrices by their names.
+  return params | {name: {"kernel": params[name]} for name in _MATRICES}
 
 
 def _normed(x):
@@ -65,13 +68,12 @@ def hidden(params: dict, tokens_BL: jax.Array, heads: int) -> jax.Array:
     scores = jnp.einsum("blhd,bmhd->bhlm", _normed(q), _normed(k))
     scores = scores * np.sqrt(q.shape[-1]) + future[None, None]
     y = jnp.einsum("bhlm,bmhd->blhd", jax.nn.softmax(scores), v)
-    x = x + y.reshape(x.shape) @ layer["out"]
+    x = x + y.reshape(x.shape) @ layer["attn_out"]
     y = jax.nn.gelu(_normed(x) @ layer["mlp_in"])
     return x + y @ layer["mlp_out"], None
 
-  names = ("qkv", "out", "mlp_in", "mlp_out")
-  layers = {name: params[name] for name in names}
-  depth = len(params["qkv"])
+  layers = {name: params[name]["kernel"] for name in _MATRICES}
+  depth = len(layers["qkv"])
   return _normed(jax.lax.scan(block, x, layers, unroll=depth)[0])
 
 
@@ -84,7 +86,7 @@ def nats(params: dict, tokens_BL: jax.Array, heads: int) -> jax.Array:
     heads: of attention.
   """
   h_BLM = hidden(params, tokens_BL[:, :-1], heads)
-  return vocab.nll(h_BLM, params["kernel"], tokens_BL[:, 1:])
+  return vocab.nll(h_BLM, params["head"], tokens_BL[:, 1:])
 
 
 def loss(heads: int):
@@ -125,7 +127,7 @@ def _reader(heads):
 
   def one(params, tokens_BL):
     h_BLM = hidden(params, tokens_BL, heads)
-    nll_BL = vocab.nll(h_BLM[:, :-1], params["kernel"], tokens_BL[:, 1:])
+    nll_BL = vocab.nll(h_BLM[:, :-1], params["head"], tokens_BL[:, 1:])
     return jnp.sum(nll_BL, axis=1), h_BLM[:, -1]
 
   return jax.jit(one)

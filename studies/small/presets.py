@@ -4,36 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from dsl_jax.nets.config import NetConfig
-from studies.small import model, train
+from studies.small import arms, model, train
 
-_ARMS = ("A1", "A3", "A2", "A4", "A7", "A8", "A5", "A5t")
-_SKIP = (
-  "skip",
-  "skip-0.75",
-  "skip-converter-1",
-  "skip-prior-0.5",
-  "skip-long",
-  "skip-snr",
+_FIRST = ("A1", "A3", "S", "skip", "S-0.75", "A2", "A4")
+_ARMS = ("A7", "A8", "A5", "A5t")
+_GAP = tuple(name for name in arms.GAP if name not in _FIRST)
+_SEEDS = tuple(
+  f"{name}.s{seed}" for seed in (1, 2) for name in ("A1", "A3", "S", "A2", "A4")
 )
-_SCRATCH = ("scratch-dsl", "scratch-masked")
-_GAP = (
-  "skip-bound-0.5",
-  "skip-0.5",
-  "skip-bound",
-  "share-0.75",
-  "information",
-  "long",
-  "bound-weight",
-  "per-token",
-  "rate-2",
-  "paper-converter",
-  "clean-50",
-  "clean-200",
-  "share-0.5",
-  "share-0.1",
-  "skip-learned",
-)
-_SEEDS = ("A1.s1", "A3.s1", "A2.s1", "A4.s1", "A1.s2", "A3.s2")
 _EVERY = {"endpoint": 1, "integral": 2, "masked:32": 8, "geometric:32": 8}
 
 
@@ -52,6 +30,7 @@ class Preset:
     every: bound -> of these rows every how many are used.
     drawn: samples of a cell.
     budgets: network calls.
+    read_budgets: those whose samples a language model reads.
     sampled: networks that texts are sampled from.
     results: folder beside this file.
   """
@@ -66,17 +45,18 @@ class Preset:
   every: Mapping[str, int] = dataclasses.field(default_factory=_EVERY.copy)
   drawn: int = 256
   budgets: Sequence[int] = (4, 8, 16, 32, 64, 128)
-  sampled: Sequence[str] = ("A1", "A3", "skip", "skip-0.75")
+  read_budgets: Sequence[int] = (8, 32, 128)
+  sampled: Sequence[str] = ("A1", "A3", "S", "S-0.75")
   results: str = "results"
 
 
 SMALL = Preset(
   net=model.NET,
-  base=train.Run(steps=24000, batch_size=16, learning_rate=2e-3),
-  arm=train.Run(steps=3000, batch_size=16, learning_rate=1e-3),
-  scratch=train.Run(steps=6000, batch_size=16, learning_rate=2e-3),
-  judge=train.Run(steps=8000, batch_size=16, learning_rate=2e-3),
-  runs=(*_ARMS[:2], *_SKIP, *_ARMS[2:], *_GAP, *_SCRATCH, *_SEEDS),
+  base=train.Run(steps=12000, batch_size=16, learning_rate=4e-3),
+  arm=train.Run(steps=2000, batch_size=16, learning_rate=2e-3),
+  scratch=train.Run(steps=4000, batch_size=16, learning_rate=4e-3),
+  judge=train.Run(steps=6000, batch_size=16, learning_rate=4e-3),
+  runs=(*_FIRST, *_ARMS, *arms.SCRATCH, *_GAP, *_SEEDS),
 )
 _TOY = NetConfig(
   vocab_size=1024, width=32, depth=1, heads=2, sphere_dim=16, cond_dim=16
@@ -87,11 +67,12 @@ QUICK = Preset(
   arm=train.Run(steps=40, batch_size=16, learning_rate=1e-3),
   scratch=train.Run(steps=40, batch_size=16, learning_rate=3e-3),
   judge=train.Run(steps=40, batch_size=16, learning_rate=3e-3),
-  runs=("A1", "A3", "A4", "A5t", "information", "skip-learned", "scratch-dsl"),
+  runs=("A1", "A3", "A4", "A5t", "S-information", "S-learned", "scratch-dsl"),
   scored=64,
   every=dict.fromkeys(_EVERY, 1),
   drawn=32,
   budgets=(4, 8),
+  read_budgets=(8,),
   sampled=("A1", "A3"),
   results="results/quick",
 )
@@ -106,11 +87,11 @@ _LARGE = NetConfig(
 )
 GPU = Preset(
   net=_LARGE,
-  base=train.Run(steps=6000, batch_size=256, learning_rate=1e-3),
-  arm=train.Run(steps=1500, batch_size=256, learning_rate=5e-4),
-  scratch=train.Run(steps=2000, batch_size=256, learning_rate=1e-3),
-  judge=train.Run(steps=2000, batch_size=256, learning_rate=1e-3),
-  runs=("A1", "A3", "skip"),
+  base=train.Run(steps=6000, batch_size=256, learning_rate=2e-3),
+  arm=train.Run(steps=1500, batch_size=256, learning_rate=1e-3),
+  scratch=train.Run(steps=2000, batch_size=256, learning_rate=2e-3),
+  judge=train.Run(steps=2000, batch_size=256, learning_rate=2e-3),
+  runs=("A1", "A3", "S"),
   sampled=(),
   results="results/gpu",
 )

@@ -1,11 +1,11 @@
 """Runs the study: python -m studies.small.run STAGE [--preset=small] [...].
 
 A stage is `base`, `law`, `A0`, a name of `arms.TABLE` (`A3.s1` is A3 with seed
-1), `judge`, `probes:NAME` or `samples:NAME:CALLS`; `all` runs every stage that
-has no result yet, the most informative first. Several processes may work on
-`all` at once. A stage that was interrupted goes on where its last checkpoint
-stands. Results are in `results/` beside this file: settings, compute, log and
-scores (JSON).
+1), `judge`, `probes:NAME`, `samples:NAME:CALLS` or, after that, its reading by
+a language model, `smollm:NAME:CALLS`; `all` runs every stage that has no result
+yet, the most informative first. Several processes may work on `all` at once. A
+stage that was interrupted goes on where its last checkpoint stands. Results are
+in `results/` beside this file: settings, compute, log and scores (JSON).
 """
 
 import argparse
@@ -38,7 +38,7 @@ _LAW_GRID = np.geomspace(0.02, 400.0, 60)
 _LAW_DRAWS = 4000
 _RENEWED_ON = 64  # validation rows that a law is renewed on
 MASKED = ("endpoint", "masked:32")  # bounds of a masked model
-KEPT = ("A1", "skip", "skip-prior-0.5")  # whose weights go to results/
+KEPT = ("A1", "A3", "S")  # whose weights go to results/
 
 
 def base(study: store.Study) -> None:
@@ -230,8 +230,13 @@ def stages(preset: presets.Preset) -> list[str]:
   after = [f"probes:{name}" for name in preset.sampled]
   for calls in preset.budgets:
     after += [f"samples:{name}:{calls}" for name in preset.sampled]
+  after += [
+    f"smollm:{name}:{calls}"
+    for calls in preset.read_budgets
+    for name in preset.sampled
+  ]
   texts_too = ["judge", *after] if preset.sampled else []
-  first, rest = preset.runs[:4], preset.runs[4:]
+  first, rest = preset.runs[:5], preset.runs[5:]
   return ["base", "law", "A0", *first, *texts_too, *rest]
 
 
@@ -256,16 +261,18 @@ def _run(study, name):
   kind, _, of = name.partition(":")
   if name in known:
     known[name](study)
-  elif kind not in ("samples", "probes"):
+  elif kind not in ("samples", "smollm", "probes"):
     one_arm(study, name)
   else:
     network, _, calls = of.partition(":")
     if not study.has_weights(network):  # few are in `results/`
       one_arm(study, network)
-    if kind == "samples":
+    if kind == "probes":
+      texts.probe(study, network)
+    elif kind == "samples":
       texts.samples(study, network, int(calls))
     else:
-      texts.probe(study, network)
+      texts.read_by_smollm(study, network, int(calls))
 
 
 def _watcher(study, denoiser, clean_snr=model.CLEAN_SNR):

@@ -111,8 +111,10 @@ def cells(name: str) -> list[dict]:
   """Returns the measured samples of a network at all budgets."""
   found: list[dict] = []
   for calls in presets.SMALL.budgets:
-    result = read(f"samples-{name}-{calls}")
-    found += result["cells"] if result else []
+    result = read(f"samples-{name}-{calls}") or {"cells": []}
+    again = read(f"smollm-{name}-{calls}") or {"cells": []}
+    by_smollm = {cell["sampler"]: cell for cell in again["cells"]}
+    found += [x | by_smollm.get(x["sampler"], {}) for x in result["cells"]]
   return found
 
 

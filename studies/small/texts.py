@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dsl_jax import probes
-from dsl_jax.quality import estimate, mauve
+from dsl_jax.quality import estimate, mauve, perplexity
 from studies.small import (
   arms,
   evaluate,
@@ -121,6 +121,44 @@ def _judged(study, drawn):
       "mauve": [round(x, 5) for x in score[:4]],
     }
   return found
+
+
+def read_by_smollm(study: store.Study, name: str, calls: int) -> None:
+  """Scores the samples of a network at one budget with a real language model.
+
+  Perplexity by ReMDM's protocol and MAUVE against validation rows, both by
+  SmolLM2-135M.
+
+  Args:
+    study: where.
+    name: of the network.
+    calls: of the network, at most.
+  """
+  reader = perplexity.CausalJudge(perplexity.SMOLLM2)
+  kept = study.work / "smollm-human.npy"
+  if not kept.exists():
+    rows_NL = evaluate.held_out(study.packed["validation"], study.preset.drawn)
+    np.save(kept, perplexity.features(reader, measures.decode(rows_NL)))
+  human_ND = np.load(kept)
+  drawn = {"text": evaluate.held_out(study.packed["test"], study.preset.drawn)}
+  for sampler in samplers(name):
+    with np.load(_cell_path(study, name, sampler, calls)) as file:
+      drawn[sampler] = file["tokens"].astype(np.int32)
+  cells = []
+  for sampler, tokens_NL in drawn.items():
+    texts = measures.decode(tokens_NL)
+    found = perplexity.remdm(reader, texts)
+    score = mauve.score(human_ND, perplexity.features(reader, texts))
+    cells.append(
+      {
+        "sampler": sampler,
+        "smollm-perplexity": [round(x, 3) for x in found[:2]],
+        "smollm-mauve": [round(x, 5) for x in score[:4]],
+      }
+    )
+    print(name, calls, cells[-1], flush=True)
+  stage = f"smollm-{name}-{calls}"
+  study.write(stage, {"name": stage, "judge": reader.name, "cells": cells})
 
 
 def probe(study: store.Study, name: str) -> None:

@@ -27,7 +27,7 @@ class Run:
   Attributes:
     steps: updates.
     batch_size: rows of a batch.
-    learning_rate: of AdamW.
+    learning_rate: of Muon.
     warmup_steps: of a linear rise.
     decay_share: of the steps, with a linear fall to 0.
     converter_lr_scale: factor on the converter's learning rate.
@@ -37,7 +37,7 @@ class Run:
 
   steps: int
   batch_size: int = 64
-  learning_rate: float = 2e-3
+  learning_rate: float = 4e-3
   warmup_steps: int = 100
   decay_share: float = 0.25
   converter_lr_scale: float = 10.0
@@ -45,9 +45,10 @@ class Run:
   seed: int = 0
 
   def optimizer(self):
-    """Returns the library's AdamW; `rate` scales its updates."""
+    """Returns the library's Muon; `rate` scales its updates."""
     return optim.make(
       config.Optim(
+        name="muon",
         learning_rate=self.learning_rate,
         warmup_steps=self.warmup_steps,
         converter_lr_scale=self.converter_lr_scale,
