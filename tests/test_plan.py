@@ -139,12 +139,11 @@ def test_plans_for_a_tpu_slice(capsys):
 @pytest.mark.skipif(
   "jax_cuda13_plugin" not in INSTALLED, reason="needs the extra cuda-plan"
 )
-@pytest.mark.parametrize("chip, number", [("l4", 1), ("a100", 2)])
-def test_plans_for_gpus(chip, number):
+def test_plans_for_gpus():
   """In a process of its own, which has no backend but what it asks for."""
   command = [sys.executable, "-m", "dsl_jax.main", "--mode=plan"]
   command += [f"--config={ROOT / 'configs/quickstart.py'}"]
-  command += [f"--topology={chip}:{number}"]
+  command += ["--topology=a100:2"]
   command += [f"--config.{key}={value}" for key, value in TINY.items()]
   environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
   process = subprocess.run(
@@ -152,7 +151,7 @@ def test_plans_for_gpus(chip, number):
   )
   assert process.returncode == 0, process.stderr
   out = process.stdout
-  assert ("all-reduce over 2" in out) == (number == 2)
+  assert "all-reduce over 2" in out
   assert int(re.search(r"kernels: ([\d,]+)", out)[1]) > 50
   for mode in ("eval", "sample"):
     assert f"a batch of --mode={mode}" in out
