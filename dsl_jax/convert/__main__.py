@@ -100,12 +100,19 @@ def halve(params: dict) -> dict:
 
 def _write_training(run, args):
   """Adds to the card: step, hash, command, and the bounds of eval.json."""
-  out, scores = storage.to_path(args.out), {}
-  path = storage.to_path(args.source) / "eval.json"
-  if path.exists() and storage.read_json(path)["train_step"] == run.step:
-    scores = storage.read_json(path)
+  out, path = (
+    storage.to_path(x) for x in (args.out, f"{args.source}/eval.json")
+  )
+  with errors.reading(str(path), "delete it, or run --mode=eval again."):
+    scores = storage.read_json(path) if path.exists() else {}
+    if scores.get("train_step") != run.step:  # of other weights
+      scores = {}
+    bounds = [
+      _BOUND.format(name, **_NONE | row)
+      for name, row in scores.get("bounds", {}).items()
+    ]
+  if scores:
     storage.write_json(out / "eval.json", scores)
-  rows = scores.get("bounds", {}).items()
   facts = {
     "step": f"{run.step:,}",
     "name": run.config.name,
@@ -113,13 +120,10 @@ def _write_training(run, args):
     "data_hash": run.data_hash,
     "command": args.trained_by or "# unknown",
     "rows": scores.get("sequences", "no"),
-    "bounds": "\n".join(
-      _BOUND.format(name, **_NONE | row) for name, row in rows
-    ),
+    "bounds": "\n".join(bounds),
   }
-  card, template = out / "README.md", pathlib.Path(__file__).parent
-  text = (template / "training.md").read_text("utf-8")
-  text = string.Template(text).substitute(facts)
+  template = pathlib.Path(__file__).with_name("training.md").read_text("utf-8")
+  card, text = out / "README.md", string.Template(template).substitute(facts)
   storage.write_text(card, card.read_text("utf-8") + text)
 
 
