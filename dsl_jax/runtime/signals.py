@@ -40,7 +40,8 @@ def end_at_once() -> None:
         os.write(1, f"stopped by {name}; there is nothing to save\n".encode())
         os._exit(0)
 
-  for number in SIGNALS:
-    signal.signal(number, _leave_to_the_watch)
+  # The handlers come last: before them no signal is lost.
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   threading.Thread(target=watch, daemon=True).start()
+  for number in SIGNALS:
+    signal.signal(number, _leave_to_the_watch)
