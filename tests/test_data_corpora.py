@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 import zstandard
 
 from dsl_jax.data import corpora, detokenizers
+from dsl_jax.runtime import config as config_lib
 
 TEXTS = [f"document {i} é\r\nline two\u2028\n end" for i in range(40)]
 PACKERS = {
@@ -321,7 +322,8 @@ def test_lm1b_is_read_from_its_archive(tmp_path):
   assert splits["train"][-2:] == ["training 2 0 .", "training 2 1 ."]
   assert len(splits["train"]) == 5 and corpus.name == "lm1b"
   assert splits["validation"] == ["heldout 1 0 ."]
-  documents = corpora.read(f"lm1b:{tmp_path}", str(tmp_path))
+  place = config_lib.Eval(text=f"lm1b:{tmp_path}").text  # is no other storage
+  documents = corpora.read(place, str(tmp_path))
   assert list(documents) == splits["validation"]
 
 
