@@ -165,7 +165,7 @@ def test_a_bucket_that_is_not_there_is_named(environment):
     lambda: workdir_lib.check_writable("gs://nowhere/run"),
     lambda: viewer.check("gs://nowhere/a.html"),
   ):
-    with pytest.raises(errors.UserError, match="gs://nowhere.*no such bucket"):
+    with pytest.raises(errors.UserError, match=r"gs://nowhere.*no such bucket"):
       write()
 
 

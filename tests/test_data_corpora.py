@@ -322,6 +322,8 @@ def test_lm1b_is_read_from_its_archive(tmp_path):
   assert splits["train"][-2:] == ["training 2 0 .", "training 2 1 ."]
   assert len(splits["train"]) == 5 and corpus.name == "lm1b"
   assert splits["validation"] == ["heldout 1 0 ."]
+  with pytest.raises(ValueError, match=r"unpack the archive .* as lm1b:DIR"):
+    corpora.read(f"lm1b:{tmp_path}/none", str(tmp_path))
   place = config_lib.Eval(text=f"lm1b:{tmp_path}").text  # is no other storage
   documents = corpora.read(place, str(tmp_path))
   assert list(documents) == splits["validation"]

@@ -295,6 +295,8 @@ def tfds(place: str) -> Corpus:
   open_files = library.core.read_only_builder.builder_from_files
   title = f"the TFDS data set {name} in {directory}"
   fix = f"tfds build {name} --file_format=array_record --data_dir={directory}"
+  if name == "lm1b":  # without TensorFlow, which `tfds build` needs
+    fix += "; or unpack the archive of statmt.org/lm-benchmark, as lm1b:DIR"
   with errors.reading(title, f"prepare it with: {fix}."):
     folder = storage.local(open_files(name, data_dir=directory).data_dir)
     builder = library.builder_from_directory(folder)

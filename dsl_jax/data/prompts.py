@@ -46,13 +46,13 @@ def _encode(text, tokenizer, **ends):
   is_plain = all(x.isascii() or not x.isalpha() for x in text)
   if isinstance(tokenizer, tokenizers.CharTokenizer) and is_plain:
     text = tokenizer.normalize(text)
-  ids = tokenizer.encode(text).tolist()
+  ids = tokenizer.encode_inside(text, **ends).tolist()
   if tokenizer.unk_id in ids:
     raise ValueError(
       f"has characters that {tokenizer.name!r} lacks in {text[:80]!r}; leave "
       "them out, or write small letters if its corpus has no others."
     )
-  return tokenizer.encode_inside(text, **ends).tolist()
+  return ids
 
 
 def parse(

@@ -66,9 +66,7 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> np.ndarray:
     """Returns int32 [n], with the markers in the text and no others."""
 
-  def encode_inside(
-    self, text: str, *, first: bool = False, last: bool = False
-  ) -> np.ndarray:
+  def encode_inside(self, text: str, first=False, last=False) -> np.ndarray:
     """Encodes a part of a text: no space is put or lost where it goes on."""
     return self.encode(text)
 
@@ -83,8 +81,9 @@ class Tokenizer(Protocol):
 class _MarkedTokenizer(Tokenizer):
   """Finds markers in texts and in ids; encodes and decodes what is between."""
 
-  _encode: Callable[[str], Any]
-  _decode: Callable[[list[int]], str]
+  # Of what is between markers; whether it is first and last in the text.
+  _encode: Callable[[str, bool, bool], Any]
+  _decode: Callable[[list[int], bool, bool], str]
 
   def _mark(self, markers: Mapping[str, int]) -> None:
     """Sets the markers and their ids."""
@@ -93,25 +92,17 @@ class _MarkedTokenizer(Tokenizer):
     names = map(re.escape, sorted(markers, key=len, reverse=True))
     self._pattern = re.compile(f"({'|'.join(names) or '(?!)'})")
 
-  def _encode_part(self, text, first, last):
-    return self._encode(text)
-
-  def _decode_part(self, ids, first, last):
-    return self._decode(ids)
-
   def encode(self, text: str) -> np.ndarray:
     return self.encode_inside(text, first=True, last=True)
 
-  def encode_inside(
-    self, text: str, *, first: bool = False, last: bool = False
-  ) -> np.ndarray:
+  def encode_inside(self, text: str, first=False, last=False) -> np.ndarray:
     words, parts = self._pattern.split(text), []
     for n, word in enumerate(words):
       if n % 2:
         parts.append([self._markers[word]])
       elif word:
         ends = first and n == 0, last and n == len(words) - 1
-        parts.append(self._encode_part(word, *ends))
+        parts.append(self._encode(word, *ends))
     return np.array(list(itertools.chain(*parts)), np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -119,7 +110,7 @@ class _MarkedTokenizer(Tokenizer):
     groups, text = [(name, list(group)) for name, group in marks], ""
     for n, (name, group) in enumerate(groups):
       ends = n == 0, n == len(groups) - 1
-      text += name * len(group) if name else self._decode_part(group, *ends)
+      text += name * len(group) if name else self._decode(group, *ends)
     return text
 
 
@@ -162,7 +153,7 @@ class CharTokenizer(_MarkedTokenizer):
     parts = enumerate(self._pattern.split(text))
     return "".join(x if n % 2 else normalize_text8(x) for n, x in parts)
 
-  def _encode(self, text):
+  def _encode(self, text, *_):
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     tokens = self._id_of[np.minimum(codes, 255)]
     if tokens.size and tokens.min() < 0:
@@ -173,7 +164,7 @@ class CharTokenizer(_MarkedTokenizer):
       )
     return tokens
 
-  def _decode(self, ids):
+  def _decode(self, ids, *_):
     ids = np.asarray(ids, np.int64)
     if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
       raise ValueError(
@@ -222,9 +213,7 @@ class LibraryTokenizer(Tokenizer):
     parts = cut(text, _ENCODED, _WORD) if self.name == "gpt2" else [text]
     return np.concatenate([self._encode([part])[0] for part in parts])
 
-  def encode_inside(
-    self, text: str, *, first: bool = False, last: bool = False
-  ) -> np.ndarray:
+  def encode_inside(self, text: str, first=False, last=False) -> np.ndarray:
     model = self._model if first else self._inside
     return np.array(model.encode(text, add_special_tokens=False).ids, np.int32)
 
@@ -297,26 +286,25 @@ class SentencePieceTokenizer(_MarkedTokenizer):
     self.unk_id: int | None = self._model.unk_id()
     model, ids = self._model, range(self.vocab_size)
     marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
-    self._encode, self._decode = model.encode, model.decode
     self._mark({model.id_to_piece(x): x for x in marks})
     self._inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
     # Some put the space after a text; white space is part of the word before.
     self._is_suffix = model.encode("a", out_type=str)[-1].endswith(_SPACE)
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
-  def _encode_part(self, text, first, last):
+  def _encode(self, text, first, last):
     """Applies the model's rules at an end of a text, and only there."""
+    inside = self._inside.encode
     if not (last if self._is_suffix else first):
-      return self._inside.encode(text)
+      return inside(text)
     start = 0 if first else len(text) - len(text.lstrip(" "))
     stop = len(text) if last else len(text.rstrip(" "))
-    inside = self._inside.encode
-    body = self._encode(text[start:stop])
+    body = self._model.encode(text[start:stop])
     return inside(text[:start]) + body + inside(text[stop:])
 
-  def _decode_part(self, ids, first, last):
+  def _decode(self, ids, first, last):
     is_end = last if self._is_suffix else first
-    return (is_end and self._decode(ids)) or self._inside.decode(ids)
+    return (is_end and self._model.decode(ids)) or self._inside.decode(ids)
 
 
 class ByteTokenizer(_MarkedTokenizer):
@@ -332,10 +320,10 @@ class ByteTokenizer(_MarkedTokenizer):
     self.files: dict[str, bytes] = {}
     self._mark({"<|endoftext|>": 256})
 
-  def _encode(self, text):
+  def _encode(self, text, *_):
     return list(text.encode())
 
-  def _decode(self, ids):
+  def _decode(self, ids, *_):
     return bytes(ids).decode(errors="replace")
 
 
