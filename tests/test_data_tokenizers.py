@@ -225,7 +225,8 @@ def test_no_space_is_lost_or_put_at_a_gap_marker_or_document(
   text, path = "the text of a path", tmp_path / "small.model"
   train_sentencepiece(path, **options)
   loaded = tokenizers.load(f"sentencepiece:{path}")
-  assert "".join(tokenizers.pieces(loaded, loaded.encode(text))).strip() == text
+  shown = tokenizers.pieces(loaded, loaded.encode(text))
+  assert "".join(shown).strip() == text and shown[0].endswith(" ") == is_suffix
   documents = packing.encode_documents([text, "a path", "the"], loaded)
   ids = np.concatenate(list(documents))
   assert loaded.encode(loaded.decode(ids)).tolist() == ids.tolist()

@@ -63,9 +63,9 @@ def encode_documents(
       yield tokenizer.encode(text)
     return
   end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-  twice = np.tile(tokenizer.encode("a"), 2)
-  if not end and tokenizer.decode(twice) == "aa":  # no space of the model's own
-    end = tokenizer.encode_inside(" ").tolist()
+  if not end:  # many models put a space themselves
+    twice = tokenizer.decode(np.tile(tokenizer.encode("a"), 2))
+    end = tokenizer.encode_inside(" ").tolist() if twice == "aa" else []
   documents = iter(documents)
   while batch := list(itertools.islice(documents, _DOCUMENTS)):
     for ids in tokenizer.encode_many(batch):

@@ -289,13 +289,13 @@ class SentencePieceTokenizer(_MarkedTokenizer):
     self._mark({model.id_to_piece(x): x for x in marks})
     self._inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
     # Some put the space after a text; white space is part of the word before.
-    self._is_suffix = model.encode("a", out_type=str)[-1].endswith(_SPACE)
+    self.is_suffix = model.encode("a", out_type=str)[-1].endswith(_SPACE)
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
   def _encode(self, text, first, last):
     """Applies the model's rules at an end of a text, and only there."""
     inside = self._inside.encode
-    if not (last if self._is_suffix else first):
+    if not (last if self.is_suffix else first):
       return inside(text)
     start = 0 if first else len(text) - len(text.lstrip(" "))
     stop = len(text) if last else len(text.rstrip(" "))
@@ -303,7 +303,7 @@ class SentencePieceTokenizer(_MarkedTokenizer):
     return inside(text[:start]) + body + inside(text[stop:])
 
   def _decode(self, ids, first, last):
-    is_end = last if self._is_suffix else first
+    is_end = last if self.is_suffix else first
     return (is_end and self._model.decode(ids)) or self._inside.decode(ids)
 
 
@@ -397,13 +397,12 @@ def train(documents: Iterable[str], spec: str) -> bytes:
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
-  """Returns the text of each id inside a text, with the space before a word."""
-  decode = tokenizer.decode  # which may drop a space at either end
-  before = tokenizer.encode_inside("a", first=True).tolist()
-  after = tokenizer.encode_inside("a").tolist()
-  start = len(decode(before))
-  stop = start - len(decode(before + after))
-  return [decode([*before, token, *after])[start:stop] for token in ids]
+  """Returns the text of each id inside a text, with the space of a word."""
+  word = tokenizer.encode("a").tolist()  # decoders drop a space at an end
+  size = len(tokenizer.decode(word))
+  if getattr(tokenizer, "is_suffix", False):
+    return [tokenizer.decode([int(x), *word])[:-size] for x in ids]
+  return [tokenizer.decode([*word, int(x)])[size:] for x in ids]
 
 
 def readable(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
