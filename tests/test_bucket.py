@@ -16,7 +16,9 @@ from dsl_jax import main
 from dsl_jax.convert import __main__ as convert
 from dsl_jax.convert import mdlm
 from dsl_jax.data import corpora, prepare, tokenizers
+from dsl_jax.modes import viewer
 from dsl_jax.runtime import checkpoint, errors, storage
+from dsl_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = "gs://bucket/runs/a"
@@ -156,6 +158,17 @@ def test_settings_with_a_name_outside_utf_8_are_kept(tmp_path):
     assert storage.read_jsonl(tmp_path / name) == rows
 
 
+def test_a_bucket_that_is_not_there_is_named(environment):
+  for write in (
+    lambda: storage.write_text("gs://nowhere/a.txt", "a"),
+    lambda: storage.append("gs://nowhere/a.txt", "a"),
+    lambda: workdir_lib.check_writable("gs://nowhere/run"),
+    lambda: viewer.check("gs://nowhere/a.html"),
+  ):
+    with pytest.raises(errors.UserError, match=r"gs://nowhere.*no such bucket"):
+      write()
+
+
 def test_without_the_package_the_extra_is_named(monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
   storage._set_up_buckets.cache_clear()
@@ -165,7 +178,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
   "place",
-  ["s3://b/run", "hdfs://h/run", "file:///run", "gs:/bucket/run", "gs://"],
+  ["s3://b/run", "file:///run", "gs:/bucket/run", "gs:bucket/run", "gs://"],
 )
 def test_other_storage_is_refused_in_a_sentence(place, capsys, tmp_path):
   with pytest.raises(errors.UserError, match="gs://BUCKET/NAME"):

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 import zstandard
 
 from dsl_jax.data import corpora, detokenizers
+from dsl_jax.runtime import config as config_lib
 
 TEXTS = [f"document {i} é\r\nline two\u2028\n end" for i in range(40)]
 PACKERS = {
@@ -242,6 +243,27 @@ def test_openwebtext_comes_from_the_hub_without_a_glob(tmp_path, monkeypatch):
     load("openwebtext", tmp_path)
 
 
+def test_a_set_of_the_hub_may_have_a_config_and_a_script(monkeypatch):
+  asked = []
+
+  def load_dataset(builder, **settings):
+    asked.append((builder, *settings.values()))
+    if builder == "a/script":
+      raise RuntimeError("Dataset scripts are no longer supported")
+    return datasets.Dataset.from_dict({"article": TEXTS})
+
+  monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+  for name in ("a/table", "a/script"):
+    place = f"hub:{name}:pubmed@validation#article"
+    assert list(corpora.read(place, "none")) == TEXTS
+  files = "a/script@refs%2Fconvert%2Fparquet/pubmed/validation/*.parquet"
+  assert asked == [
+    ("a/table", "validation", "pubmed"),
+    ("a/script", "validation", "pubmed"),
+    ("parquet", f"hf://datasets/{files}", "train"),
+  ]
+
+
 class Lm1b(tfds.core.GeneratorBasedBuilder):
   """A small data set with LM1B's name, features and splits."""
 
@@ -300,13 +322,21 @@ def test_lm1b_is_read_from_its_archive(tmp_path):
   assert splits["train"][-2:] == ["training 2 0 .", "training 2 1 ."]
   assert len(splits["train"]) == 5 and corpus.name == "lm1b"
   assert splits["validation"] == ["heldout 1 0 ."]
-  documents = corpora.read(f"lm1b:{tmp_path}", str(tmp_path))
+  with pytest.raises(ValueError, match=r"unpack the archive .* as lm1b:DIR"):
+    corpora.read(f"lm1b:{tmp_path}/none", str(tmp_path))
+  place = config_lib.Eval(text=f"lm1b:{tmp_path}").text  # is no other storage
+  documents = corpora.read(place, str(tmp_path))
   assert list(documents) == splits["validation"]
 
 
 @pytest.mark.parametrize(
   ("name", "before", "after"),
   [
+    (
+      "scientific_papers",
+      "at 1 /' 3/ 4 , ( a / b )",
+      "at 1 /'[0-9]/ 4, (a/b)",
+    ),
     (
       "wikitext",
       " \n = = Sub @-@ title = = \n In 1 @,@ 000 ( ca . ) , the big "

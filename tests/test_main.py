@@ -279,13 +279,32 @@ def test_a_mode_that_does_not_train_is_ended_by_the_signal(tmp_path):
   assert (process.returncode, process.stdout) == (-signal.SIGTERM, "")
 
 
-def test_a_compiler_does_not_delay_the_end():
-  code = "import ctypes; from dsl_jax.runtime import signals; "
-  code += "signals.end_at_once(); print(); "
-  code += "ctypes.CDLL(None).system(b'sleep 30 > /dev/null')"  # as a compiler
-  with subprocess.Popen([sys.executable, "-c", code], stdout=-1) as process:
+@pytest.mark.parametrize(
+  ("args", "code"),
+  [("", 0), ("train --x=eval", 0), ("eval", 143), ("--x --mode=sample", 143)],
+)
+def test_a_compiler_does_not_delay_the_end(args, code):
+  text = "import ctypes; from dsl_jax.runtime import signals; "
+  text += "signals.end_at_once(); print(); "
+  text += "ctypes.CDLL(None).system(b'sleep 30 > /dev/null')"  # as a compiler
+  command = [sys.executable, "-c", text, *args.split()]
+  with subprocess.Popen(command, stdout=-1) as process:
     process.stdout.readline()
     time.sleep(0.2)
     began = time.monotonic()
     process.terminate()
-    assert process.wait() == 0 and time.monotonic() - began < 20
+    assert process.wait() == code and time.monotonic() - began < 20
+
+
+def test_no_signal_is_lost_while_handlers_are_set_and_ctrl_c_is_a_sentence():
+  begin = "import os, signal, sys, time; from dsl_jax.runtime import signals; "
+  early = "signal.set_wakeup_fd = lambda *_, **__: os.kill(os.getpid(), 15); "
+  late = "signals.restore(); os.kill(os.getpid(), 2); "
+  for first, last, code in ((early, "", -15), ("", late, 130)):
+    text = f"{begin}{first}signals.end_at_once(); {last}time.sleep(9)"
+    command = [sys.executable, "-c", text]
+    process = subprocess.run(
+      command, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == code
+    assert process.stderr == ("stopped by SIGINT\n" if last else "")

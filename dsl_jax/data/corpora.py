@@ -159,7 +159,7 @@ def _read_text(path: str, part: int | None) -> Iterator[str]:
 
 
 def _open_table(
-  name: str, column: str, fix: str, builder: str, **settings: Any
+  title: str, column: str, fix: str, builder: str, **settings: Any
 ) -> Documents:
   """Loads a table whose column must have a string in every row."""
   library = errors.require("datasets", "data")
@@ -167,16 +167,23 @@ def _open_table(
   library.disable_progress_bars()
   library.logging.set_verbosity(library.logging.CRITICAL)
   settings = {"split": "train"} | settings
-  with errors.reading(name, fix):
-    table = library.load_dataset(builder, **settings)
+  with errors.reading(title, fix):
+    try:
+      table = library.load_dataset(builder, **settings)
+    except RuntimeError:  # a script, which is not run: the hub has its tables
+      if "data_files" in settings:
+        raise
+      place = f"{builder}@refs%2Fconvert%2Fparquet/{settings.get('name', '*')}"
+      files = f"hf://datasets/{place}/{settings['split']}/*.parquet"
+      table = library.load_dataset("parquet", data_files=files, split="train")
   kind = getattr(table.features.get(column), "dtype", "")
   if not kind.endswith("string") or table.data.column(column).null_count:
     raise ValueError(
-      f"{name} has no column {column!r} with a string in every row but the "
+      f"{title} has no column {column!r} with a string in every row but the "
       f"columns {', '.join(table.features)}; name one as GLOB#COLUMN."
     )
   values = table.data.column(column)
-  with errors.reading(name, fix):
+  with errors.reading(title, fix):
     values.validate(full=True)  # that it is UTF-8
   return Documents(len(values), lambda: (x.as_py() for x in values))
 
@@ -288,6 +295,8 @@ def tfds(place: str) -> Corpus:
   open_files = library.core.read_only_builder.builder_from_files
   title = f"the TFDS data set {name} in {directory}"
   fix = f"tfds build {name} --file_format=array_record --data_dir={directory}"
+  if name == "lm1b":  # without TensorFlow, which `tfds build` needs
+    fix += "; or unpack the archive of statmt.org/lm-benchmark, as lm1b:DIR"
   with errors.reading(title, f"prepare it with: {fix}."):
     folder = storage.local(open_files(name, data_dir=directory).data_dir)
     builder = library.builder_from_directory(folder)

@@ -17,6 +17,7 @@ def _spaced(marks: str) -> list[tuple[str, str]]:
 
 _WIKITEXT = [
   ("s '", "s'"),
+  ("/' [0-9]/", "/'[0-9]/"),  # literally so in MDLM
   *((f" @{re.escape(x)}@ ", x) for x in "-,."),
   *_spaced(":;.!?,"),
   (r"\(\s*([^\)]*?)\s*\)", r"(\1)"),

@@ -49,8 +49,8 @@ def encode_documents(
 ) -> Iterator[np.ndarray]:
   """Yields int32 [n] per document: the stream of tokens that rows are cut from.
 
-  Words: EOS follows every document. Characters: the text is normalised to the
-  alphabet, with one space between documents.
+  Words: EOS follows every document, or a space if there is no EOS. Characters:
+  the text is normalised to the alphabet, with one space between documents.
   """
   if isinstance(tokenizer, tokenizers.CharTokenizer):
     last = ""
@@ -63,6 +63,9 @@ def encode_documents(
       yield tokenizer.encode(text)
     return
   end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+  if not end:  # many models put a space themselves
+    twice = tokenizer.decode(np.tile(tokenizer.encode("a"), 2))
+    end = tokenizer.encode_inside(" ").tolist() if twice == "aa" else []
   documents = iter(documents)
   while batch := list(itertools.islice(documents, _DOCUMENTS)):
     for ids in tokenizer.encode_many(batch):

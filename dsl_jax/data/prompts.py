@@ -39,20 +39,20 @@ def _special(word, tokenizer, length):
   return [token]
 
 
-def _encode(text, tokenizer, follows_gap):
+def _encode(text, tokenizer, **ends):
   """Returns the tokens of a text, normalised as the corpus was."""
   if "[mask" in text.lower():
     raise ValueError("has a gap that is not written [MASK] or [MASK:9].")
   is_plain = all(x.isascii() or not x.isalpha() for x in text)
   if isinstance(tokenizer, tokenizers.CharTokenizer) and is_plain:
     text = tokenizer.normalize(text)
-  ids = tokenizer.encode(text).tolist()
+  ids = tokenizer.encode_inside(text, **ends).tolist()
   if tokenizer.unk_id in ids:
     raise ValueError(
       f"has characters that {tokenizer.name!r} lacks in {text[:80]!r}; leave "
       "them out, or write small letters if its corpus has no others."
     )
-  return tokenizer.encode_inside(text).tolist() if follows_gap else ids
+  return ids
 
 
 def parse(
@@ -77,8 +77,10 @@ def parse(
       if i % 2:
         tokens += _special(word, tokenizer, length)
       elif word:
-        follows_gap = i > 0 and words[i - 1].startswith("MASK")
-        tokens += _encode(word, tokenizer, follows_gap)
+        # A gap goes on, and so does what is open after the prompt.
+        first = i == 0 or not words[i - 1].startswith("MASK")
+        last = i + 1 < len(words) and not words[i + 1].startswith("MASK")
+        tokens += _encode(word, tokenizer, first=first, last=last)
   except ValueError as error:
     raise ValueError(f"{name} {error}") from error
   wrap = wrap and bool(text)

@@ -34,6 +34,7 @@ _SENTENCEPIECE_FILE = "tokenizer.model"  # in a folder
 # Appended to a SentencePiece model, a protocol buffer, it turns off two of its
 # rules: a space put before a text, and those removed at its ends.
 _INSIDE = b"\x1a\x04\x18\0\x20\0"
+_SPACE = "\u2581"  # as SentencePiece writes it
 _WORD = r"(?<=\S)(?=[ \n])"  # GPT-2 always begins a word before a first space
 _ENCODED = 1_000_000  # characters encoded at a time: bounds the BPE's memory
 _SENTENCES = 20_000  # that a vocabulary is trained on
@@ -65,8 +66,8 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> np.ndarray:
     """Returns int32 [n], with the markers in the text and no others."""
 
-  def encode_inside(self, text: str) -> np.ndarray:
-    """Encodes text that follows other text: no space is put before it."""
+  def encode_inside(self, text: str, first=False, last=False) -> np.ndarray:
+    """Encodes a part of a text: no space is put or lost where it goes on."""
     return self.encode(text)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -80,10 +81,9 @@ class Tokenizer(Protocol):
 class _MarkedTokenizer(Tokenizer):
   """Finds markers in texts and in ids; encodes and decodes what is between."""
 
-  _encode: Callable[[str], Any]
-  _decode: Callable[[list[int]], str]
-  _encode_inside: Callable[[str], Any]  # after a marker
-  _decode_inside: Callable[[list[int]], str]
+  # Of what is between markers; whether it is first and last in the text.
+  _encode: Callable[[str, bool, bool], Any]
+  _decode: Callable[[list[int], bool, bool], str]
 
   def _mark(self, markers: Mapping[str, int]) -> None:
     """Sets the markers and their ids."""
@@ -91,36 +91,26 @@ class _MarkedTokenizer(Tokenizer):
     self._name_of = {token: name for name, token in markers.items()}
     names = map(re.escape, sorted(markers, key=len, reverse=True))
     self._pattern = re.compile(f"({'|'.join(names) or '(?!)'})")
-    self._encode_inside, self._decode_inside = self._encode, self._decode
-
-  def _encode_parts(self, text, encode):
-    words = self._pattern.split(text)
-    start = words[0].rstrip(" ") if len(words) > 1 else words[0]
-    words[0] = words[0][len(start) :]  # spaces before the first marker
-    parts = [encode(start)] if start else []
-    for number, word in enumerate(words):
-      if word:
-        is_marker = number % 2
-        ids = [self._markers[word]] if is_marker else self._encode_inside(word)
-        parts.append(ids)
-    return np.array(list(itertools.chain(*parts)), np.int32)
 
   def encode(self, text: str) -> np.ndarray:
-    return self._encode_parts(text, self._encode)
+    return self.encode_inside(text, first=True, last=True)
 
-  def encode_inside(self, text: str) -> np.ndarray:
-    return self._encode_parts(text, self._encode_inside)
+  def encode_inside(self, text: str, first=False, last=False) -> np.ndarray:
+    words, parts = self._pattern.split(text), []
+    for n, word in enumerate(words):
+      if n % 2:
+        parts.append([self._markers[word]])
+      elif word:
+        ends = first and n == 0, last and n == len(words) - 1
+        parts.append(self._encode(word, *ends))
+    return np.array(list(itertools.chain(*parts)), np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    ids, text = np.asarray(ids).tolist(), ""
-    marks = itertools.groupby(ids, self._name_of.__contains__)
-    for number, (marked, group) in enumerate(marks):
-      if marked:
-        text += "".join(self._name_of[token] for token in group)
-      else:
-        tokens = list(group)
-        start = number == 0 and self._decode(tokens)
-        text += start or self._decode_inside(tokens)
+    marks = itertools.groupby(np.asarray(ids).tolist(), self._name_of.get)
+    groups, text = [(name, list(group)) for name, group in marks], ""
+    for n, (name, group) in enumerate(groups):
+      ends = n == 0, n == len(groups) - 1
+      text += name * len(group) if name else self._decode(group, *ends)
     return text
 
 
@@ -163,7 +153,7 @@ class CharTokenizer(_MarkedTokenizer):
     parts = enumerate(self._pattern.split(text))
     return "".join(x if n % 2 else normalize_text8(x) for n, x in parts)
 
-  def _encode(self, text):
+  def _encode(self, text, *_):
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     tokens = self._id_of[np.minimum(codes, 255)]
     if tokens.size and tokens.min() < 0:
@@ -174,7 +164,7 @@ class CharTokenizer(_MarkedTokenizer):
       )
     return tokens
 
-  def _decode(self, ids):
+  def _decode(self, ids, *_):
     ids = np.asarray(ids, np.int64)
     if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
       raise ValueError(
@@ -223,9 +213,9 @@ class LibraryTokenizer(Tokenizer):
     parts = cut(text, _ENCODED, _WORD) if self.name == "gpt2" else [text]
     return np.concatenate([self._encode([part])[0] for part in parts])
 
-  def encode_inside(self, text: str) -> np.ndarray:
-    ids = self._inside.encode(text, add_special_tokens=False).ids
-    return np.array(ids, np.int32)
+  def encode_inside(self, text: str, first=False, last=False) -> np.ndarray:
+    model = self._model if first else self._inside
+    return np.array(model.encode(text, add_special_tokens=False).ids, np.int32)
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     if max(map(len, texts), default=0) > _ENCODED:
@@ -296,11 +286,25 @@ class SentencePieceTokenizer(_MarkedTokenizer):
     self.unk_id: int | None = self._model.unk_id()
     model, ids = self._model, range(self.vocab_size)
     marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
-    self._encode, self._decode = model.encode, model.decode
     self._mark({model.id_to_piece(x): x for x in marks})
-    inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
-    self._encode_inside, self._decode_inside = inside.encode, inside.decode
+    self._inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
+    # Some put the space after a text; white space is part of the word before.
+    self.is_suffix = model.encode("a", out_type=str)[-1].endswith(_SPACE)
     self.fingerprint = hashlib.sha256(content).hexdigest()
+
+  def _encode(self, text, first, last):
+    """Applies the model's rules at an end of a text, and only there."""
+    inside = self._inside.encode
+    if not (last if self.is_suffix else first):
+      return inside(text)
+    start = 0 if first else len(text) - len(text.lstrip(" "))
+    stop = len(text) if last else len(text.rstrip(" "))
+    body = self._model.encode(text[start:stop])
+    return inside(text[:start]) + body + inside(text[stop:])
+
+  def _decode(self, ids, first, last):
+    is_end = last if self.is_suffix else first
+    return (is_end and self._model.decode(ids)) or self._inside.decode(ids)
 
 
 class ByteTokenizer(_MarkedTokenizer):
@@ -316,10 +320,10 @@ class ByteTokenizer(_MarkedTokenizer):
     self.files: dict[str, bytes] = {}
     self._mark({"<|endoftext|>": 256})
 
-  def _encode(self, text):
+  def _encode(self, text, *_):
     return list(text.encode())
 
-  def _decode(self, ids):
+  def _decode(self, ids, *_):
     return bytes(ids).decode(errors="replace")
 
 
@@ -393,10 +397,12 @@ def train(documents: Iterable[str], spec: str) -> bytes:
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
-  """Returns the text of each id inside a text, with the space before a word."""
-  before = tokenizer.encode("a").tolist()  # decoders drop a space at the start
-  start = len(tokenizer.decode(before))
-  return [tokenizer.decode([*before, int(token)])[start:] for token in ids]
+  """Returns the text of each id inside a text, with the space of a word."""
+  word = tokenizer.encode("a").tolist()  # decoders drop a space at an end
+  size = len(tokenizer.decode(word))
+  if getattr(tokenizer, "is_suffix", False):
+    return [tokenizer.decode([int(x), *word])[:-size] for x in ids]
+  return [tokenizer.decode([*word, int(x)])[size:] for x in ids]
 
 
 def readable(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:

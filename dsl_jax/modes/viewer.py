@@ -33,8 +33,8 @@ def check(path: str) -> None:
     page.unlink()
   except OSError as error:
     raise errors.UserError(
-      f"--trace is {path}, which cannot be written ({error.strerror}); name a "
-      "new file in a writable folder."
+      f"--trace is {path}, which cannot be written ({storage.reason(error)}); "
+      "name a new file in a writable folder."
     ) from error
 
 

@@ -35,7 +35,9 @@ _probability = _within(lambda v: 0 < v <= 1, "use a probability in (0, 1]")
 _log_snr = _within(lambda v: abs(v) <= 20, "use -20 to 20")
 _deviation = _within(lambda v: 0 <= v <= 10, "use 0 to 10")
 _PLACE = "use a local path or gs://BUCKET/"
-_path = _within(lambda v: storage.is_supported(v or ""), _PLACE)
+_path = _within(
+  lambda v: storage.is_supported((v or "").removeprefix("lm1b:")), _PLACE
+)
 _spec = _within(
   lambda v: storage.is_supported((v or "").partition(":")[2]), _PLACE
 )

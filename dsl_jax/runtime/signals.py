@@ -1,11 +1,13 @@
 """SIGTERM and Ctrl-C before there is anything to save; imports nothing slow."""
 
 import os
+import re
 import signal
 import sys
 import threading
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_OTHER_MODE = r"(^|-mode[= ])(?!train\b)[a-z]"  # in a command line
 
 
 def _leave_to_the_watch(number, frame):
@@ -21,14 +23,25 @@ def restore() -> None:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def end_at_once() -> None:
-  """Ends the process on a signal, with code 0, until another handler is set.
+def _report(kind, error, trace):
+  """An exception hook: Ctrl-C is one sentence, no crash of other threads."""
+  if not issubclass(kind, KeyboardInterrupt):
+    return sys.__excepthook__(kind, error, trace)
+  sys.stderr.write("stopped by SIGINT\n")
+  os._exit(128 + signal.SIGINT)
 
-  Python's own handlers would wait until a program is compiled.
+
+def end_at_once() -> None:
+  """Ends the process on a signal, until another handler is set.
+
+  The code is 0 if it was to train, otherwise 128 and the signal, as a shell has
+  it. Python's own handlers would wait until a program is compiled.
   """
   if signal.getsignal(signal.SIGTERM) is _leave_to_the_watch:
     return
   sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+  sys.excepthook = _report
+  is_other = re.search(_OTHER_MODE, " ".join(sys.argv[1:]))
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
 
@@ -38,9 +51,10 @@ def end_at_once() -> None:
       if signal.getsignal(number) is _leave_to_the_watch:
         name = signal.Signals(number).name
         os.write(1, f"stopped by {name}; there is nothing to save\n".encode())
-        os._exit(0)
+        os._exit(128 + number if is_other else 0)
 
-  for number in SIGNALS:
-    signal.signal(number, _leave_to_the_watch)
+  # The handlers come last: before them no signal is lost.
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   threading.Thread(target=watch, daemon=True).start()
+  for number in SIGNALS:
+    signal.signal(number, _leave_to_the_watch)

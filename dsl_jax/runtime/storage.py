@@ -26,7 +26,7 @@ from dsl_jax.runtime import errors
 Path = str | os.PathLike
 _ESCAPE = "backslashreplace"  # names of files may hold bytes outside UTF-8
 _INTACT = "replace it with an intact file."
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_SCHEME = re.compile(r"(?i)[a-z][a-z0-9+.-]*:/|(gs|s3):")
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/|$)")
 _BLOCK = 1 << 26  # bytes of a request to a bucket
 
@@ -166,6 +166,14 @@ def move_folder(source: pathlib.Path, target: pathlib.Path) -> None:
     source.rmtree()
 
 
+def reason(error: Exception) -> str:
+  """Returns why a path cannot be written, as a system or a bucket says it."""
+  text = getattr(error, "strerror", None)
+  if not text and isinstance(error, FileNotFoundError):
+    return "no such bucket"
+  return text or repr(error)[:300]
+
+
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[pathlib.Path]:
   """A local file to write, which becomes `path` when it is complete."""
@@ -182,7 +190,13 @@ def staged(path: Path) -> Iterator[pathlib.Path]:
   with tempfile.TemporaryDirectory(dir=make_folder(copies())) as folder:
     partial = pathlib.Path(folder) / path.name
     yield partial
-    _copy(partial, path)
+    try:
+      _copy(partial, path)
+    except Exception as error:  # gcsfs has its own
+      raise errors.UserError(
+        f"{path} cannot be written ({reason(error)}); check its name and your "
+        "rights there."
+      ) from error
 
 
 @contextlib.contextmanager
@@ -202,7 +216,8 @@ def append(path: Path, text: str) -> None:
       file.write(text)
   else:
     before = path.read_bytes() if path.exists() else b""
-    path.write_bytes(before + text.encode(errors=_ESCAPE))
+    with replacing(path) as file:
+      file.write(before + text.encode(errors=_ESCAPE))
 
 
 def digest(tree: Any) -> str:

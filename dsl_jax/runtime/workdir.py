@@ -154,7 +154,7 @@ def check_writable(workdir: str) -> None:
   except OSError as error:
     raise errors.UserError(
       f"--workdir is {workdir}, which cannot be written "
-      f"({error.strerror or error}); choose another."
+      f"({storage.reason(error)}); choose another."
     ) from error
 
 
