@@ -2,9 +2,9 @@
 
 python -m benchmarks.endpoints [--mdlm=runs/finetune/mdlm.ckpt] [--random=...]
 
-Two models: the one that benchmarks/finetune.py trains, on held-out text, and a
-twin of ROWS,WIDTH,DEPTH,HEADS with random weights, on random tokens. Half of
-the positions are masked (z = 0), the others clean (z = clean_snr e(v)). At the
+Two models: the one of benchmarks/train_mdlm.py, on held-out text, and a twin of
+ROWS,WIDTH,DEPTH,HEADS with random weights, on random tokens. Half of the
+positions are masked (z = 0), the others clean (z = clean_snr e(v)). At the
 masked positions the log-probabilities of all tokens are compared with those of
 the masked model inside the same weights: the largest and the mean absolute
 difference and the mean KL(MDLM || DSL), in nats.
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import finetune, torch_twin
+from benchmarks import torch_twin, train_mdlm
 from dsl_jax import convert
 from dsl_jax.core import channel, sphere
 from dsl_jax.data import prepare
@@ -98,12 +98,12 @@ def table(path, tokens_BL, sphere_dim):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--mdlm", default="runs/finetune/mdlm.ckpt")
+  parser.add_argument("--mdlm", default=train_mdlm.OUT)
   parser.add_argument("--random", default="50258,64,2,4")
   args = parser.parse_args()
   print("max / mean / KL in nats")
   if pathlib.Path(args.mdlm).exists():
-    cfg = finetune.load_config("", "unused")
+    cfg = train_mdlm.load_config()
     rows_NL = prepare.open_rows(cfg, "validation").tokens_NL
     tokens_BL = np.asarray(rows_NL[:64], np.int32)
     print(

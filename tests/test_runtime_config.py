@@ -122,6 +122,7 @@ def parse(*args):
     ("text8.py", 92),
     ("owt.py", 173),
     ("owt.py:paper", 173),
+    ("owt.py:short", 173),
     ("owt.py:1b", 984),
     ("owt_scratch.py", 173),
     ("lm1b.py", 173),

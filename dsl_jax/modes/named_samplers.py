@@ -73,10 +73,15 @@ def _commit_step(c):
 
 
 def _hybrid(c, b):
-  """Continuous steps, one commitment by confidence, then a masked path."""
+  """Continuous steps, one commitment by confidence, then a masked path.
+
+  Tokens are committed at the upper quartile of the training law. Later all are
+  confident, whether or not they fit each other (docs/study.md).
+  """
   soft_steps = _commit_step(c)
+  high = min(c.snr_max, math.exp(b.law.mu + 0.67 * b.law.sigma))
   soft = paths.geometric(
-    soft_steps, b.length, snr_min=c.snr_min, snr_max=c.snr_max
+    soft_steps, b.length, snr_min=min(c.snr_min, high), snr_max=high
   )
   hard = paths.masked(b.key, c.steps - soft_steps, b.size, b.length)
   return paths.concat(soft[:-1], hard)

@@ -15,6 +15,7 @@ from dsl_jax.samplers import policies
 from studies.small import data, evaluate, model
 
 LOW, HIGH = 0.5, 40.0  # SNRs of the continuous grids
+EARLY = 12.0  # upper quartile of the training law, where a hybrid commits
 REMASKS = 1.0  # expected a token, at every budget
 SOFT_SNR = 5.0  # what a softly remasked token falls to
 CONFIDENT = 0.9  # from which a hybrid commits
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
   integrator: str = "mean"
   policy: policies.Policy | jax.tree_util.Partial | None = None
   noise: float = 1.0  # 0 is the probability flow
+  temperature: float = 1.0
 
 
 class Drawn(NamedTuple):
@@ -92,10 +94,10 @@ def commit_softly(path_TBL: np.ndarray, row: int) -> policies.Policy:
   return policies.Policy(rule, partial(_leads_to, row))
 
 
-def _hybrid(key, calls, size):
+def _hybrid(key, calls, size, snr_max):
   """Half of the calls continuous, one row of commitment, a masked path."""
   row = max(calls // 2, 1)
-  soft = paths.geometric(row, data.LENGTH, snr_min=LOW, snr_max=HIGH)
+  soft = paths.geometric(row, data.LENGTH, snr_min=LOW, snr_max=snr_max)
   hard = paths.masked(key, calls - row, size, data.LENGTH)
   return paths.concat(soft[:-1], hard), row
 
@@ -106,18 +108,22 @@ def plan(
   """Returns path, integrator and policy of a sampler.
 
   Args:
-    name: in `NAMES`.
+    name: in `NAMES`; a last word "0.9" is the temperature.
     key: typed random key.
     calls: of the network, at most.
     size: sequences.
     mmse: measured curve on `evaluate.SNR_GRID`, for the information grids.
   """
+  if name.endswith("-0.9"):
+    cooler = plan(name.removesuffix("-0.9"), key, calls, size, mmse)
+    return cooler._replace(temperature=0.9)
   L = data.LENGTH
   per_step = -(-L // calls)
   heun = (calls + 1) // 2  # two calls a finite move, one for the read-out
-  if name.startswith(("hybrid", "soft-hybrid")):
-    path, row = _hybrid(key, calls, size)
-    soft = name == "soft-hybrid"
+  if "hybrid" in name:
+    last = EARLY if name.startswith("early") else HIGH
+    path, row = _hybrid(key, calls, size, last)
+    soft = name.endswith("soft-hybrid")
     how = commit_softly(path, row) if soft else None
     return Plan(path, policy=how or policies.commit(path, row, CONFIDENT))
   if name == "confidence":
@@ -141,7 +147,14 @@ def plan(
   return known[name]()
 
 
-DISCRETE = ("masked", "random-order", "confidence", "remask")
+DISCRETE = (
+  "masked",
+  "masked-0.9",
+  "random-order",
+  "confidence",
+  "remask",
+  "remask-0.9",
+)
 CONTINUOUS = (
   "euler-geometric",
   "euler-information",
@@ -149,6 +162,8 @@ CONTINUOUS = (
   "heun-information",
   "flow-geometric",
   "sample-geometric",
+  "early-hybrid",
+  "early-soft-hybrid",
   "hybrid",
   "soft-hybrid",
   "soft-remask",
@@ -209,6 +224,7 @@ def draw(
       integrator=chosen.integrator,
       policy=chosen.policy,
       noise=chosen.noise,
+      temperature=chosen.temperature,
       callback=counter,
       rows=1 if counter else samplers.sampler.SEGMENT_ROWS,
     )

@@ -1,12 +1,13 @@
-"""The fine-tuning benchmark scores the masked model as PyTorch would."""
+"""The study scores the masked model inside as PyTorch would."""
 
 import jax
 import numpy as np
 import torch
 
-from benchmarks import finetune, torch_twin
+from benchmarks import torch_twin
 from dsl_jax import convert, likelihood
 from dsl_jax.nets import denoiser as denoiser_lib
+from studies.small import model
 
 
 def test_masked_score_is_the_twins(tmp_path):
@@ -18,7 +19,7 @@ def test_masked_score_is_the_twins(tmp_path):
       p.add_(0.3 * torch.randn_like(p))
   torch.save(twin.state_dict(), tmp_path / "pytorch_model.bin")
   params, net_cfg = convert.mdlm.load(tmp_path, sphere_dim=8)
-  net = finetune.masked_only(denoiser_lib.make_denoiser(net_cfg))
+  net = model.masked_only(denoiser_lib.make_denoiser(net_cfg))
 
   seen_z = []
 
