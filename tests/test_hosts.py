@@ -36,7 +36,9 @@ def wait_for(workdir, step):
     time.sleep(0.02)
 
 
-def test_hosts_that_are_killed_and_others_that_continue_end_like_one(rows, alone, tmp_path):
+def test_hosts_that_are_killed_and_others_that_continue_end_like_one(
+  rows, alone, tmp_path
+):
   workdir = tmp_path / "run"
 
   def start(**hosts):

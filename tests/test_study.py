@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from dsl_jax.nets import denoiser as denoiser_lib
-from studies.small import arms, controls, model, presets, sampling, train
+from studies.small import (
+  arms,
+  controls,
+  measures,
+  model,
+  presets,
+  sampling,
+  train,
+)
 
 NET = dataclasses.replace(presets.QUICK.net, vocab_size=40)
 RUN = train.Run(steps=100, batch_size=4, learning_rate=1e-3)
@@ -181,6 +189,14 @@ def test_samplers_keep_their_budget(name):
   drawn = sampling.draw(params, denoiser, name, 4, 2, mmse)
   assert 1 < drawn.calls <= 4
   assert drawn.tokens_NL.shape == (2, 64)
+
+
+def test_text_of_the_training_rows_is_likelier_than_noise():
+  rng = np.random.default_rng(0)
+  train_NL, noise_NL = rng.integers(3, 40, (2, 8, LENGTH))
+  rows_NL = np.concatenate([train_NL[2:3], noise_NL[:1]])
+  known, strange = measures.ngram_nats(train_NL, rows_NL, 40)
+  assert known < 0.5 * strange < 2 * LENGTH * np.log(40)
 
 
 def test_changes_of_weights_are_kept_to_a_small_error(tmp_path):

@@ -59,7 +59,7 @@ def ngram_nats(
     vocab_size: pieces.
   """
   shape = samples_NL.shape
-  p = ngrams.probabilities(
+  *_, p = ngrams.probabilities(
     np.ravel(train_NL), np.ravel(samples_NL), vocab_size, ORDER
   )
   return -np.log(p).reshape(shape)[:, 1:-1].sum(axis=1)
