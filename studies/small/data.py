@@ -25,6 +25,7 @@ import subprocess
 import unicodedata
 from collections.abc import Iterable
 
+import numpy as np
 import sentencepiece
 
 from dsl_jax.data import corpora, packing, tokenizers
@@ -152,6 +153,18 @@ def train_vocabulary(texts: Iterable[str]) -> None:
 def vocabulary() -> tokenizers.Tokenizer:
   """Returns the study's tokenizer."""
   return tokenizers.load(f"sentencepiece:{VOCABULARY}")
+
+
+def texts(rows_NL: np.ndarray) -> list[str]:
+  """Returns the texts of rows without markers, also those between documents.
+
+  Args:
+    rows_NL: ids.
+  """
+  tokenizer = vocabulary()
+  markers = tokenizer.bos_id, tokenizer.eos_id
+  rows = (row_L[~np.isin(row_L, markers)] for row_L in np.asarray(rows_NL))
+  return [tokenizer.decode(row) for row in rows]
 
 
 def _prose(entry):

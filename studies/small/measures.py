@@ -13,16 +13,6 @@ _WORD = re.compile(r"[A-Za-z']+")
 _TIMES = 2  # that a real word occurs in the training text
 
 
-def decode(tokens_NL: np.ndarray) -> list[str]:
-  """Returns the texts of rows without their markers.
-
-  Args:
-    tokens_NL: rows.
-  """
-  tokenizer = data.vocabulary()
-  return [tokenizer.decode(row[1:-1]) for row in tokens_NL]
-
-
 def words(texts: list[str]) -> list[list[str]]:
   """Returns the words of every text, without the first and the last one.
 
@@ -40,7 +30,7 @@ def known_words(rows_NL: np.ndarray) -> set[str]:
   Args:
     rows_NL: of the training text.
   """
-  texts = decode(rows_NL)
+  texts = data.texts(rows_NL)
   count = Counter(word for found in words(texts) for word in found)
   return {word for word, times in count.items() if times >= _TIMES}
 
@@ -80,7 +70,7 @@ def cheap(
     known: real words.
   """
   inner = tokens_NL[:, 1:-1]
-  found = words(decode(tokens_NL))
+  found = words(data.texts(tokens_NL))
   real_N = [sum(word in known for word in x) for x in found]
   chars_N = np.maximum(evaluate.characters(tokens_NL), 1)
   entropy_N = [diversity.unigram_entropy(row) for row in inner]

@@ -9,6 +9,7 @@ from dsl_jax import probes
 from dsl_jax.quality import estimate, mauve, perplexity
 from studies.small import (
   arms,
+  data,
   evaluate,
   judge,
   measures,
@@ -92,7 +93,7 @@ def measure(study: store.Study, name: str, calls: int) -> list[dict]:
     content |= {"cpu_seconds": round(cost[1], 4), "rewrites": round(cost[2], 4)}
     content |= measures.cheap(tokens_NL, nats_N, known)
     content |= judged.get(sampler, {})
-    content["texts"] = measures.decode(tokens_NL[:TEXTS])
+    content["texts"] = data.texts(tokens_NL[:TEXTS])
     found.append(content)
   return found
 
@@ -138,7 +139,7 @@ def read_by_smollm(study: store.Study, name: str, calls: int) -> None:
   kept = study.work / "smollm-human.npy"
   if not kept.exists():
     rows_NL = evaluate.held_out(study.packed["validation"], study.preset.drawn)
-    np.save(kept, perplexity.features(reader, measures.decode(rows_NL)))
+    np.save(kept, perplexity.features(reader, data.texts(rows_NL)))
   human_ND = np.load(kept)
   drawn = {"text": evaluate.held_out(study.packed["test"], study.preset.drawn)}
   for sampler in samplers(name):
@@ -146,7 +147,7 @@ def read_by_smollm(study: store.Study, name: str, calls: int) -> None:
       drawn[sampler] = file["tokens"].astype(np.int32)
   cells = []
   for sampler, tokens_NL in drawn.items():
-    texts = measures.decode(tokens_NL)
+    texts = data.texts(tokens_NL)
     found = perplexity.remdm(reader, texts)
     score = mauve.score(human_ND, perplexity.features(reader, texts))
     cells.append(
