@@ -10,7 +10,9 @@ _FIRST = ("A1", "A3", "S", "skip", "S-0.75", "A2", "A4")
 _ARMS = ("A7", "A8", "A5", "A5t")
 _GAP = tuple(name for name in arms.GAP if name not in _FIRST)
 _SEEDS = tuple(
-  f"{name}.s{seed}" for seed in (1, 2) for name in ("A1", "A3", "S", "A2", "A4")
+  f"{name}.s{seed}"
+  for seed in (1, 2)
+  for name in ("A1", "A3", "S-0.75", "A2", "A4")
 )
 _EVERY = {"endpoint": 1, "integral": 2, "masked:32": 8, "geometric:32": 8}
 
