@@ -88,5 +88,7 @@ if __name__ == "__main__":
   parser.add_argument("--out", default=OUT, type=pathlib.Path)
   parser.add_argument("--steps", type=int, default=6000)
   args = parser.parse_args()
+  if args.out.exists():
+    parser.error(f"--out is {args.out}, which exists; name another file.")
   args.out.parent.mkdir(parents=True, exist_ok=True)
   train(args.out, load_config(), args.steps)
