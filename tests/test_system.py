@@ -156,6 +156,17 @@ def test_every_named_sampler_is_a_path_that_keeps_its_budget():
       assert len(paths.compact(path)) - 1 <= within, name
 
 
+def test_a_hybrid_commits_where_three_quarters_of_the_training_snrs_lie_below():
+  law = config_lib.TrainingLaw(mu=1.0, sigma=0.5)
+  net = config_lib.NetConfig(27, 16, 1, 2, 4)
+  for snr_max, last in ((40.0, np.exp(1.0 + 0.67 * 0.5)), (2.0, 2.0)):
+    section = config_lib.Sample(path="hybrid", steps=8, snr_max=snr_max)
+    cfg = config_lib.Config("x", net, law=law, sample=section)
+    path, policy = named_samplers.build(cfg, jax.random.key(0), 1)
+    assert policy is not None and (path[4] == 0).any()
+    np.testing.assert_allclose(path[3], last, rtol=1e-5)
+
+
 def test_a_model_is_loaded_from_every_place(run, tmp_path, monkeypatch):
   workdir, mode = run
   shipped = tmp_path / "shipped"
