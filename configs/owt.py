@@ -5,7 +5,7 @@ python -m dsl_jax.data.prepare --corpus=openwebtext --tokenizer=gpt2
 
 Variants, --config=configs/owt.py:NAME
   ""     our converter init: beta = 1, its learning rate x 10, clean_snr 100
-  short  for a tenth of the steps or fewer: the evidence skip, more endpoints
+  short  the study's recipe for short runs, not tried at this size
   paper  the authors' converter init
   1b     about 1 B parameters, from scratch, cut over 16 devices
 
