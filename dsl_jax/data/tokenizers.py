@@ -62,7 +62,6 @@ class Tokenizer(Protocol):
   unk_id: int | None  # of what the vocabulary does not have
   fingerprint: str  # sha256 of the vocabulary, not of its files
   files: dict[str, bytes]  # what `load` reads from a folder, NAME:FOLDER
-  is_suffix: bool = False  # the space between words ends the first of them
 
   def encode(self, text: str) -> np.ndarray:
     """Returns int32 [n], with the markers in the text and no others."""
@@ -289,6 +288,7 @@ class SentencePieceTokenizer(_MarkedTokenizer):
     marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
     self._mark({model.id_to_piece(x): x for x in marks})
     self._inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)
+    # Some put the space after a text; white space is part of the word before.
     self.is_suffix = model.encode("a", out_type=str)[-1].endswith(_SPACE)
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
@@ -400,7 +400,7 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
   """Returns the text of each id inside a text, with the space of a word."""
   word = tokenizer.encode("a").tolist()  # decoders drop a space at an end
   size = len(tokenizer.decode(word))
-  if tokenizer.is_suffix:
+  if getattr(tokenizer, "is_suffix", False):
     return [tokenizer.decode([int(x), *word])[:-size] for x in ids]
   return [tokenizer.decode([*word, int(x)])[size:] for x in ids]
 
