@@ -169,6 +169,9 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
     place = evaluate._target(cfg, root / "run", result, full)
     assert place.name.startswith("eval-validation-")  # and nothing is lost
   (root / "run/eval.json").write_text(text)
+  assert mode("eval", **{"eval.bounds": "endpoint", "eval.sequences": 1}) == 0
+  _, one = scored_text(root, capsys.readouterr().out)
+  assert [x["stderr"] > 0 for x in one["bounds"].values()] == [True, True]
 
 
 def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
@@ -180,8 +183,9 @@ def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
   cfg = quickstart(
     "--config.data.length=8", "--config.data.wrap", "--config.eval.sequences=9"
   )
-  name, nats_N = evaluate._best_ngram(cfg, *splits)
-  assert name == "ngram_2"
+  name, nats_NL = evaluate._best_ngram(cfg, *splits)
+  nats_N = nats_NL.sum(axis=1)
+  assert name == "ngram_2" and nats_NL.shape == (9, 6)
   drawn_NL = trained.draw_rows(splits[1].tokens_NL, 9, cfg.seed)
   *_, prob = ngrams.probabilities(chain[:2400], chain[2400:], 27, 2)
   every_N = -np.log(prob).reshape(-1, 6).sum(axis=1)
@@ -433,11 +437,13 @@ def test_zero_shot_reads_documents_and_undoes_their_tokens(
   root, mode = run
   for name, lines in (
     ("ptb", ["the company 's board did n't say", "more than N years"]),
-    ("lambada", ["in the beginning was the word"]),
+    ("lambada,ptb", ["in the beginning was the word"]),
   ):
     path = tmp_path / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
-  table = f"zero_shot:ptb={tmp_path}/ptb.jsonl,lambada={tmp_path}/lambada.jsonl"
+  table = (
+    f"zero_shot:ptb={tmp_path}/ptb.jsonl,lambada={tmp_path}/lambada,ptb.jsonl"
+  )
   assert mode("reproduce", f"--table={table}") == 0
   out = capsys.readouterr().out
   assert " 95.26 " in out and " 47.52 " in out
@@ -450,6 +456,10 @@ def test_zero_shot_reads_documents_and_undoes_their_tokens(
   assert row["perplexity_stderr"] > 0 and list(results) == ["ptb", "lambada"]
   assert mode("reproduce", "--table=zero_shot:ptp") == 2
   assert "did you mean 'ptb'" in capsys.readouterr().err
+  for place in ("s3://a/b", f"{tmp_path}/none.txt"):
+    assert mode("reproduce", f"--table=zero_shot:ptb={place}") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "eval.table has " in error and "eval.text" not in error
 
 
 def test_hosts_a_missing_judge_and_package_are_errors_before_sampling(

@@ -87,6 +87,14 @@ def test_samples_are_appended_with_their_settings(run, path):
     assert len(line["text"]) == 24 and line["text"].startswith("in the")
     assert line["settings"]["path"] == path
     assert line["settings"]["train_step"] == 4
+  # What is drawn again is replaced, whatever the number of samples.
+  for num, count in ((5, 5), (2, 5)):
+    assert mode("sample", **change, **{"sample.num": num}) == 0
+    text, again = samples(workdir)
+    assert text.startswith(before)
+    again = again[before.count("\n") :]
+    assert len(again) == count == len({x["text"] for x in again})
+    assert {x["text"] for x in lines} <= {x["text"] for x in again}
 
 
 def test_prompts_and_gaps_come_back_in_every_sample(run, tmp_path, capsys):

@@ -13,13 +13,23 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, loop, storage
 
 _SHOWN = 4  # samples printed on the console
+_SAME = ("num", "batch_size", "stop_at_eos")  # the tokens drawn first
+
+
+def _is_replaced(row, settings, count):
+  """Whether a line is of the same settings, or of a sample drawn again."""
+  old = row.get("settings")
+  if not isinstance(old, dict) or old == settings:
+    return old == settings
+  is_same = old | {key: settings[key] for key in _SAME} == settings
+  return is_same and row.get("index") in range(count)
 
 
 def sample(cfg: config_lib.Config, workdir: str) -> None:
   """Writes samples to WORKDIR/samples.jsonl and prints some of them.
 
   Each batch is added when it is done, with settings and training step. Samples
-  of other settings are kept.
+  of other settings are kept, but for those that are drawn again.
   """
   c, target = cfg.sample, storage.to_path(workdir) / "samples.jsonl"
   with errors.user_errors():
@@ -56,7 +66,9 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
     texts += [line["readable"] for line in lines]
     if is_first_host:
       if not first:
-        storage.filter_jsonl(target, lambda x: x.get("settings") != settings)
+        storage.filter_jsonl(
+          target, lambda row: not _is_replaced(row, settings, len(requests))
+        )
       rows = (json.dumps(line, ensure_ascii=False) for line in lines)
       storage.append(target, "".join(f"{row}\n" for row in rows))
       if trace and not first:
