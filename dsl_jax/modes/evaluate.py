@@ -279,7 +279,8 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     name, nats_NL = _best_ngram(cfg, train_rows, test_rows)
     # Nothing is drawn: the spread is that of the tokens of a row.
     spread_N = nats_NL.std(axis=1) * math.sqrt(nats_NL.shape[1])
-    length, score = rows_NL.shape[1], (nats_NL.sum(axis=1), spread_N)
+    score = nats_NL.sum(axis=1), spread_N
+    length = rows_NL.shape[1]
     numbers = _numbers(score, length, _units(cfg, counts, length))
     numbers.pop("stderr_draws", None)
     bounds[name] = numbers | {"protocol": _PROTOCOLS["ngram"]}

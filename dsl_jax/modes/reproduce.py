@@ -129,14 +129,14 @@ def _parse_texts(name: str, content: str, is_json: bool) -> list:
   with contextlib.suppress(ValueError, RecursionError):
     return _entries(json.loads(content))
   entries: list = []
-  try:
-    for i, line in enumerate(lines, 1):
-      with errors.reading(f"line {i} of {name}", _TEXTS_FIX):
-        entries += _entries(json.loads(line))
-  except errors.UserError:
-    if is_json:
-      raise
-    return lines
+  for i, line in enumerate(lines, 1):
+    try:
+      entries += _entries(json.loads(line))
+    except (ValueError, RecursionError) as error:
+      if not is_json:
+        return lines
+      wrong = f"line {i} of {name} cannot be read ({error})"
+      raise errors.UserError(f"{wrong}; {_TEXTS_FIX}") from error
   return entries
 
 

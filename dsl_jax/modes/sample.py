@@ -53,15 +53,13 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
       {
         "text": tokenizer.decode(ids),
         "readable": tokenizers.readable(tokenizer, ids),
-        "ids": tokens_L.tolist(),  # other ids may be the same text
+        "ids": ids.tolist(),  # other ids may be the same text
         "tokenizer": tokenizer.fingerprint,
         "index": index,
         "prompt": prompt.text,
         "settings": settings,
       }
-      for index, (prompt, tokens_L, ids) in enumerate(
-        zip(requests[first:], tokens_BL, cut), first
-      )
+      for index, (prompt, ids) in enumerate(zip(requests[first:], cut), first)
     ]
     texts += [line["readable"] for line in lines]
     if is_first_host:
