@@ -184,7 +184,6 @@ def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
     "--config.data.length=8", "--config.data.wrap", "--config.eval.sequences=9"
   )
   name, nats_NL = evaluate._best_ngram(cfg, *splits)
-  nats_N = nats_NL.sum(axis=1)
   assert name == "ngram_2" and nats_NL.shape == (9, 6)
   drawn_NL = trained.draw_rows(splits[1].tokens_NL, 9, cfg.seed)
   *_, prob = ngrams.probabilities(chain[:2400], chain[2400:], 27, 2)
@@ -192,9 +191,9 @@ def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
   drawn_N = [
     np.flatnonzero((rows_NL[400:] == row).all(axis=1)) for row in drawn_NL
   ]
-  for nats, numbers in zip(nats_N, drawn_N):  # a row may occur twice
+  for nats, numbers in zip(nats_NL.sum(1), drawn_N):  # a row may occur twice
     assert np.isclose(nats, every_N[numbers]).any()
-  assert nats_N.mean() / 6 == pytest.approx(np.log(2), rel=0.05)
+  assert nats_NL.mean() == pytest.approx(np.log(2), rel=0.05)
 
 
 def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path, capsys):
@@ -331,6 +330,8 @@ def test_windows_cover_a_text_once():
     ("reproduce", {"eval.table": "owt_mauve:x"}, "write owt_mauve:128,256"),
     ("reproduce", {"eval.table": "owt_mauve:0"}, "write owt_mauve:128,256"),
     ("reproduce", {"eval.table": "frontier:-1"}, "write frontier:0.7,0.8"),
+    ("reproduce", {"eval.table": "zero_shot:ptb=s3://a"}, "'ptb=s3://a': t"),
+    ("reproduce", {"eval.table": "zero_shot:ptb=a"}, "'ptb=a': text 'a' can"),
     ("reproduce", {"eval.samples": 10**6}, "held-out rows"),
     ("reproduce", {"eval.samples": 1}, "eval.samples is 1"),
     ("analyze", {"eval.control": "nowhere"}, "nowhere holds no checkpoint"),
@@ -437,13 +438,11 @@ def test_zero_shot_reads_documents_and_undoes_their_tokens(
   root, mode = run
   for name, lines in (
     ("ptb", ["the company 's board did n't say", "more than N years"]),
-    ("lambada,ptb", ["in the beginning was the word"]),
+    ("a,ptb", ["in the beginning was the word"]),
   ):
     path = tmp_path / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
-  table = (
-    f"zero_shot:ptb={tmp_path}/ptb.jsonl,lambada={tmp_path}/lambada,ptb.jsonl"
-  )
+  table = f"zero_shot:ptb={tmp_path}/ptb.jsonl,lambada={tmp_path}/a,ptb.jsonl"
   assert mode("reproduce", f"--table={table}") == 0
   out = capsys.readouterr().out
   assert " 95.26 " in out and " 47.52 " in out
@@ -456,10 +455,6 @@ def test_zero_shot_reads_documents_and_undoes_their_tokens(
   assert row["perplexity_stderr"] > 0 and list(results) == ["ptb", "lambada"]
   assert mode("reproduce", "--table=zero_shot:ptp") == 2
   assert "did you mean 'ptb'" in capsys.readouterr().err
-  for place in ("s3://a/b", f"{tmp_path}/none.txt"):
-    assert mode("reproduce", f"--table=zero_shot:ptb={place}") == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "eval.table has " in error and "eval.text" not in error
 
 
 def test_hosts_a_missing_judge_and_package_are_errors_before_sampling(
