@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     print(command.help_text(__doc__, MODES))
     print(f"\nsamplers, as --config.sample.path=NAME:\n  {', '.join(samplers)}")
     return 0
+  workdir = ""
   try:
     with errors.user_errors():
       cfg, workdir, name = command.parse(argv, MODES)
@@ -84,13 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(f"dsl_jax.modes.{mode.module}")
     given = {"config": cfg, "workdir": workdir}
     getattr(module, mode.module)(*(given[flag] for flag in mode.arguments))
-  except errors.UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except OSError as error:  # a full disk, say, at any time
-    place = error.filename or workdir
-    reason = f"{error.strerror or error}: {place}; fix that and start again."
-    print(f"error: {reason}", file=sys.stderr)
+  except (errors.UserError, OSError) as error:  # a full disk at any time
+    print(f"error: {errors.describe(error, workdir)}", file=sys.stderr)
     return 2
   except FloatingPointError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -48,24 +48,27 @@ state() {
     --format='value(state.state)' 2>/dev/null || echo NONE
 }
 
-# Waits for the slice, and requests it if it does not exist.
+# Waits for the slice, and requests it if it does not exist. A slice that was
+# preempted is suspended only after a while.
 provide() {
   [ -n "${TYPE:-}" ] || return 0
   local now
   if [ -n "${DRY_RUN:-}" ]; then now=NONE; else now=$(state); fi
-  case "$now" in
-    SUSPENDED | FAILED)
-      run gcloud compute tpus queued-resources delete "$TPU" --zone="$ZONE" \
-        --force --quiet
-      now=NONE
-      ;;
-  esac
-  if [ "$now" = NONE ]; then
-    run gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" \
-      --zone="$ZONE" --accelerator-type="$TYPE" \
-      --runtime-version="$image" ${SPOT:+--spot}
-  fi
-  until [ "$(state)" = ACTIVE ]; do sleep 30; done
+  until [ "$now" = ACTIVE ]; do
+    case "$now" in
+      SUSPENDED | FAILED)
+        run gcloud compute tpus queued-resources delete "$TPU" --zone="$ZONE" \
+          --force --quiet
+        ;;
+      NONE)
+        run gcloud compute tpus queued-resources create "$TPU" \
+          --node-id="$TPU" --zone="$ZONE" --accelerator-type="$TYPE" \
+          --runtime-version="$image" ${SPOT:+--spot}
+        ;;
+      *) sleep 30 ;;
+    esac
+    now=$(state)
+  done
 }
 
 image=${RUNTIME:-}

@@ -20,7 +20,7 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from dsl_jax.data import corpora, detokenizers
+from dsl_jax.data import corpora, detokenizers, packing, tokenizers
 from dsl_jax.runtime import config as config_lib
 
 TEXTS = [f"document {i} é\r\nline two\u2028\n end" for i in range(40)]
@@ -111,6 +111,17 @@ def test_text8_splits_restore_the_text(tmp_path, monkeypatch, caplog):
     assert len(splits["train"]) > 10
     assert [len(" ".join(x)) for x in splits.values()] == [1080, 60, 60]
     assert "".join(" ".join(x) for x in splits.values()) == text
+  # The form allows several spaces, each of which is a character.
+  rng = np.random.default_rng(0)
+  text = "".join(rng.choice([*"  abc"], 1200))
+  (tmp_path / "text8").write_text(text)
+  found, encoder = "", tokenizers.load("text8")
+  for documents in load(
+    f"text8:{tmp_path / 'text8'}", tmp_path
+  ).splits.values():
+    parts = packing.encode_documents(documents, encoder)
+    found += encoder.decode(np.concatenate([*parts]))
+  assert found == text
 
 
 @pytest.mark.parametrize("ending", PACKERS)

@@ -136,6 +136,37 @@ def test_hosts_get_the_files_as_they_are_and_python_3_12(tmp_path):
   assert "uv venv --python 3.12" in remote and "[tpu,gcs,data," in remote
 
 
+def test_a_slice_that_is_being_suspended_is_requested_again(tmp_path):
+  """In place of gcloud: a state a call; the run fails on the first slice."""
+  states = [
+    "ACTIVE",
+    "SUSPENDING",
+    "SUSPENDING",
+    "SUSPENDED",
+    "NONE",
+    "WAITING",
+    "ACTIVE",
+  ]
+  (tmp_path / "states").write_text("\n".join(states) + "\n")
+  lines = [
+    'cd "$HERE"; case "$*" in',
+    "*describe*) head -n 1 states;",
+    "  [ $(wc -l < states) = 1 ] || sed -i 1d states ;;",
+    '*) echo "$4 $5" >> done; [ "$4 $5" != "ssh t" ] || [ -e again ] ||',
+    "  { touch again; exit 1; } ;;",
+    "esac",
+  ]
+  for name, code in (("gcloud", "\n".join(lines)), ("sleep", "")):
+    (tmp_path / name).write_text(f"#!/bin/bash\n{code}\n")
+    (tmp_path / name).chmod(0o755)
+  given = {"TPU": "t", "ZONE": "z", "TYPE": "v6e-16", "DRY_RUN": ""}
+  given |= {"HERE": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+  found = bash("launch/tpu_pod.sh", "c.py", "gs://b/x", **given)
+  assert found.returncode == 0, found.stderr
+  words = (tmp_path / "done").read_text().split()[::2]
+  assert words == ["scp", "ssh", "delete", "create", "scp", "ssh"]
+
+
 def test_the_image_has_what_the_jobset_runs():
   lines = (ROOT / "launch/Dockerfile").read_text().splitlines()
   (base,) = (line for line in lines if line.startswith("FROM"))

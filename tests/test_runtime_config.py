@@ -126,6 +126,8 @@ def parse(*args):
     ("owt.py:1b", 984),
     ("owt_scratch.py", 173),
     ("lm1b.py", 173),
+    ("finetune.py", 1.28),
+    ("finetune.py:paper", 1.28),
   ],
 )
 def test_every_config_is_valid(name, millions):

@@ -62,6 +62,10 @@ def test_scored_text_is_read_as_the_corpus_is(tmp_path):
     ("a.json", '[{"text": "one"},\n {"text": "two\\nlines"}]'),
     ("a.JSONL", '\ufeff{"text": "one"}\r\n\r\n{"text": "two\\nlines"}\r\n'),
     ("a.jsonl.gz", '{"text": "one"}\n{"text": "two\\nlines"}'),
+    ("a.ndjson", '{"text": "one"}\n{"text": "two\\nlines"}'),
+    ("a.txt", '{"text": "one"}\n{"text": "two\\nlines"}'),
+    ("a.json", '{"generated_seqs": [["one"], ["two\\nlines"]]}'),
+    ("a.jsonl", '{"generated_seqs": ["one"]}\n["two\\nlines"]'),
   ],
 )
 def test_samples_of_peers_are_read_in_their_form(tmp_path, name, content):
@@ -69,9 +73,16 @@ def test_samples_of_peers_are_read_in_their_form(tmp_path, name, content):
   path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
   texts = [entry["text"] for entry in reproduce.load_texts(str(path))]
   assert texts == ["one", "two\nlines"]
+  (tmp_path / "b.json.d").mkdir()
+  path = tmp_path / "b.json.d/c.txt"
+  path.write_text("[BOS]one\n{two\n")
+  texts = [entry["text"] for entry in reproduce.load_texts(str(path))]
+  assert texts == ["[BOS]one", "{two"]
+  with pytest.raises(errors.UserError, match="is a table; write lines"):
+    reproduce.load_texts("c.CSV.gz")
 
 
-@pytest.mark.parametrize("found", ["5", "null", '"abc"', "[5]"])
+@pytest.mark.parametrize("found", ["5", "null", '"abc"', "[5]", '["a", ""]'])
 def test_a_file_without_a_list_of_texts_is_refused(tmp_path, found):
   path = tmp_path / "a.json"
   path.write_text(f'{{"generated_seqs": {found}}}')

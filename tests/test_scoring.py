@@ -169,6 +169,9 @@ def test_every_number_has_its_error_and_protocol(run, capsys):
     place = evaluate._target(cfg, root / "run", result, full)
     assert place.name.startswith("eval-validation-")  # and nothing is lost
   (root / "run/eval.json").write_text(text)
+  assert mode("eval", **{"eval.bounds": "endpoint", "eval.sequences": 1}) == 0
+  _, one = scored_text(root, capsys.readouterr().out)
+  assert [x["stderr"] > 0 for x in one["bounds"].values()] == [True, True]
 
 
 def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
@@ -180,17 +183,17 @@ def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
   cfg = quickstart(
     "--config.data.length=8", "--config.data.wrap", "--config.eval.sequences=9"
   )
-  name, nats_N = evaluate._best_ngram(cfg, *splits)
-  assert name == "ngram_2"
+  name, nats_NL = evaluate._best_ngram(cfg, *splits)
+  assert name == "ngram_2" and nats_NL.shape == (9, 6)
   drawn_NL = trained.draw_rows(splits[1].tokens_NL, 9, cfg.seed)
   *_, prob = ngrams.probabilities(chain[:2400], chain[2400:], 27, 2)
   every_N = -np.log(prob).reshape(-1, 6).sum(axis=1)
   drawn_N = [
     np.flatnonzero((rows_NL[400:] == row).all(axis=1)) for row in drawn_NL
   ]
-  for nats, numbers in zip(nats_N, drawn_N):  # a row may occur twice
+  for nats, numbers in zip(nats_NL.sum(1), drawn_N):  # a row may occur twice
     assert np.isclose(nats, every_N[numbers]).any()
-  assert nats_N.mean() / 6 == pytest.approx(np.log(2), rel=0.05)
+  assert nats_NL.mean() == pytest.approx(np.log(2), rel=0.05)
 
 
 def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path, capsys):
@@ -327,6 +330,8 @@ def test_windows_cover_a_text_once():
     ("reproduce", {"eval.table": "owt_mauve:x"}, "write owt_mauve:128,256"),
     ("reproduce", {"eval.table": "owt_mauve:0"}, "write owt_mauve:128,256"),
     ("reproduce", {"eval.table": "frontier:-1"}, "write frontier:0.7,0.8"),
+    ("reproduce", {"eval.table": "zero_shot:ptb=s3://a"}, "'ptb=s3://a': t"),
+    ("reproduce", {"eval.table": "zero_shot:ptb=a"}, "'ptb=a': text 'a' can"),
     ("reproduce", {"eval.samples": 10**6}, "held-out rows"),
     ("reproduce", {"eval.samples": 1}, "eval.samples is 1"),
     ("analyze", {"eval.control": "nowhere"}, "nowhere holds no checkpoint"),
@@ -433,11 +438,11 @@ def test_zero_shot_reads_documents_and_undoes_their_tokens(
   root, mode = run
   for name, lines in (
     ("ptb", ["the company 's board did n't say", "more than N years"]),
-    ("lambada", ["in the beginning was the word"]),
+    ("a,ptb", ["in the beginning was the word"]),
   ):
     path = tmp_path / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
-  table = f"zero_shot:ptb={tmp_path}/ptb.jsonl,lambada={tmp_path}/lambada.jsonl"
+  table = f"zero_shot:ptb={tmp_path}/ptb.jsonl,lambada={tmp_path}/a,ptb.jsonl"
   assert mode("reproduce", f"--table={table}") == 0
   out = capsys.readouterr().out
   assert " 95.26 " in out and " 47.52 " in out

@@ -13,7 +13,7 @@ import dsl_jax
 from dsl_jax import main, paths
 from dsl_jax.convert import __main__ as converter
 from dsl_jax.data import tokenizers
-from dsl_jax.modes import named_samplers
+from dsl_jax.modes import named_samplers, trained
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 from dsl_jax.runtime import workdir as workdir_lib
@@ -87,6 +87,14 @@ def test_samples_are_appended_with_their_settings(run, path):
     assert len(line["text"]) == 24 and line["text"].startswith("in the")
     assert line["settings"]["path"] == path
     assert line["settings"]["train_step"] == 4
+  # What is drawn again is replaced, whatever the number of samples.
+  for num, count in ((5, 5), (2, 5)):
+    assert mode("sample", **change, **{"sample.num": num}) == 0
+    text, again = samples(workdir)
+    assert text.startswith(before)
+    again = again[before.count("\n") :]
+    assert len(again) == count == len({x["text"] for x in again})
+    assert {x["text"] for x in lines} <= {x["text"] for x in again}
 
 
 def test_prompts_and_gaps_come_back_in_every_sample(run, tmp_path, capsys):
@@ -120,9 +128,13 @@ def test_the_information_path_needs_no_evaluation(run, monkeypatch):
   workdir, mode = run
   (workdir / "eval.json").rename(workdir / "aside.json")
   change = {"sample.path": "information", "sample.num": 1}
+  monkeypatch.setattr(trained, "sample_ids", lambda cfg, _, row: row[:5])
   assert mode("sample", **change) == 0
   (workdir / "aside.json").rename(workdir / "eval.json")
-  assert samples(workdir)[1][-1]["settings"]["path"] == "information"
+  line = samples(workdir)[1][-1]
+  assert line["settings"]["path"] == "information"
+  text = tokenizers.load("text8").decode(line["ids"])
+  assert len(text) == 5 and line["text"] == text  # scored by the same ids
 
   def refuse(*_):
     raise errors.UserError("there are no rows.")

@@ -35,7 +35,7 @@ _CUTS = (0.9, 0.95)  # where train ends and where validation ends
 _TEXT8_MD5 = "3bea1919949baf155f99411df5fada7e"
 _TEXT8_ENDS = (90_000_000, 95_000_000, 100_000_000)  # of its splits
 _DOCUMENT = 1_000_000  # characters of a document of text8, about
-_TABLE = re.compile(
+TABLE = re.compile(
   r"\.(arrow|csv|json|jsonl|ndjson|parquet|tsv)(\.bz2|\.gz|\.xz|\.zst)?$",
   re.IGNORECASE,
 )
@@ -96,7 +96,7 @@ def kjv() -> Corpus:
 
 
 def text8(path: str) -> Corpus:
-  """Opens text8.zip or the file in it; documents are cut at spaces."""
+  """Opens text8.zip or the file in it; documents are cut at single spaces."""
   fix = "download text8.zip again from mattmahoney.net/dc/textdata."
   with errors.reading(path, fix):
     file = storage.local(path)
@@ -116,7 +116,7 @@ def text8(path: str) -> Corpus:
   splits, start = {}, 0
   for name, stop in zip(_SPLITS, _TEXT8_ENDS):
     text = content[start:stop].decode("ascii")
-    splits[name] = list(tokenizers.cut(text, _DOCUMENT, " "))
+    splits[name] = list(tokenizers.cut(text, _DOCUMENT, "(?<! ) (?! )"))
     start = stop
   return Corpus("text8", md5, splits)
 
@@ -203,7 +203,7 @@ def _open_files(
   """Opens splits with a part of every file: the whole, or three by `_CUTS`."""
   files = []
   for path in paths:
-    if table := _TABLE.search(path):
+    if table := TABLE.search(path):
       kind = table[1].lower()
       builder = "json" if "json" in kind else kind
       place: dict = {"data_files": [glob.escape(path)], "cache_dir": cache}
@@ -248,7 +248,7 @@ def text(place: str, cache: str) -> Corpus:
   for path in paths:
     with open(path, "rb") as file:
       digest.update(hashlib.file_digest(file, "sha256").digest())
-    if _TABLE.search(path):
+    if TABLE.search(path):
       digest.update(column.encode())
   source = digest.hexdigest()
   splits = _open_files(paths, column, os.path.join(cache, source[:16]), _CUTS)

@@ -212,5 +212,6 @@ if __name__ == "__main__":
   try:
     app.run(_main, flags_parser=flags.FLAGS)
   except (flags.Error, ValueError, ImportError, OSError) as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    reason = errors.describe(error, "--out")
+    print(f"error: {' '.join(reason.split())}", file=sys.stderr)
     sys.exit(2)

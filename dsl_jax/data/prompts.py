@@ -41,8 +41,8 @@ def _special(word, tokenizer, length):
 
 def _encode(text, tokenizer, **ends):
   """Returns the tokens of a text, normalised as the corpus was."""
-  if "[mask" in text.lower():
-    raise ValueError("has a gap that is not written [MASK] or [MASK:9].")
+  if re.search(r"(?i)\[(mask|bos\]|eos\])", text):
+    raise ValueError("has a word that is not [MASK], [MASK:9], [BOS] or [EOS].")
   is_plain = all(x.isascii() or not x.isalpha() for x in text)
   if isinstance(tokenizer, tokenizers.CharTokenizer) and is_plain:
     text = tokenizer.normalize(text)
@@ -87,6 +87,8 @@ def parse(
   if wrap and tokens[:1] == [tokenizer.bos_id]:
     tokens = tokens[1:]
   room = length - 2 * wrap
+  if wrap and tokens[room:] == [tokenizer.eos_id]:  # the whole row is written
+    tokens = tokens[:room]
   tokens_L = np.full(max(room, len(tokens)), _GAP, np.int32)
   tokens_L[: len(tokens)] = tokens
   prompt_mask_L = tokens_L != _GAP

@@ -149,9 +149,11 @@ class CharTokenizer(_MarkedTokenizer):
         self._id_of[ord(symbol)] = token
 
   def normalize(self, text: str) -> str:
-    """Maps all but the markers of a text onto the alphabet."""
-    parts = enumerate(self._pattern.split(text))
-    return "".join(x if n % 2 else normalize_text8(x) for n, x in parts)
+    """Maps all but the markers of a text onto the alphabet, if it leaves it."""
+    words = self._pattern.split(text)
+    if re.search("[^a-z ]", "".join(words[::2])):
+      words[::2] = map(normalize_text8, words[::2])
+    return "".join(words)
 
   def _encode(self, text, *_):
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 
 import jax
@@ -163,7 +164,7 @@ def _numbers(score, length, per_row):
 
 
 def _best_ngram(cfg, *splits):
-  """Returns the name of the best n-gram model on the drawn rows, and nats_N."""
+  """Returns the name of the best n-gram model, and nats_NL of drawn rows."""
   edge = int(cfg.data.wrap)  # without the markers of rows the text is whole
   train_NL, test_NL = (
     np.int64(split.tokens_NL[:, edge : cfg.data.length - edge])
@@ -175,7 +176,7 @@ def _best_ngram(cfg, *splits):
     train_NL.ravel(), test_NL.ravel(), cfg.net.vocab_size, 6
   )
   nats = {
-    f"ngram_{order}": -np.log(prob).reshape(test_NL.shape).sum(axis=1)[drawn_N]
+    f"ngram_{order}": -np.log(prob).reshape(test_NL.shape)[drawn_N]
     for order, prob in enumerate(models, 1)
   }
   return min(nats.items(), key=lambda item: item[1].sum())
@@ -275,10 +276,13 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   cfg, bounds = measure(cfg, params, rows_NL, counts)
   mmse_NT = trained.mmse_rows(cfg, params, rows_NL, "mmse")
   if not c.text and train_rows.tokens_NL.size <= _NGRAM_TOKENS:
-    name, nats_N = _best_ngram(cfg, train_rows, test_rows)
-    score = nats_N, np.full(len(nats_N), np.nan)
+    name, nats_NL = _best_ngram(cfg, train_rows, test_rows)
+    # Nothing is drawn: the spread is that of the tokens of a row.
+    spread_N = nats_NL.std(axis=1) * math.sqrt(nats_NL.shape[1])
+    score = nats_NL.sum(axis=1), spread_N
     length = rows_NL.shape[1]
     numbers = _numbers(score, length, _units(cfg, counts, length))
+    numbers.pop("stderr_draws", None)
     bounds[name] = numbers | {"protocol": _PROTOCOLS["ngram"]}
   result = trained.describe(cfg, step, rows_NL, c.text)
   result["settings"]["sample_steps"] = cfg.sample.steps
@@ -301,10 +305,11 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
 
 
 def _parse_zero_shot(table: str) -> dict[str, str]:
-  """Parses zero_shot:NAME[=FILE],... to places of text; all without names."""
+  """Parses zero_shot:NAME[=PLACE],... to places of text; all without names."""
   words = table.partition(":")[2] or ",".join(_ZERO_SHOT)
+  next_set = f",(?=(?:{'|'.join(_ZERO_SHOT)})(?:[=,]|$))"  # places have commas
   places = {}
-  for word in words.split(","):
+  for word in re.split(next_set, words):
     name, _, place = word.partition("=")
     if name not in _ZERO_SHOT:
       hint = errors.nearest(name, _ZERO_SHOT)
@@ -319,11 +324,18 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
   with errors.user_errors():
     tokenizer = prepare.load_tokenizer(cfg)
     for name, place in places.items():
-      c = dataclasses.replace(
-        cfg.eval, text=place, detokenizer=_ZERO_SHOT[name][1], bounds="endpoint"
-      )
-      set_cfg = dataclasses.replace(cfg, eval=c)
-      scored[name] = set_cfg, *trained.text_rows(set_cfg, tokenizer)
+      rules = _ZERO_SHOT[name][1]
+      try:
+        c = dataclasses.replace(
+          cfg.eval, text=place, detokenizer=rules, bounds="endpoint"
+        )
+        set_cfg = dataclasses.replace(cfg, eval=c)
+        scored[name] = set_cfg, *trained.text_rows(set_cfg, tokenizer)
+      except ValueError as error:
+        reason = str(error).removeprefix("eval.")
+        raise errors.UserError(
+          f"eval.table has {f'{name}={place}'!r}: {reason}"
+        ) from error
     params, step = trained.open_weights(cfg, workdir)
   results = {}
   for name, (set_cfg, rows_NL, counts) in scored.items():

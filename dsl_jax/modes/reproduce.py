@@ -9,7 +9,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -113,35 +113,52 @@ def _read_scores(path):
   return scores
 
 
+def _entries(tree: Any) -> list:
+  """Returns what is in nested lists, and in "generated_seqs" of objects."""
+  found = tree.get("generated_seqs") if isinstance(tree, dict) else tree
+  if not isinstance(found, list):
+    return [tree]
+  return [entry for part in found for entry in _entries(part)]
+
+
+def _parse_texts(name: str, content: str, is_json: bool) -> list:
+  """Parses JSON, lines of JSON or, unless that must be, a text a line."""
+  lines = [x.removesuffix("\r") for x in content.split("\n") if x.strip()]
+  if not (is_json or content.lstrip().startswith(("[", "{"))):
+    return lines
+  with contextlib.suppress(ValueError, RecursionError):
+    return _entries(json.loads(content))
+  entries: list = []
+  for i, line in enumerate(lines, 1):
+    try:
+      entries += _entries(json.loads(line))
+    except (ValueError, RecursionError) as error:
+      if not is_json:
+        return lines
+      wrong = f"line {i} of {name} cannot be read ({error})"
+      raise errors.UserError(f"{wrong}; {_TEXTS_FIX}") from error
+  return entries
+
+
 def load_texts(path: str) -> list[dict]:
   """Returns objects with the string "text", of a file in any of these forms.
 
   JSON: a list of strings or of such objects, perhaps as "generated_seqs" of an
-  object, as ReMDM writes it; lines of JSON (.jsonl); otherwise a text a line.
+  object, as ReMDM writes it; lines of these (.jsonl); otherwise a text a line.
   """
-  name = f"eval.text {path!r}"
+  name, table = f"eval.text {path!r}", corpora.TABLE.search(path)
+  is_json = bool(table and "json" in table[1].lower())
+  if table and not is_json:
+    raise errors.UserError(f"{name} is a table; {_TEXTS_FIX}")
   with (
     errors.reading(name, "give texts in UTF-8."),
     corpora.open_text(path) as file,
   ):
-    content = file.read()
-  lines = [x.removesuffix("\r") for x in content.split("\n") if x.strip()]
-  entries: list | dict = lines
-  if content.lstrip().startswith(("[", "{")):
-    with contextlib.suppress(ValueError, RecursionError):
-      entries = json.loads(content)  # the file as a whole, or else lines
-  if isinstance(entries, dict):
-    entries = entries.get("generated_seqs", [entries])
-  elif entries is lines and ".json" in path.lower():
-    entries = []
-    for i, line in enumerate(lines, 1):
-      with errors.reading(f"line {i} of {name}", _TEXTS_FIX):
-        entries.append(json.loads(line))
-  if not isinstance(entries, list):
-    raise errors.UserError(f"{name} has no list of texts; {_TEXTS_FIX}")
+    entries = _parse_texts(name, file.read(), is_json)
   texts = [x if isinstance(x, dict) else {"text": x} for x in entries]
   for i, entry in enumerate(texts, 1):
-    if not isinstance(entry.get("text"), str):
+    text = entry.get("text")
+    if not isinstance(text, str) or not text.strip():
       raise errors.UserError(f"line {i} of {name} has no text; {_TEXTS_FIX}")
   return texts
 
@@ -184,11 +201,6 @@ def parse(cfg: config_lib.Config) -> dict[tuple[str, float], config_lib.Sample]:
   given = dataclasses.replace(cfg.sample, seed=cfg.seed)
   masked = dataclasses.replace(given, path="masked", remasks=0.0)
   if name == "frontier":
-    if given.path == "information":
-      raise errors.UserError(
-        "sample.path is 'information', which needs an mmse curve; the frontier "
-        "is of other paths."
-      )
     return {
       (c.path, value): dataclasses.replace(c, temperature=value)
       for c, value in itertools.product((given, masked), values)

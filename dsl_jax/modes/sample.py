@@ -13,13 +13,23 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, loop, storage
 
 _SHOWN = 4  # samples printed on the console
+_SAME = ("num", "batch_size", "stop_at_eos")  # the tokens drawn first
+
+
+def _is_replaced(row, settings, count):
+  """Whether a line is of the same settings, or of a sample drawn again."""
+  old = row.get("settings")
+  if not isinstance(old, dict) or old == settings:
+    return old == settings
+  is_same = old | {key: settings[key] for key in _SAME} == settings
+  return is_same and row.get("index") in range(count)
 
 
 def sample(cfg: config_lib.Config, workdir: str) -> None:
   """Writes samples to WORKDIR/samples.jsonl and prints some of them.
 
   Each batch is added when it is done, with settings and training step. Samples
-  of other settings are kept.
+  of other settings are kept, but for those that are drawn again.
   """
   c, target = cfg.sample, storage.to_path(workdir) / "samples.jsonl"
   with errors.user_errors():
@@ -43,20 +53,20 @@ def sample(cfg: config_lib.Config, workdir: str) -> None:
       {
         "text": tokenizer.decode(ids),
         "readable": tokenizers.readable(tokenizer, ids),
-        "ids": tokens_L.tolist(),  # other ids may be the same text
+        "ids": ids.tolist(),  # other ids may be the same text
         "tokenizer": tokenizer.fingerprint,
         "index": index,
         "prompt": prompt.text,
         "settings": settings,
       }
-      for index, (prompt, tokens_L, ids) in enumerate(
-        zip(requests[first:], tokens_BL, cut), first
-      )
+      for index, (prompt, ids) in enumerate(zip(requests[first:], cut), first)
     ]
     texts += [line["readable"] for line in lines]
     if is_first_host:
       if not first:
-        storage.filter_jsonl(target, lambda x: x.get("settings") != settings)
+        storage.filter_jsonl(
+          target, lambda row: not _is_replaced(row, settings, len(requests))
+        )
       rows = (json.dumps(line, ensure_ascii=False) for line in lines)
       storage.append(target, "".join(f"{row}\n" for row in rows))
       if trace and not first:

@@ -10,6 +10,7 @@ import functools
 import logging as python_logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -190,7 +191,9 @@ class Checkpoints:
     except Exception as error:  # Orbax passes on whatever the storage raises
       text = repr([error, error.__cause__, error.__context__])
       causes = (x for x in map(os.strerror, errno.errorcode) if x in text)
-      reason = next(causes, repr(error)[:200])
+      is_deleted = re.search("NOT_FOUND|No ArrayMetadata|not exist", text)
+      other = os.strerror(errno.ENOENT) if is_deleted else repr(error)[:200]
+      reason = next(causes, other)
       complete = _folders(self._root)
       start = f"step {complete[0].name}" if complete else "the beginning"
       raise errors.UserError(

@@ -31,7 +31,15 @@ def user_errors() -> Iterator[None]:
     known = isinstance(error, ValueError | OSError | ImportError)
     if not known and package not in _BUCKET_PACKAGES:
       raise
-    raise UserError(" ".join(str(error).split())) from error
+    raise UserError(" ".join(describe(error).split())) from error
+
+
+def describe(error: Exception, place: str = "") -> str:
+  """Returns what is wrong; of the system's errors the reason and the place."""
+  if not isinstance(error, OSError) or not error.strerror:
+    return str(error)
+  place = str(error.filename or place)
+  return f"{error.strerror}{place and f': {place}'}; fix that and start again."
 
 
 def escape_output() -> None:

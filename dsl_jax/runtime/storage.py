@@ -184,6 +184,9 @@ def staged(path: Path) -> Iterator[pathlib.Path]:
     try:
       yield partial
       os.replace(partial, path)
+    except OSError as error:  # a full disk has no name
+      error.filename = error.filename or str(path)
+      raise
     finally:
       partial.unlink(missing_ok=True)
     return
