@@ -52,18 +52,25 @@ state() {
 # preempted is suspended only after a while.
 provide() {
   [ -n "${TYPE:-}" ] || return 0
-  local now
+  local now requested=
   if [ -n "${DRY_RUN:-}" ]; then now=NONE; else now=$(state); fi
   until [ "$now" = ACTIVE ]; do
-    case "$now" in
-      SUSPENDED | FAILED)
+    case "$now$requested" in
+      FAILEDyes)
+        echo "the request for $TPU failed; see gcloud compute tpus" \
+          "queued-resources describe $TPU --zone=$ZONE" >&2
+        return 1
+        ;;
+      SUSPENDED* | FAILED)
         run gcloud compute tpus queued-resources delete "$TPU" --zone="$ZONE" \
           --force --quiet
+        requested=
         ;;
       NONE)
         run gcloud compute tpus queued-resources create "$TPU" \
           --node-id="$TPU" --zone="$ZONE" --accelerator-type="$TYPE" \
           --runtime-version="$image" ${SPOT:+--spot}
+        requested=yes
         ;;
       *) sleep 30 ;;
     esac
