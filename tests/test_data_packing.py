@@ -86,7 +86,7 @@ def test_the_manifest_describes_the_rows(tmp_path):
   assert packed.manifest == {
     "split": "train", "length": 4, "rows": 1, "vocab_size": 27, "wrap": False,
     "corpus": "here", "source": "s", "tokenizer": "text8", "documents": 2,
-    "detokenizer": "none",
+    "detokenizer": "none", "pad": False, "eos_id": None,
     "fingerprint": tokenizers.load("text8").fingerprint,
     "tokens": 6, "dropped": 2, "unknown": 0, "characters": 6, "bytes": 6,
     "text_sha256": hashlib.sha256(b"abc\0de\0").hexdigest(),

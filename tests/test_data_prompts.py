@@ -15,7 +15,8 @@ TEXT8, MDLM = map(tokenizers.load, ("text8", "text8-mdlm"))
 
 
 def parse(text, length=12, tokenizer=TEXT8, **options):
-  return prompts.parse(text, tokenizer, length, name="sample.prompt", **options)
+  data = config_lib.Data(length=length, **options)
+  return prompts.parse(text, tokenizer, data, name="sample.prompt")
 
 
 def test_text_is_at_its_place_among_the_gaps():

