@@ -250,5 +250,5 @@ def mmse_curve(
     return jnp.mean(error_BL, axis=-1, where=mask_BL)
 
   mmse_TB = jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
-  size_B = None if mask_BL is None else jnp.sum(mask_BL, axis=-1)
+  size_B = None if mask_BL is None else jnp.sum(mask_BL, -1, jnp.float32)
   return mmse_TB.T if by_sequence else jnp.average(mmse_TB, -1, size_B)

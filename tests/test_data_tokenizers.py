@@ -112,6 +112,20 @@ def write_hugging_face(folder):
   model.save(str(folder / "tokenizer.json"))
 
 
+def test_rows_are_padded_with_the_token_of_the_vocabulary(tmp_path):
+  write_hugging_face(tmp_path / "hf")
+  bert = tokenizers.load(f"hf:{tmp_path / 'hf'}")
+  data = config_lib.Data(length=6, pad=True)
+  texts = ["the text of a path", "the path", ""]
+  arrays = packing.encode_documents(texts, bert, pad=True)
+  rows_NL = np.concatenate([*packing.make_rows(arrays, bert, data)])
+  assert rows_NL.tolist() == [[2, 5, 6, 7, 10, 3], [2, 5, 9, 3, 0, 0]]
+  assert packing.scored(rows_NL, bert.eos_id).sum(axis=1).tolist() == [6, 4]
+  train_sentencepiece(tmp_path / "small.model", pad_id=3)
+  piece = tokenizers.load(f"sentencepiece:{tmp_path / 'small.model'}")
+  assert piece.pad_id == 3 and tokenizers.load("bytes").pad_id is None
+
+
 def test_a_space_is_put_before_a_text_and_not_inside(tmp_path):
   words = [("\u2581the", -1.0), ("the", -2.0), ("\u2581", -3.0)]
   words.append(("<unk>", 0.0))  # no added token

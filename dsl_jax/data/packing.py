@@ -130,11 +130,11 @@ def scored(tokens_BL: Any, eos_id: int | None) -> Any:
   """
   if eos_id is None:
     return np.ones(tokens_BL.shape, bool)
-  place_L = np.arange(1, tokens_BL.shape[1] + 1, dtype=np.int32)
+  place_1L = np.arange(1, tokens_BL.shape[1] + 1, dtype=np.int32)[None]
   last_B1 = tokens_BL[:, -1:]
-  place_BL = (tokens_BL != last_B1) * place_L
+  place_BL = (tokens_BL != last_B1).astype(np.int32) * place_1L
   size_B1 = place_BL.max(axis=1, keepdims=True, initial=1)
-  return size_B1 + (last_B1 == eos_id) >= place_L
+  return size_B1 + (last_B1 == eos_id).astype(np.int32) >= place_1L
 
 
 def _hash_manifest(manifest: dict) -> str:

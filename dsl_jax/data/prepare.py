@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tqdm
 from absl import app, flags, logging
@@ -16,11 +16,6 @@ from dsl_jax.runtime import errors, storage
 
 _FLAGS: tuple[str, ...] = ("corpus", "tokenizer", "length", "out", "splits")
 _FLAGS += ("wrap", "pad", "detokenizer", "held_out", "max_unknown")
-
-
-class _Limits(NamedTuple):
-  held_out: int = 100_000  # documents of a corpus without held-out ones
-  max_unknown: float = 0.05  # share of the tokens
 
 
 def _train(path, spec, texts, clean):
@@ -41,22 +36,21 @@ def prepare(
   *,
   corpus: str,
   tokenizer: str,
-  length: int,
   out: str,
   splits: Sequence[str] | None = None,
-  wrap: bool = False,
-  pad: bool = False,
   detokenizer: str = "",
-  **limits: Any,
+  held_out: int = 100_000,
+  max_unknown: float = 0.05,
+  **layout: Any,
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
 
   A vocabulary that is to be trained is trained on the training documents and
   stored with the rows, whose manifests have its hash. Of several processes with
   one directory one writes and the others wait. See `corpora.load`,
-  `tokenizers.load` and `packing.write` for the arguments; limits are held_out
-  and max_unknown.
+  `tokenizers.load` and `packing.write` for the arguments.
   """
+  config_lib.Data(**layout)  # raises if it is wrong
   detokenizer = detokenizers.resolve(detokenizer, corpus)
   clean = detokenizers.make(detokenizer)
   to_train = tokenizers.trained_file(tokenizer, out)
@@ -66,7 +60,6 @@ def prepare(
   is_fixed = cache.parent.exists() and not os.access(cache.parent, os.W_OK)
   if is_fixed or not storage.is_local(out):
     cache = storage.copies()
-  held_out, max_unknown = _Limits(**limits)
   texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
   names = list(texts.splits if splits is None else splits)
   for name in names:
@@ -93,11 +86,9 @@ def prepare(
         name,
         map(clean, documents),
         encoder,
-        length=length,
-        wrap=wrap,
-        pad=pad,
         origin=origin,
         max_unknown=max_unknown,
+        **layout,
       )
   return packed
 

@@ -249,8 +249,9 @@ def show_table(name: str, cells: dict[tuple[str, float], dict]) -> str:
 
 
 def _decode(cfg, tokens_NL, tokenizer):
-  if cfg.data.pad:
-    tokens_NL = [trained.sample_ids(cfg, tokenizer, x) for x in tokens_NL]
+  if cfg.data.pad:  # an empty text is BOS alone
+    cut = [trained.sample_ids(cfg, tokenizer, row) for row in tokens_NL]
+    tokens_NL = [x if x.size else row[:1] for x, row in zip(cut, tokens_NL)]
   return Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
 
 

@@ -211,7 +211,8 @@ def text_rows(
       f"eval.text is {cfg.eval.text!r} with {counts['tokens']} tokens, shorter "
       f"than the context of {data.inner}; give a longer text."
     )
-  counts["eos_id"] = tokenizer.eos_id if data.pad else None
+  if data.pad:
+    counts["eos_id"] = tokenizer.eos_id
   rows = packing.Packed(rows_NL, counts)
   text_N = rows.count_scored() - (data.length - data.inner)
   counts["dropped"] = counts["tokens"] - int(text_N.sum())
