@@ -207,9 +207,7 @@ def load(directory: str, split: str) -> Packed:
   return Packed(rows_NL, _NEW_FACTS | manifest)
 
 
-def _check_markers(
-  data: config_lib.Data, tokenizer: tokenizers.Tokenizer
-) -> None:
+def _check_markers(data, tokenizer):
   """Rejects rows that cannot have their markers."""
   key, markers = "pad" if data.pad else "wrap", data.length - data.inner
   if markers and None in (tokenizer.bos_id, tokenizer.eos_id):
@@ -236,14 +234,11 @@ def _cut_rows(arrays: Iterable[np.ndarray], inner: int) -> Iterator[np.ndarray]:
 
 
 def make_rows(
-  arrays: Iterable[np.ndarray],
-  tokenizer: tokenizers.Tokenizer,
-  data: config_lib.Data,
+  arrays: Iterable, tokenizer: tokenizers.Tokenizer, data: config_lib.Data
 ) -> Iterator[np.ndarray]:
   """Yields rows [N, L] of what `encode_documents` yields.
 
-  They are cut from the stream, which may leave tokens over. With `data.pad` a
-  document is a row: BOS, as many tokens as fit, EOS, and padding.
+  With `data.pad` a document is a row: BOS, as many tokens as fit, EOS, padding.
   """
   if not data.pad:
     for rows_NL in _cut_rows(arrays, data.inner):

@@ -26,17 +26,6 @@ _endpoint_nats = jax.jit(
 )
 
 
-def _rows(ids, tokenizer, data):
-  """Yields the rows of a text, the last one shorter or padded."""
-  edge = len(ids) // data.inner * data.inner
-  parts = [ids[:edge].reshape(-1, data.inner), ids[None, edge:]]
-  if data.pad:
-    rows = packing.make_rows(itertools.chain(*parts), tokenizer, data)
-    parts = [np.concatenate([*rows])]
-  for rows_NL in (part for part in parts if part.size):
-    yield packing.add_markers(rows_NL, tokenizer) if data.wrap else rows_NL
-
-
 class Model(NamedTuple):
   """A trained model: the arguments of the pure functions, and two uses."""
 
@@ -89,16 +78,24 @@ class Model(NamedTuple):
       ids = trained.encode(text, tokenizer)
       if not len(ids):
         raise errors.UserError(f"text is {text!r}; give one with tokens.")
-    eos_id = tokenizer.eos_id if cfg.data.pad else None
+    data, eos_id, inner = cfg.data, None, cfg.data.inner
+    edge = len(ids) // inner * inner
+    parts = [ids[:edge].reshape(-1, inner), ids[None, edge:]]
+    parts = [part for part in parts if part.size]
+    if data.wrap:
+      parts = [packing.add_markers(part, tokenizer) for part in parts]
+    if data.pad:
+      rows = packing.make_rows(itertools.chain(*parts), tokenizer, data)
+      parts, eos_id = [np.concatenate([*rows])], tokenizer.eos_id
     score = functools.partial(
       _endpoint_nats,
       denoiser=self.denoiser,
       clean_snr=self.clean_snr,
-      draws=max(2, _DRAWS // (len(ids) // cfg.data.inner + 1)),
+      draws=max(2, _DRAWS // (len(ids) // inner + 1)),
     )
     score = functools.partial(trained.with_mask(score, eos_id), self.params)
     nats, variance = 0.0, 0.0
-    for rows_NL in _rows(ids, tokenizer, cfg.data):
+    for rows_NL in parts:
       nats_N, stderr_N = trained.map_rows(cfg, score, rows_NL, "score")
       nats += float(nats_N.sum())
       variance += float(np.square(stderr_N).sum())
