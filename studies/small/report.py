@@ -1,4 +1,4 @@
-"""Writes docs/study.md from its template and the results.
+"""Writes docs/study.md and docs/study_samples.md from templates and results.
 
 python -m studies.small.report
 """
@@ -8,13 +8,15 @@ import pathlib
 
 from studies.small import tables
 
-TEMPLATE = pathlib.Path(__file__).parent / "report.md"
-OUT = pathlib.Path("docs/study.md")
+HERE = pathlib.Path(__file__).parent
+PAGES = {"report.md": "docs/study.md", "samples.md": "docs/study_samples.md"}
 
 
 def main() -> None:
-  """Fills the template."""
-  OUT.write_text(tables.fill(TEMPLATE.read_text()))
+  """Fills the templates."""
+  for template, page in PAGES.items():
+    text = tables.fill((HERE / template).read_text())
+    pathlib.Path(page).write_text(text)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ def read(name: str) -> dict | None:
   return json.loads(path.read_text()) if path.exists() else None
 
 
-def pair(value: Iterable[float] | None, digits: int = 3) -> str:
-  """Returns a value and its standard error as text."""
+def pair(value: Iterable[float] | float | None, digits: int = 3) -> str:
+  """Returns a value, with its standard error if it has one, as text."""
   if value is None:
     return ""
+  if isinstance(value, float):
+    return f"{value:.{digits}f}"
   mean, error, *_ = value
   return f"{mean:.{digits}f} +- {error:.{digits}f}"
 
@@ -91,6 +93,34 @@ def bounds(names: Iterable[str]) -> str:
   return text + (f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
 
 
+def _range(values):
+  """Mean, least and largest of the seeds, as text."""
+  low, high = min(values), max(values)
+  return f"{np.mean(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def by_seed(names: Iterable[str]) -> str:
+  """Returns the table of runs that have several seeds."""
+  lines = [
+    "| run | seeds | endpoint | - A1 of the same seed | integral | gap |",
+    "|---|---|---|---|---|---|",
+  ]
+  for name in names:
+    runs = seeds(name)
+    if len(runs) < 2:
+      continue
+    others = [run.replace(name, "A1") for run in runs]
+    found = [difference(*pair, "endpoint") for pair in zip(runs, others)]
+    cells = [name, f"{len(runs)}"]
+    cells.append(_range([score(run, "endpoint")[0] for run in runs]))
+    cells.append(_range([x[0] for x in found]) if all(found) else "")
+    for bound in ("integral", "gap"):
+      values = [score(run, bound) for run in runs]
+      cells.append(_range([x[0] for x in values]) if all(values) else "")
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def compute(names: Iterable[str]) -> str:
   """Returns the table of the compute of runs, scores not included."""
   lines = ["| run | steps | FLOPs | CPU seconds |", "|---|---|---|---|"]
@@ -118,31 +148,73 @@ def cells(name: str) -> list[dict]:
   return found
 
 
-def samples(name: str, measure: str, digits: int = 3) -> str:
-  """Returns the table of a measure of samples, samplers by budgets.
+def samples(measure: str) -> str:
+  """Returns the tables of a measure, samplers by budgets, of every network.
 
   Args:
-    name: of the network.
     measure: such as `ngram`.
-    digits: behind the point.
   """
-  found = {(x["sampler"], x["budget"]): x for x in cells(name)}
+  stems = [path.stem for path in sorted(RESULTS.glob("samples-*-*.json"))]
+  names = dict.fromkeys(x[len("samples-") : x.rindex("-")] for x in stems)
+  found = [_samples(name, measure) for name in names]
+  return "\n\n".join(filter(None, found)) or f"{MISSING}."
+
+
+def _samples(name, measure):
+  """The table of one network, "" if nothing of it was measured."""
+  counted = {"rewrites": "remask", "cpu_seconds": ""}.get(measure)
+  found = {
+    (x["sampler"], x["budget"]): x
+    for x in cells(name)
+    if measure in x
+    if counted is None or (counted in x["sampler"] and x["calls"])
+  }
   budgets = sorted({budget for _, budget in found})
-  samplers = list(dict.fromkeys(sampler for sampler, _ in found))
   if not budgets:
-    return f"{name}: {MISSING}."
+    return ""
   lines = [
     f"| {name} | {' | '.join(f'T = {budget}' for budget in budgets)} |",
     "|---" * (len(budgets) + 1) + "|",
   ]
-  for sampler in samplers:
+  for sampler in dict.fromkeys(sampler for sampler, _ in found):
     row = [found.get((sampler, budget), {}) for budget in budgets]
     if sampler == "text":  # the same at every budget
       row = row[:1] + [{}] * (len(budgets) - 1)
-    texts = [pair(cell.get(measure), digits) for cell in row]
+    texts = [pair(cell.get(measure)) for cell in row]
     label = "held-out text" if sampler == "text" else sampler
     lines.append(f"| {label} | {' | '.join(texts)} |")
   return "\n".join(lines)
+
+
+def leaders(masked: str, hybrid: str) -> str:
+  """Returns the table of the best samplers at equal calls.
+
+  Args:
+    masked: name of a masked network.
+    hybrid: of one that the early hybrid samples from.
+  """
+  lines = [
+    "| calls | network | sampler | bits | MAUVE | entropy | real words |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  rows = [(masked, x) for x in ("masked", "masked-0.9", "remask", "remask-0.9")]
+  rows.append((hybrid, "early-hybrid"))
+  found = {
+    (name, cell["sampler"], cell["budget"]): cell
+    for name in (masked, hybrid)
+    for cell in cells(name)
+  }
+  for calls in presets.SMALL.budgets:
+    for name, sampler in rows:
+      if cell := found.get((name, sampler, calls)):
+        numbers = [
+          pair(cell[x]) for x in ("judge", "mauve", "entropy", "words")
+        ]
+        lines.append(f"| {' | '.join([f'{calls}', name, sampler, *numbers])} |")
+  if text := next((x for key, x in found.items() if key[1] == "text"), None):
+    numbers = [pair(text[x]) for x in ("judge", "mauve", "entropy", "words")]
+    lines.insert(2, f"| | | held-out text | {' | '.join(numbers)} |")
+  return "\n".join(lines) if found else f"{MISSING}."
 
 
 def repair(names: Iterable[str]) -> str:
@@ -229,6 +301,8 @@ _TABLES = {
   "gap": lambda: bounds(["A3", *arms.GAP]),
   "scratch": lambda: bounds(arms.SCRATCH),
   "compute": lambda: compute(["base", *arms.TABLE]),
+  "seeds": lambda *names: by_seed(names),
+  "leaders": leaders,
   "samples": samples,
   "repair": lambda *names: repair(names),
 }
