@@ -235,6 +235,17 @@ def test_what_hashes_agree_with_is_checked(tmp_path, key, value, reason):
     packing.load(str(tmp_path), "train")
 
 
+def test_rows_of_earlier_versions_are_read(tmp_path):
+  manifest = dict(write(tmp_path, ["abcdefgh"]).manifest)
+  for name in ("pad", "eos_id", "detokenizer"):
+    del manifest[name]
+  manifest["manifest_sha256"] = packing._hash_manifest(manifest)
+  (tmp_path / "train.json").write_text(json.dumps(manifest))
+  packed = write(tmp_path, ["abcdefgh"])  # which are found
+  assert packed.manifest["pad"] is False and packed.eos_id is None
+  assert packed.count_scored().tolist() == [4, 4]
+
+
 def test_large_files_are_sampled(tmp_path, monkeypatch):
   monkeypatch.setattr(packing, "_HASHED", 16)
   write(tmp_path, ["abcd" * 10])  # ten blocks
