@@ -317,8 +317,9 @@ def write(
       file.write(rows_NL.astype("<i4").tobytes())
     if not counts["rows"]:
       raise ValueError(
-        f"length is {data.length} but {split!r} of corpus {origin.corpus!r} "
-        f"has only {counts['tokens']} tokens; lower it or use more text."
+        f"length is {data.length} but split {split!r} of corpus "
+        f"{origin.corpus!r} has only {counts['tokens']} tokens; lower it or "
+        "use more text."
       )
     if counts["unknown"] > max_unknown * counts["tokens"]:
       raise ValueError(
