@@ -11,7 +11,7 @@ from test_scoring import TINY
 import dsl_jax
 from dsl_jax import likelihood, main
 from dsl_jax.data import batches, packing, prepare, tokenizers
-from dsl_jax.modes import evaluate, trained
+from dsl_jax.modes import correct, evaluate, trained
 from dsl_jax.quality import estimate, ngrams
 from dsl_jax.runtime import state as state_lib
 from dsl_jax.runtime import workdir
@@ -184,4 +184,24 @@ def test_a_text_is_scored_by_documents(run, tmp_path, capsys):
   nats_B, _ = jax.jit(endpoint)(model.params, key, filled, mask_BL=mask_BL)
   bits = float(nats_B[0]) / np.log(2) / 4
   assert model.score("good").value == pytest.approx(bits, rel=1e-4)
-  assert mode("correct", f"--text={text}") == 0
+
+
+def test_a_correction_holds_markers_and_padding(run, tmp_path, monkeypatch):
+  _, mode = run
+  text, seen = tmp_path / "one.txt", []
+
+  def score(cfg, params, rows_NL, inner_L):
+    seen.append((rows_NL, inner_L))
+    p_NL = np.ones(rows_NL.shape)
+    return [np.zeros(rows_NL.shape, bool), p_NL, rows_NL, p_NL]
+
+  monkeypatch.setattr(correct, "_score_windows", score)
+  for words in ("they said it is now", "now"):
+    text.write_text(words)
+    assert mode("correct", f"--text={text}") == 0
+  (rows_NL, inner_L), (short_1L, short_L) = seen
+  shown = [bytes(row[inner_L].tolist()) for row in rows_NL]
+  assert shown == [b"they said it i", b"said it is now"]
+  assert rows_NL[:, [0, -1]].tolist() == [[END, END]] * 2
+  assert short_1L.tolist() == [[END, *b"now", *[END] * 12]]
+  assert np.flatnonzero(short_L).tolist() == [1, 2, 3]
