@@ -10,7 +10,8 @@ and so do groups: the spread of group means is a valid standard error.
 
 All functions take the parameters of the denoiser, a typed random key, ids
 tokens_BL, and the denoiser. With `draws` independent repetitions nats_B is
-their mean and stderr_B the standard error, NaN for a single one.
+their mean and stderr_B the standard error, NaN for a single one. With mask_BL
+only tokens where it is true count, though all are seen (MDLM's padded rows).
 """
 
 import jax
@@ -143,6 +144,7 @@ def integral_nats(
   denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
   draws: int = 1,
+  mask_BL: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The I-MMSE bound along the path on which all tokens share one SNR.
 
@@ -168,7 +170,8 @@ def integral_nats(
       time_key, noise_key = jax.random.split(key)
       snr = low + (high - low) * _strata(time_key, len(tokens_BL))
       error = _square_error(params, noise_key, x_BLD, snr, denoiser)
-      return total + 0.5 * (high - low) * jnp.sum(error, axis=-1), None
+      error_B = jnp.sum(error, axis=-1, where=mask_BL)
+      return total + 0.5 * (high - low) * error_B, None
 
     inputs = (keys[1:], edges[:-1], edges[1:])
     start = jnp.zeros(len(tokens_BL))
@@ -177,7 +180,7 @@ def integral_nats(
     z = channel.observe(keys[0], x_BLD, snr, clean_snr=1.0)
     h = denoiser_lib.hidden_states(denoiser, params, z, snr)
     nll_BL = denoiser_lib.nll(denoiser, params, h, tokens_BL)
-    return total + jnp.sum(nll_BL, axis=-1)
+    return total + jnp.sum(nll_BL, axis=-1, where=mask_BL)
 
   return _repeat(once, key, draws)
 
@@ -190,6 +193,7 @@ def endpoint_nats(
   denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
   draws: int = 1,
+  mask_BL: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The masked bound (endpoint path), or endpoint bound for short.
 
@@ -212,8 +216,8 @@ def endpoint_nats(
     )
     nll_BL = denoiser_lib.nll(denoiser, params, h_BLM, tokens_BL)
     hidden_BL = 1.0 - visible_BL.astype(jnp.float32)
-    mean_B = jnp.sum(nll_BL * hidden_BL, axis=-1) / jnp.sum(hidden_BL, axis=-1)
-    return L * mean_B
+    nll_B = jnp.sum(nll_BL * hidden_BL, axis=-1, where=mask_BL)
+    return L * (nll_B / jnp.sum(hidden_BL, axis=-1))
 
   return _repeat(once, key, draws)
 
@@ -226,6 +230,7 @@ def mmse_curve(
   denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
   by_sequence: bool = False,
+  mask_BL: jax.Array | None = None,
 ) -> jax.Array:
   """mmse_T = E|x_i - xhat_i|^2 per token, all tokens at one SNR of the grid.
 
@@ -242,7 +247,8 @@ def mmse_curve(
     key, snr = inputs
     snr_B = jnp.full(len(tokens_BL), snr)
     error_BL = _square_error(params, key, x_BLD, snr_B, denoiser)
-    return jnp.mean(error_BL, axis=-1)
+    return jnp.mean(error_BL, axis=-1, where=mask_BL)
 
   mmse_TB = jax.lax.map(at, (jax.random.split(key, len(grid)), grid))
-  return mmse_TB.T if by_sequence else jnp.mean(mmse_TB, axis=-1)
+  size_B = None if mask_BL is None else jnp.sum(mask_BL, -1, jnp.float32)
+  return mmse_TB.T if by_sequence else jnp.average(mmse_TB, -1, size_B)

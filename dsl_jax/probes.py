@@ -1,7 +1,7 @@
 """Probes of a denoiser on given text: calibration, repair, conditionals, SNR.
 
 All functions take the parameters of the denoiser, a typed random key, ids
-tokens_BL, and the denoiser.
+tokens_BL, and the denoiser. With mask_BL only tokens where it is true count.
 """
 
 import jax
@@ -29,6 +29,7 @@ def hidden_predictions(
   *,
   denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
+  mask_BL: jax.Array | bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Predicts the hidden tokens of random endpoints, for calibration.
 
@@ -41,7 +42,7 @@ def hidden_predictions(
     denoiser, params, tokens_BL, visible_BL, clean_snr=clean_snr
   )
   best_BL, confidence_BL = _best(params, h_BLM, denoiser)
-  return confidence_BL, best_BL == tokens_BL, ~visible_BL
+  return confidence_BL, best_BL == tokens_BL, ~visible_BL & mask_BL
 
 
 def repair(
@@ -53,6 +54,7 @@ def repair(
   rate: float,
   snr: float,
   clean_snr: float,
+  mask_BL: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Replaces tokens by random others and predicts all tokens in one pass.
 
@@ -81,7 +83,7 @@ def repair(
   right_BL = _best(params, h_BLM, denoiser)[0] == tokens_BL
 
   def count(where_BL):
-    return jnp.sum(where_BL, axis=-1, dtype=jnp.float32)
+    return jnp.sum(where_BL, axis=-1, dtype=jnp.float32, where=mask_BL)
 
   return {
     "wrong": count(wrong_BL),
@@ -140,6 +142,7 @@ def loss_by_snr(
   *,
   denoiser: denoiser_lib.Denoiser,
   snr_grid: jax.Array,
+  mask_BL: jax.Array | None = None,
 ) -> jax.Array:
   """Cross-entropy with all tokens at one SNR, nats_TB, per token.
 
@@ -154,9 +157,8 @@ def loss_by_snr(
     snr_BL = jnp.full(tokens_BL.shape, snr)
     z_BLD = channel.observe(key, x_BLD, snr_BL, clean_snr=1.0)
     h_BLM = denoiser_lib.hidden_states(denoiser, params, z_BLD, snr_BL)
-    return jnp.mean(
-      denoiser_lib.nll(denoiser, params, h_BLM, tokens_BL), axis=-1
-    )
+    nll_BL = denoiser_lib.nll(denoiser, params, h_BLM, tokens_BL)
+    return jnp.mean(nll_BL, axis=-1, where=mask_BL)
 
   grid = jnp.asarray(snr_grid, jnp.float32)
   return jax.lax.map(at, (jax.random.split(key, len(grid)), grid))

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsl_jax.data import packing, tokenizers
+from dsl_jax.data import batches, packing, tokenizers
+from dsl_jax.runtime import config as config_lib
 
 ORIGIN = packing.Origin("here", "s", "text8")
 
@@ -55,6 +57,42 @@ def test_words_get_eos_after_every_document_and_a_wrap(tmp_path):
   assert plain.manifest["dropped"] == 1
 
 
+@pytest.mark.parametrize("pad_id", [None, 0])
+def test_a_document_is_a_row_whose_padding_does_not_count(tmp_path, pad_id):
+  tokenizer = Words()
+  tokenizer.pad_id = pad_id
+  documents = ["a bb ccc dddd a", "", "ccc", "a bb ccc", "  "]
+  packed = write(tmp_path, documents, tokenizer, length=5, pad=True)
+  x = 9 if pad_id is None else pad_id
+  rows = [[8, 1, 2, 3, 9], [8, 3, 9, x, x], [8, 1, 2, 3, 9]]
+  assert packed.tokens_NL.tolist() == rows
+  counts = {k: packed.manifest[k] for k in ("rows", "tokens", "dropped")}
+  assert counts == {"rows": 3, "tokens": 9, "dropped": 2}
+  mask = [[True] * 5, [True] * 3 + [False] * 2, [True] * 5]
+  assert packing.scored(packed.tokens_NL, packed.eos_id).tolist() == mask
+  on_device = jnp.asarray(packed.tokens_NL)
+  assert packing.scored(on_device, packed.eos_id).tolist() == mask
+  assert packing.scored(on_device, None).all()
+  ((_, mask_BL),) = batches.eval_batches(packed.tokens_NL, 4, packed.eos_id)
+  assert mask_BL.tolist() == [*np.float32(mask).tolist(), [0.0] * 5]
+  with pytest.raises(ValueError, match="with pad=True instead of False"):
+    write(tmp_path, documents, tokenizer, length=5)
+
+
+def test_a_row_of_markers_alone_and_of_characters(tmp_path):
+  byte, data = tokenizers.load("bytes"), config_lib.Data(length=6, pad=True)
+  rows = packing.make_rows([byte.encode("<|endoftext|>")], byte, data)
+  row_1L = next(rows)
+  assert row_1L.tolist() == [[256] * 6]
+  assert packing.scored(row_1L, 256).sum() == 2  # BOS and EOS
+  mdlm = tokenizers.load("text8-mdlm")
+  packed = write(tmp_path, ["ab", "Cd", "abcdefg"], mdlm, length=6, pad=True)
+  shown = [mdlm.decode(row) for row in packed.tokens_NL]
+  pads = "[PAD]" * 2
+  words = [f"[BOS]ab[EOS]{pads}", f"[BOS]cd[EOS]{pads}", "[BOS]abcd[EOS]"]
+  assert shown == words and packed.manifest["dropped"] == 3
+
+
 def test_the_source_is_counted_and_unknown_tokens_are_refused(tmp_path):
   (other := tmp_path / "other").mkdir()
   packed = write(tmp_path, ["aé b", "unknown " * 2], Words(), max_unknown=0.4)
@@ -86,7 +124,7 @@ def test_the_manifest_describes_the_rows(tmp_path):
   assert packed.manifest == {
     "split": "train", "length": 4, "rows": 1, "vocab_size": 27, "wrap": False,
     "corpus": "here", "source": "s", "tokenizer": "text8", "documents": 2,
-    "detokenizer": "none",
+    "detokenizer": "none", "pad": False, "eos_id": None,
     "fingerprint": tokenizers.load("text8").fingerprint,
     "tokens": 6, "dropped": 2, "unknown": 0, "characters": 6, "bytes": 6,
     "text_sha256": hashlib.sha256(b"abc\0de\0").hexdigest(),
@@ -173,6 +211,9 @@ def test_damage_and_truncation_are_detected(tmp_path):
     ("unknown", -1, "unknown is not a count"),
     ("tokens", 0, "tokens is not the sum"),
     ("wrap", True, "tokens is not the sum"),
+    ("pad", True, "eos_id is not of type int"),
+    ("pad", "no", "pad is not of type bool"),
+    ("eos_id", 3, "eos_id is not of type NoneType"),
     ("vocab_size", 8, "an id outside the vocabulary"),
     ("tokenizer", None, "tokenizer is not of type str"),
     ("ids", 999, "an id outside the vocabulary"),
@@ -192,6 +233,17 @@ def test_what_hashes_agree_with_is_checked(tmp_path, key, value, reason):
   (tmp_path / "train.json").write_text(json.dumps(manifest))
   with pytest.raises(ValueError, match=f"{reason}.*prepare them again"):
     packing.load(str(tmp_path), "train")
+
+
+def test_rows_of_earlier_versions_are_read(tmp_path):
+  manifest = dict(write(tmp_path, ["abcdefgh"]).manifest)
+  for name in ("pad", "eos_id", "detokenizer"):
+    del manifest[name]
+  manifest["manifest_sha256"] = packing._hash_manifest(manifest)
+  (tmp_path / "train.json").write_text(json.dumps(manifest))
+  packed = write(tmp_path, ["abcdefgh"])  # which are found
+  assert packed.manifest["pad"] is False and packed.eos_id is None
+  assert packed.count_scored().tolist() == [4, 4]
 
 
 def test_large_files_are_sampled(tmp_path, monkeypatch):
@@ -216,6 +268,9 @@ def test_invalid_settings_are_rejected(tmp_path):
     ),
     ({"length": 99}, "has only 8 tokens"),
     ({"wrap": True}, "has no BOS and EOS"),
+    ({"pad": True}, "pad is True but tokenizer 'text8' has no BOS and EOS"),
+    ({"pad": True, "tokenizer": Words(), "length": 2}, "pad=True needs at le"),
+    ({"pad": True, "wrap": True}, "wrap is True and so is pad; set one of th"),
   ):
     with pytest.raises(ValueError, match=match):
       write(tmp_path, ["abcdefgh"], **settings)

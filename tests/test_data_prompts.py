@@ -15,7 +15,8 @@ TEXT8, MDLM = map(tokenizers.load, ("text8", "text8-mdlm"))
 
 
 def parse(text, length=12, tokenizer=TEXT8, **options):
-  return prompts.parse(text, tokenizer, length, name="sample.prompt", **options)
+  data = config_lib.Data(length=length, **options)
+  return prompts.parse(text, tokenizer, data, name="sample.prompt")
 
 
 def test_text_is_at_its_place_among_the_gaps():
@@ -43,6 +44,23 @@ def test_markers_are_those_of_the_rows_and_those_written(text, wrap, row):
   prompt = parse(text, tokenizer=MDLM, wrap=wrap)
   pairs = zip(prompt.tokens_L, prompt.prompt_mask_L)
   assert "".join(MDLM.decode([x]) if y else "." for x, y in pairs) == row
+
+
+@pytest.mark.parametrize(
+  "text, row",
+  [
+    ("ab", "[BOS]ab........."),
+    ("[BOS]ab[EOS]", "[BOS]ab[EOS]........"),
+    ("", "[BOS]..........."),
+    ("[MASK:10]b", "[BOS]..........b"),
+  ],
+)
+def test_in_padded_rows_bos_is_given_and_eos_is_open(text, row):
+  prompt = parse(text, tokenizer=MDLM, pad=True)
+  pairs = zip(prompt.tokens_L, prompt.prompt_mask_L)
+  assert "".join(MDLM.decode([x]) if y else "." for x, y in pairs) == row
+  with pytest.raises(ValueError, match="11 without BOS, and leave"):
+    parse("a" * 11, tokenizer=MDLM, pad=True)
 
 
 def test_letters_are_normalised_as_the_corpus_was():

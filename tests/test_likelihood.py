@@ -117,7 +117,7 @@ def test_mmse_falls_with_snr_and_starts_at_the_prior(law):
   assert float(curve[0]) == pytest.approx(expected, abs=0.02)
 
 
-def exact_endpoint(law, weight):
+def exact_endpoint(law, weight, counted=(0, 1, 2)):
   """E_x sum over visible sets of weight(hidden) * cross-entropy there, f64."""
   V, L = 4, law.sequences.shape[1]
   probs = law.probs.astype(np.float64) / law.probs.sum()
@@ -126,7 +126,7 @@ def exact_endpoint(law, weight):
   for hidden in itertools.product((False, True), repeat=L):
     if not any(hidden):
       continue
-    for i in np.flatnonzero(hidden):
+    for i in set(np.flatnonzero(hidden)) & set(counted):
       others = tuple(j for j in range(L) if hidden[j] and j != i)
       known = joint.sum(axis=others, keepdims=True)  # p(visible, x_i)
       given = known / known.sum(axis=int(i), keepdims=True)
@@ -146,6 +146,40 @@ def test_the_weighted_form_of_mdlm_is_the_endpoint_form(law):
   )
   assert endpoint == pytest.approx(mdlm, abs=1e-8)
   assert endpoint == pytest.approx(law.entropy, abs=1e-6)
+
+
+def test_tokens_outside_the_mask_are_seen_and_do_not_count(law):
+  tokens, rng = law.sample(1, 2048), np.random.default_rng(0)
+  mask = rng.permuted(np.tile([True, False, False], (2048, 1)), axis=1)
+  mask[::2] ^= True  # two of three in every other row
+  common = {"denoiser": law.denoiser, "draws": 2}
+
+  @functools.partial(jax.jit, static_argnames="function")
+  def call(function, mask_BL, **options):
+    return function(law.params, KEY, tokens, mask_BL=mask_BL, **options)
+
+  endpoint = functools.partial(
+    likelihood.endpoint_nats, clean_snr=CLEAN, **common
+  )
+  integral = functools.partial(
+    likelihood.integral_nats, snr_grid=GRID[::6], **common
+  )
+  for function in (endpoint, integral):
+    whole, some, rest = (call(function, m)[0] for m in (None, mask, ~mask))
+    np.testing.assert_allclose(some + rest, whole, rtol=1e-4, atol=1e-4)
+  second = np.tile([False, True, False], (2048, 1))
+  exact = exact_endpoint(law, lambda m: 1 / (math.comb(3, m) * m), (1,))
+  assert near(mean_and_error(call(endpoint, second)[0]), exact)
+
+  # A mean over tokens, and not over rows.
+  curve = functools.partial(
+    likelihood.mmse_curve, denoiser=law.denoiser, snr_grid=GRID[::6]
+  )
+  whole, some, rest = (call(curve, m) for m in (None, mask, ~mask))
+  np.testing.assert_allclose((some + rest) / 2, whole, rtol=1e-5)
+  by_row = functools.partial(curve, by_sequence=True)
+  rows = estimate.per_token(np.asarray(call(by_row, mask)), mask.sum(axis=1))
+  np.testing.assert_allclose(rows.mean(axis=0), some, rtol=1e-5)
 
 
 @pytest.fixture(

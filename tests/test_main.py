@@ -91,6 +91,11 @@ def claim(rows, workdir, data_hash=None):
     ({"train.steps": "1e400"}, ["train.steps is '1e400'; give"]),
     ({"train.steps": "1.5"}, ["train.steps is '1.5'; give"]),
     ({"data.wrap": "maybe"}, ["data.wrap is 'maybe'; give", "type bool"]),
+    (
+      {"data.wrap": True, "data.pad": True},
+      ["data.wrap is True and so is pad"],
+    ),
+    ({"data.pad": True}, ["data.pad is True; the rows in", "with False"]),
     ({"train.steps": 0}, ["train.steps is 0; use at least 1"]),
     ({"net.width": 130}, ["net.width is 130"]),
     ({"net.attention": "splash"}, ["needs a TPU", "here are cpus"]),

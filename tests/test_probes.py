@@ -87,6 +87,26 @@ def test_repair_agrees_with_bayes_at_both_ends(law):
     assert rate == pytest.approx(expected, abs=0.03)
 
 
+def test_masked_tokens_are_in_no_probe(law):
+  tokens, rng = law.sample(1, 64), np.random.default_rng(0)
+  mask = rng.permuted(np.tile([True, False, False], (64, 1)), axis=1)
+  common = {"denoiser": law.denoiser, "clean_snr": CLEAN}
+
+  def three(probe, **options):
+    run = functools.partial(probe, law.params, KEY, tokens, **options)
+    return run(), run(mask_BL=mask), run(mask_BL=~mask)
+
+  whole, some, _ = three(probes.hidden_predictions, **common)
+  np.testing.assert_array_equal(some[2], whole[2] & mask)
+  whole, some, rest = three(probes.repair, rate=0.3, snr=2.0, **common)
+  for name, count_B in whole.items():
+    np.testing.assert_array_equal(some[name] + rest[name], count_B)
+  assert sum(some.values()).max() <= 2  # one token is wrong or not, or right
+  grid = {"denoiser": law.denoiser, "snr_grid": np.array([0.5, 4.0])}
+  whole, some, rest = three(probes.loss_by_snr, **grid)
+  np.testing.assert_allclose((some + 2 * rest) / 3, whole, rtol=1e-5)
+
+
 def test_seeing_the_snr_gains_nothing_with_unit_norms(law):
   given = law.denoiser._replace(
     hidden=lambda p, z, key=None, snr_BL=None: law.denoiser.hidden(p, z),

@@ -125,7 +125,7 @@ def parse(*args):
     ("owt.py:short", 173),
     ("owt.py:1b", 984),
     ("owt_scratch.py", 173),
-    ("lm1b.py", 173),
+    ("lm1b.py", 141),
     ("finetune.py", 1.28),
     ("finetune.py:paper", 1.28),
   ],
@@ -140,6 +140,11 @@ def test_every_config_is_valid(name, millions):
   assert cfg.eval.snr_max == cfg.sample.snr_max
   last = np.exp(cfg.law.mu + 3.09 * cfg.law.sigma)  # but for one in a thousand
   assert cfg.eval.snr_max <= 1.05 * min(last, cfg.clean_snr)
+  if name == "lm1b.py":  # MDLM's protocol
+    assert (cfg.data.pad, cfg.data.wrap, cfg.data.length) == (True, False, 128)
+    assert (cfg.data.tokenizer, cfg.eval.sequences) == (
+      "hf:bert-base-uncased", 0
+    )  # fmt: skip
   if name == "text8.py":  # the published protocol
     assert cfg.clean_snr == pytest.approx(92.7, abs=0.01)
     assert (cfg.eval.split, cfg.eval.sequences) == ("test", 0)

@@ -43,7 +43,8 @@ def sums(nll, tokens, bad=0.0):
 
 
 def make_recorder(tmp_path, start=0, **limits):
-  return metrics.Recorder(tmp_path, start=start, steps=9, log_every=2, **limits)
+  options = {"start": start, "steps": 9, "log_every": 2, **limits}
+  return metrics.Recorder(tmp_path, tokens=40, **options)
 
 
 def lines(tmp_path):
@@ -95,6 +96,20 @@ def test_only_what_was_timed_has_a_rate(tmp_path):
   recorder.close()
   timed = ["tokens_per_second" in row for row in lines(tmp_path)]
   assert timed == [False, True]
+
+
+def test_the_rate_is_of_all_tokens_and_not_of_those_scored(
+  tmp_path, monkeypatch
+):
+  recorder = make_recorder(tmp_path, peak=100.0)
+  monkeypatch.setattr(time, "monotonic", lambda: 1.0)
+  recorder.restart_clock()
+  monkeypatch.setattr(time, "monotonic", lambda: 3.0)
+  for step in (1, 2):
+    recorder.add(step, sums(20.0, 10.0))  # of 40
+  recorder.close()
+  (row,) = lines(tmp_path)
+  assert (row["loss"], row["tokens_per_second"], row["mfu"]) == (2, 40, 0.4)
 
 
 def test_a_restart_writes_no_step_twice(tmp_path):

@@ -49,8 +49,8 @@ def test_scored_text_is_read_as_the_corpus_is(tmp_path):
   assert [x for part in corpus.splits.values() for x in part] == lines
   for name in ("a.txt", "a.txt.gz", "a.JSONL", "b.jsonl#body"):
     cfg = quickstart(f"--text={tmp_path / name}")
-    ids, counts = trained.text_ids(cfg, byte)
-    assert ids.tolist() == expected, name
+    parts, counts = trained.read_text(cfg, byte)
+    assert np.concatenate(parts).tolist() == expected, name
     assert (counts["documents"], counts["bytes"]) == (2, len(expected) - 2)
 
 

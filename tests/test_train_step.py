@@ -73,17 +73,25 @@ def batch():
   return rng.integers(0, V, (B, L), dtype=np.int32)
 
 
+def padded():
+  """Rows of 1 to 7 tokens before EOS, which is 0 and pads, and their mask."""
+  place_L, size_B1 = np.arange(L), np.minimum(np.arange(1, B + 1), 7)[:, None]
+  tokens = np.where(place_L < size_B1, np.maximum(batch(), 1), 0)
+  return tokens.astype(np.int32), place_L <= size_B1
+
+
 def step_fn(tx, *, loss_fn=toy_loss, ema_decay=0.9999, **settings):
   recipe = state_lib.Recipe(loss_fn, tx, CFG.seed, ema_decay, **settings)
   return functools.partial(state_lib.train_step, recipe=recipe)
 
 
 @functools.cache
-def one_device():
+def one_device(eos_id=None):
   """A step of the whole batch at once, on one device."""
   tx = optax.sgd(1.0)  # the update is the gradient
   state = jax.device_get(state_lib.create(dsl_params(), tx))
-  return state, *jax.jit(step_fn(tx, loss_fn=DSL_LOSS))(state, batch())
+  step = jax.jit(step_fn(tx, loss_fn=DSL_LOSS, eos_id=eos_id))
+  return state, *step(state, batch() if eos_id is None else padded()[0])
 
 
 def assert_same_update(state, expected, start):
@@ -108,17 +116,20 @@ def test_accumulated_equals_single_batch():
   assert_same_update(four, one, state)
 
 
-def test_step_follows_the_mean_loss_with_its_own_noise():
+@pytest.mark.parametrize("pad", [False, True])
+def test_step_follows_the_mean_loss_with_its_own_noise(pad):
   tx = optax.sgd(1.0)
   state = state_lib.create(toy_params(), tx)
-  tokens = batch()
+  tokens, mask = padded() if pad else (batch(), np.ones((B, L), bool))
   key = jax.random.fold_in(state_lib.stream(3, "train"), 0)
   mean_loss = jax.jit(jax.value_and_grad(toy_loss, has_aux=True))
   key_B = jax.random.split(key, B)
-  mask = np.ones((B, L), bool)
   (loss, _), grads = mean_loss(state.params, key_B, tokens, mask)
-  step = jax.jit(step_fn(tx))
+  # Parts have different numbers of tokens: their means are not averaged.
+  settings = {"eos_id": 0, "microbatches": 4} if pad else {}
+  step = jax.jit(step_fn(tx, **settings))
   new, sums = step(state, tokens)
+  assert float(sums["tokens"]) == mask.sum()
   np.testing.assert_allclose(sums["nll"] / sums["tokens"], loss, rtol=1e-6)
   norm = optax.global_norm(grads)
   np.testing.assert_allclose(sums["grad_norm"], norm, rtol=1e-5)
@@ -253,20 +264,30 @@ def test_schedules():
   )
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 2, 2)])
-def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes):
+@pytest.mark.parametrize(
+  "sizes, eos_id",
+  [
+    ((8, 1, 1), None),
+    ((1, 8, 1), None),
+    ((1, 1, 4), None),
+    ((2, 2, 2), None),
+    ((2, 2, 2), 0),
+  ],
+)
+def test_a_step_is_the_same_on_every_mesh(monkeypatch, sizes, eos_id):
   monkeypatch.setattr(sharding_lib, "_SMALL", 64)  # shard even this net
-  state, expected, sums_1 = one_device()
+  state, expected, sums_1 = one_device(eos_id)
   devices = jax.devices()[: math.prod(sizes)]
   mesh = sharding_lib.make_mesh(config_lib.Mesh(*sizes), devices)
   abstract = sharding_lib.abstract(mesh, state)
   tx = optax.sgd(1.0)
-  step = state_lib.jit_step(state_lib.train_step, CFG, mesh, tx, abstract)
+  step = state_lib.jit_step(
+    state_lib.train_step, CFG, mesh, tx, abstract, eos_id
+  )
+  tokens = batch() if eos_id is None else padded()[0]
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   there = sharding_lib.shardings(abstract)
-  after, sums = step(
-    jax.device_put(state, there), jax.device_put(batch(), rows)
-  )
+  after, sums = step(jax.device_put(state, there), jax.device_put(tokens, rows))
   np.testing.assert_allclose(sums["nll"], sums_1["nll"], rtol=1e-6)
   assert sums["tokens"] == sums_1["tokens"]
   assert_same_update(after, expected, state)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dsl_jax.data.packing import Packed
+from dsl_jax.data.packing import Packed, scored
 
 _ROUNDS = 8
 
@@ -72,14 +72,15 @@ def batch_at(
 
 
 def eval_batches(
-  rows_NL: np.ndarray, batch_size: int
+  rows_NL: np.ndarray, batch_size: int, eos_id: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields tokens int32 [B, L] and mask float32 [B, L].
 
-  The mask is 0 in the rows of zeros that fill up the last batch.
+  The mask is 0 in the rows of zeros that fill up the last batch, and where
+  tokens are not `packing.scored`.
   """
   for first in range(0, len(rows_NL), batch_size):
     rows_BL = np.asarray(rows_NL[first : first + batch_size], np.int32)
     padding = [(0, batch_size - len(rows_BL)), (0, 0)]
-    mask_BL = np.ones(rows_BL.shape, np.float32)
+    mask_BL = np.float32(scored(rows_BL, eos_id))
     yield np.pad(rows_BL, padding), np.pad(mask_BL, padding)

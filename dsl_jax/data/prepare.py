@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tqdm
 from absl import app, flags, logging
@@ -15,12 +15,7 @@ from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
 _FLAGS: tuple[str, ...] = ("corpus", "tokenizer", "length", "out", "splits")
-_FLAGS += ("wrap", "detokenizer", "held_out", "max_unknown")
-
-
-class _Limits(NamedTuple):
-  held_out: int = 100_000  # documents of a corpus without held-out ones
-  max_unknown: float = 0.05  # share of the tokens
+_FLAGS += ("wrap", "pad", "detokenizer", "held_out", "max_unknown")
 
 
 def _train(path, spec, texts, clean):
@@ -41,21 +36,21 @@ def prepare(
   *,
   corpus: str,
   tokenizer: str,
-  length: int,
   out: str,
   splits: Sequence[str] | None = None,
-  wrap: bool = False,
   detokenizer: str = "",
-  **limits: Any,
+  held_out: int = 100_000,
+  max_unknown: float = 0.05,
+  **layout: Any,
 ) -> dict[str, packing.Packed]:
   """Packs splits of a corpus, by default all; those packed already are checked.
 
   A vocabulary that is to be trained is trained on the training documents and
   stored with the rows, whose manifests have its hash. Of several processes with
   one directory one writes and the others wait. See `corpora.load`,
-  `tokenizers.load` and `packing.write` for the arguments; limits are held_out
-  and max_unknown.
+  `tokenizers.load` and `packing.write` for the arguments.
   """
+  config_lib.Data(**layout)  # raises if it is wrong
   detokenizer = detokenizers.resolve(detokenizer, corpus)
   clean = detokenizers.make(detokenizer)
   to_train = tokenizers.trained_file(tokenizer, out)
@@ -65,7 +60,6 @@ def prepare(
   is_fixed = cache.parent.exists() and not os.access(cache.parent, os.W_OK)
   if is_fixed or not storage.is_local(out):
     cache = storage.copies()
-  held_out, max_unknown = _Limits(**limits)
   texts = corpora.load(corpus, cache=str(cache), held_out=held_out)
   names = list(texts.splits if splits is None else splits)
   for name in names:
@@ -92,10 +86,9 @@ def prepare(
         name,
         map(clean, documents),
         encoder,
-        length=length,
         origin=origin,
-        wrap=wrap,
         max_unknown=max_unknown,
+        **layout,
       )
   return packed
 
@@ -103,14 +96,14 @@ def prepare(
 def _rows_folder(data):
   """The folder of the packed rows and of a vocabulary trained with them."""
   name = f"{data.corpus}_{data.tokenizer}_{data.length}"
-  name += "_wrapped" if data.wrap else ""
+  name += "_wrapped" * data.wrap + "_padded" * data.pad
   return data.dir or "data_cache/" + re.sub(r"[^\w.-]+", "-", name)
 
 
 def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
   """Opens the packed rows of a split; packs the King James Bible first."""
   data, folder = cfg.data, _rows_folder(cfg.data)
-  keys = ("corpus", "tokenizer", "length", "wrap", "detokenizer")
+  keys = ("corpus", "tokenizer", "length", "wrap", "pad", "detokenizer")
   settings = {key: getattr(data, key) for key in keys} | {"out": folder}
   if data.corpus:
     corpora.check(data.corpus)
@@ -133,21 +126,17 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
       f"dsl_jax.data.prepare {flags}."
     )
   packed = packing.load(folder, split)
-  found = {"detokenizer": "none"} | packed.manifest  # a newer key
-  if data.fingerprint:  # of the vocabulary, whatever its spec
-    expected: dict = {"data.fingerprint": data.fingerprint}
-  else:
-    expected = {"data.tokenizer": data.tokenizer.partition(":")[0]}
-    found["tokenizer"] = found["tokenizer"].partition(":")[0]
+  names = ["fingerprint" if data.fingerprint else "tokenizer"]
+  names += ["length", "wrap", "pad", "detokenizer"]
+  expected = {f"data.{name}": getattr(data, name) for name in names}
   expected |= {
-    "data.length": data.length,
-    "data.wrap": data.wrap,
     "data.detokenizer": detokenizers.resolve(data.detokenizer, data.corpus),
     "net.vocab_size": cfg.net.vocab_size,
   }
   for key, value in expected.items():
-    made_with = found[key.partition(".")[2]]
-    if value != made_with:
+    made_with = packed.manifest[key.partition(".")[2]]
+    # The place of a tokenizer does not matter.
+    if str(value).partition(":")[0] != str(made_with).partition(":")[0]:
       raise errors.UserError(
         f"{key} is {value}; the rows in {folder} were made with {made_with}, "
         "so set it to that or prepare others."
@@ -189,8 +178,8 @@ def _main(argv: Sequence[str]) -> None:
     counts = rows.manifest
     print(
       f"{name}: {counts['rows']} rows of {counts['length']} tokens from "
-      f"{counts['documents']} documents ({counts['dropped']} tokens left "
-      f"over, {packing.unknown_share(counts):.2%} unknown), in {values['out']}"
+      f"{counts['documents']} documents ({counts['dropped']} tokens in no "
+      f"row, {packing.unknown_share(counts):.2%} unknown), in {values['out']}"
     )
   encoder = tokenizers.load(values["tokenizer"], values["out"])
   (ids,) = packing.encode_documents(["a\nb"], encoder)
@@ -205,6 +194,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", None, "directory of the packed files")
   flags.DEFINE_list("splits", None, "splits to pack, by default all")
   flags.DEFINE_bool("wrap", False, "BOS and EOS at the ends of every row")
+  flags.DEFINE_bool("pad", False, "a document a row, BOS and EOS, padded")
   flags.DEFINE_integer("held_out", 100_000, "OpenWebText's held-out documents")
   flags.DEFINE_string("detokenizer", "", "wikitext, ptb, lm1b, lambada or none")
   flags.DEFINE_float("max_unknown", 0.05, "share of unknown tokens, at most")

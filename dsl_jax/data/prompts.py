@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsl_jax.data import packing, tokenizers
+from dsl_jax.data import tokenizers
+from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import errors, storage
 
 _SPECIAL = re.compile(r"\[(MASK(?::[0-9]+)?|BOS|EOS)\]")
@@ -58,15 +59,15 @@ def _encode(text, tokenizer, **ends):
 def parse(
   text: str,
   tokenizer: tokenizers.Tokenizer,
-  length: int,
+  data: config_lib.Data,
   *,
   name: str,
-  wrap: bool = False,
 ) -> Prompt:
   """Parses a prompt; the positions after its last token are open.
 
-  With `wrap` the row is between BOS and EOS, as those of training are, unless
-  the prompt is empty. Errors begin with the name.
+  With `data.wrap` the row is between BOS and EOS, as those of training are,
+  unless the prompt is empty. With `data.pad` BOS is given, and EOS is open.
+  Errors begin with the name.
   """
   if any("\ud800" <= letter <= "\udfff" for letter in text):
     raise ValueError(f"{name} has bytes that are not UTF-8; write UTF-8.")
@@ -75,7 +76,7 @@ def parse(
   try:
     for i, word in enumerate(words):
       if i % 2:
-        tokens += _special(word, tokenizer, length)
+        tokens += _special(word, tokenizer, data.length)
       elif word:
         # A gap goes on, and so does what is open after the prompt.
         first = i == 0 or not words[i - 1].startswith("MASK")
@@ -83,26 +84,24 @@ def parse(
         tokens += _encode(word, tokenizer, first=first, last=last)
   except ValueError as error:
     raise ValueError(f"{name} {error}") from error
-  wrap = wrap and bool(text)
-  if wrap and tokens[:1] == [tokenizer.bos_id]:
+  has_eos = data.wrap and bool(text)
+  has_bos = data.pad or has_eos
+  if has_bos and tokens[:1] == [tokenizer.bos_id]:
     tokens = tokens[1:]
-  room = length - 2 * wrap
-  if wrap and tokens[room:] == [tokenizer.eos_id]:  # the whole row is written
+  room = data.length - has_bos - has_eos
+  if has_eos and tokens[room:] == [tokenizer.eos_id]:  # a whole row is written
     tokens = tokens[:room]
-  tokens_L = np.full(max(room, len(tokens)), _GAP, np.int32)
-  tokens_L[: len(tokens)] = tokens
+  row: list = [tokenizer.bos_id] * has_bos + tokens
+  row += [_GAP] * (room - len(tokens)) + [tokenizer.eos_id] * has_eos
+  tokens_L = np.array(row, np.int32)
   prompt_mask_L = tokens_L != _GAP
   if len(tokens) > room or prompt_mask_L.all():
     raise ValueError(
       f"{name} has {len(tokens)} tokens with its gaps; use at most "
-      f"data.length, which is {room}{' without BOS and EOS' * wrap}, and leave "
-      "a position open."
+      f"data.length, which is {room}{' without BOS' * has_bos}"
+      f"{' and EOS' * has_eos}, and leave a position open."
     )
-  tokens_L = np.where(prompt_mask_L, tokens_L, 0)
-  if wrap:
-    tokens_L = packing.add_markers(tokens_L[None], tokenizer)[0]
-    prompt_mask_L = np.pad(prompt_mask_L, 1, constant_values=True)
-  return Prompt(text, tokens_L, prompt_mask_L)
+  return Prompt(text, np.where(prompt_mask_L, tokens_L, 0), prompt_mask_L)
 
 
 def load_lines(path: str) -> list[tuple[str, str]]:

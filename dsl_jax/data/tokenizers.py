@@ -49,6 +49,7 @@ _BOS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "[CLS]", "<|endoftext|>")
 _EOS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]", "<|endoftext|>")
 _HF_FIX = "give a directory or file with a tokenizer.json, or a name online."
 _UNK = ("[UNK]", "<unk>", "<|unk|>")
+_PAD = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
 _MDLM_SPECIALS = "[CLS] [SEP] [BOS] [EOS] [PAD] [RESERVED] [UNK]"
 
 
@@ -60,6 +61,7 @@ class Tokenizer(Protocol):
   bos_id: int | None  # row markers, if it has them
   eos_id: int | None
   unk_id: int | None  # of what the vocabulary does not have
+  pad_id: int | None = None  # padding of rows, which otherwise is EOS
   fingerprint: str  # sha256 of the vocabulary, not of its files
   files: dict[str, bytes]  # what `load` reads from a folder, NAME:FOLDER
 
@@ -135,11 +137,12 @@ class CharTokenizer(_MarkedTokenizer):
     self.name = name
     self.files: dict[str, bytes] = {}
     self.vocab_size = len(symbols)
-    has_markers = "[BOS]" in symbols
-    self.bos_id = symbols.index("[BOS]") if has_markers else None
-    self.eos_id = symbols.index("[EOS]") if has_markers else None
+    markers = {x: i for i, x in enumerate(symbols) if len(x) > 1}
+    self._mark(markers)
+    self.bos_id, self.eos_id, self.pad_id = map(
+      markers.get, ("[BOS]", "[EOS]", "[PAD]")
+    )
     self.unk_id: int | None = None
-    self._mark({x: i for i, x in enumerate(symbols) if len(x) > 1})
     listing = "\n".join(symbols)
     self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     self._symbols = np.array(symbols, object)
@@ -190,9 +193,9 @@ class LibraryTokenizer(Tokenizer):
     self._inside = inside or model  # which puts no space before a text
     self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
     self.vocab_size = max(vocab.values()) + 1
-    self.bos_id, self.eos_id, self.unk_id = (
+    self.bos_id, self.eos_id, self.unk_id, self.pad_id = (
       next((vocab[x] for x in names if x in vocab), None)
-      for names in (_BOS, _EOS, _UNK)
+      for names in (_BOS, _EOS, _UNK, _PAD)
     )
     marks = {self.bos_id, self.eos_id, self.unk_id} - {None}
     for one in (self._model, self._inside):
@@ -283,10 +286,12 @@ class SentencePieceTokenizer(_MarkedTokenizer):
     self.name = "sentencepiece"
     self.files = {_SENTENCEPIECE_FILE: content}
     self.vocab_size = self._model.vocab_size()
-    markers = self._model.bos_id(), self._model.eos_id()  # -1 if it has none
-    self.bos_id, self.eos_id = (None if x < 0 else x for x in markers)
-    self.unk_id: int | None = self._model.unk_id()
     model, ids = self._model, range(self.vocab_size)
+    markers = model.bos_id(), model.eos_id(), model.pad_id()  # -1 if none
+    self.bos_id, self.eos_id, self.pad_id = (
+      None if x < 0 else x for x in markers
+    )
+    self.unk_id: int | None = model.unk_id()
     marks = [x for x in ids if model.is_control(x) or model.is_unknown(x)]
     self._mark({model.id_to_piece(x): x for x in marks})
     self._inside = library.SentencePieceProcessor(model_proto=content + _INSIDE)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dsl_jax import probes
-from dsl_jax.data import prepare
+from dsl_jax.data import packing, prepare
 from dsl_jax.modes import named_samplers, pages, trained
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import config as config_lib
@@ -32,13 +32,13 @@ class AnalyzedRun(NamedTuple):
 
   cfg: config_lib.Config
   params: Any
-  rows_NL: np.ndarray
+  rows: packing.Packed
 
   def over_rows(self, stream: str, probe: Callable, **options) -> Any:
     """Returns probe(params, key, tokens_BL, ...) of all rows, [N, ...]."""
-    probe = trained.jit(self.cfg, probe, **options)
+    probe = trained.jit(self.cfg, probe, self.rows.eos_id, **options)
     function = functools.partial(probe, self.params)
-    return trained.map_rows(self.cfg, function, self.rows_NL, stream)
+    return trained.map_rows(self.cfg, function, self.rows.tokens_NL, stream)
 
 
 class Changes:
@@ -158,8 +158,9 @@ def invariance(run: AnalyzedRun, control: AnalyzedRun) -> dict:
     nats_TB = probes.loss_by_snr(params, key, tokens_BL, **options)
     return nats_TB.T / math.log(2)
 
+  size_N = run.rows.count_scored()
   without_NT, given_NT = (
-    one.over_rows("invariance", bits, snr_grid=grid)
+    estimate.per_token(one.over_rows("invariance", bits, snr_grid=grid), size_N)
     for one in sorted((run, control), key=lambda x: x.cfg.net.snr_condition)
   )
   gain_NT, numbers = without_NT - given_NT, {"snr": grid.tolist()}
@@ -182,9 +183,8 @@ def _open_control(run):
   other = dataclasses.replace(other, mesh=cfg.mesh)
   params, _ = trained.open_weights(other, cfg.eval.control)
   # The seed stays that of the run: both see the same noise.
-  return AnalyzedRun(
-    dataclasses.replace(cfg, net=other.net), params, run.rows_NL
-  )
+  cfg = dataclasses.replace(cfg, net=other.net)
+  return run._replace(cfg=cfg, params=params)
 
 
 def _plots(report):
@@ -227,10 +227,10 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     errors.require("matplotlib.figure", "demo")
     for section in _watched_sections(cfg):
       named_samplers.check(dataclasses.replace(cfg, sample=section))
-    held_out = prepare.open_rows(cfg, cfg.eval.split).tokens_NL
-    rows_NL = trained.draw_rows(held_out, cfg.eval.sequences, cfg.seed)
+    packed = prepare.open_rows(cfg, cfg.eval.split)
+    rows_NL = trained.draw_rows(packed.tokens_NL, cfg.eval.sequences, cfg.seed)
     params, step = trained.open_weights(cfg, workdir)
-    run = AnalyzedRun(cfg, params, rows_NL)
+    run = AnalyzedRun(cfg, params, packed._replace(tokens_NL=rows_NL))
     if cfg.eval.control:
       control = _open_control(run)
 

@@ -134,16 +134,19 @@ def correct(cfg: config_lib.Config, workdir: str) -> None:
     if not cfg.eval.text:
       raise errors.UserError("eval.text is empty; write --text=FILE.")
     tokenizer = prepare.load_tokenizer(cfg)
-    ids, _ = trained.text_ids(cfg, tokenizer)
+    ids = np.concatenate(trained.read_text(cfg, tokenizer)[0])
     if len(ids) > 1 and ids[-1] == tokenizer.eos_id:
       ids = ids[:-1]  # the end of the text is not a token of it
     params, step = trained.open_weights(cfg, workdir)
 
-  index_NL = windows(len(ids), cfg.data.length - 2 * cfg.data.wrap)
+  data, index_NL = cfg.data, windows(len(ids), cfg.data.inner)
   rows_NL, inner_L = ids[index_NL], np.ones(index_NL.shape[1], bool)
-  if cfg.data.wrap:
+  if data.wrap:
     rows_NL = packing.add_markers(rows_NL, tokenizer)
     inner_L = np.pad(inner_L, 1)  # not the markers
+  elif data.pad:
+    rows_NL = np.concatenate([*packing.make_rows(rows_NL, tokenizer, data)])
+    inner_L = np.pad(inner_L, (1, data.length - len(inner_L) - 1))
   scores_NL = _score_windows(cfg, params, rows_NL, inner_L)
   scores = TokenScores(*(join(x[:, inner_L], index_NL) for x in scores_NL))
   pieces = functools.partial(tokenizers.pieces, tokenizer)

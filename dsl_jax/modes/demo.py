@@ -68,9 +68,7 @@ class Page:
       raise errors.UserError(
         f"the text has {len(text)} characters; use at most {most}."
       )
-    _, tokens_L, given_L = prompts.parse(
-      text, tokenizer, data.length, wrap=data.wrap, name="the text"
-    )
+    _, tokens_L, given_L = prompts.parse(text, tokenizer, data, name="the text")
     floor_L = np.where(given_L, np.inf, 0.0)
     start = viewer.Step(0, floor_L, tokens_L, np.ones(data.length))
     return Session((start,), given_L, floor_L)

@@ -7,8 +7,10 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -100,6 +102,12 @@ def table(bounds: dict[str, dict]) -> str:
   return "\n".join(lines)
 
 
+def _path_nats(*arguments, mask_BL=None, **options):
+  """Returns `likelihood.path_nats`, of the tokens that count."""
+  nats_BL = likelihood.path_nats(*arguments, **options)
+  return nats_BL if mask_BL is None else jnp.where(mask_BL, nats_BL, 0.0)
+
+
 def _path_bound(cfg, path_nats, params, key, tokens_BL):
   """Scores along cfg.sample.path; draws the path again for every draw."""
   nats_SB = []
@@ -114,11 +122,11 @@ def _path_bound(cfg, path_nats, params, key, tokens_BL):
   return np.mean(nats_SB, axis=0), stderr_B
 
 
-def _score(cfg, params, rows_NL, sections):
+def _score(cfg, params, rows_NL, sections, eos_id):
   """Returns {bound: (nats_N, their stderr_N over draws)}."""
   grid, clean_snr, draws = cfg.eval.snr_grid(), cfg.clean_snr, cfg.eval.draws
-  jit = functools.partial(trained.jit, cfg)
-  path_nats = jit(likelihood.path_nats, clean_snr=clean_snr)
+  jit = functools.partial(trained.jit, cfg, eos_id=eos_id)
+  path_nats = jit(_path_nats, clean_snr=clean_snr)
   scorers = {
     "endpoint": jit(likelihood.endpoint_nats, clean_snr=clean_snr, draws=draws),
     "integral": jit(likelihood.integral_nats, snr_grid=grid, draws=draws),
@@ -139,19 +147,14 @@ def _score(cfg, params, rows_NL, sections):
   return {name: scores[name] for name in sections}  # a tree has sorted keys
 
 
-def _numbers(score, length, per_row):
-  """Returns bits per token and character, perplexity, and their errors.
-
-  per_row: characters and bytes of the source that a row stands for.
-  """
+def _numbers(score, units):
+  """Returns bits per token and character, perplexity, and their errors."""
   nats_N, stderr_N = score
   draws = float(np.sqrt(np.square(stderr_N).sum()) / len(nats_N))
   numbers = {}
-  for name, size in {"bits_per_token": length, **per_row}.items():
+  for name, (size, weight_N) in units.items():
     scale = math.log(2) * size
-    bits = estimate.ratio(
-      nats_N / scale, np.ones(len(nats_N)), group=likelihood.GROUP
-    )
+    bits = estimate.ratio(nats_N / scale, weight_N, group=likelihood.GROUP)
     numbers[name] = bits.value
     # A single row has only the spread of its draws.
     numbers[_COLUMNS[name]] = draws / scale if len(nats_N) == 1 else bits.stderr
@@ -159,27 +162,31 @@ def _numbers(score, length, per_row):
   numbers["perplexity"] = 2 ** numbers["bits_per_token"]
   numbers["perplexity_stderr"] = slope * numbers["stderr"]
   if math.isfinite(draws):
+    length, _ = units["bits_per_token"]
     numbers["stderr_draws"] = draws / math.log(2) / length
   return numbers
 
 
 def _best_ngram(cfg, *splits):
-  """Returns the name of the best n-gram model, and nats_NL of drawn rows."""
-  edge = int(cfg.data.wrap)  # without the markers of rows the text is whole
-  train_NL, test_NL = (
-    np.int64(split.tokens_NL[:, edge : cfg.data.length - edge])
-    for split in splits
-  )
-  drawn_N = np.arange(len(test_NL))
+  """Returns the name of the best n-gram model, and the score of drawn rows."""
+  data, streams = cfg.data, []
+  # Without BOS, and EOS that wraps a row, the text is whole.
+  inside = slice(int(data.wrap or data.pad), data.length - data.wrap)
+  for packed in splits:
+    mask_NL = packing.scored(packed.tokens_NL, packed.eos_id)[:, inside]
+    streams.append(np.int64(packed.tokens_NL[:, inside][mask_NL]))
+  drawn_N = np.arange(len(mask_NL))
   drawn_N = trained.draw_rows(drawn_N, cfg.eval.sequences, cfg.seed)
-  models = ngrams.probabilities(
-    train_NL.ravel(), test_NL.ravel(), cfg.net.vocab_size, 6
-  )
-  nats = {
-    f"ngram_{order}": -np.log(prob).reshape(test_NL.shape)[drawn_N]
-    for order, prob in enumerate(models, 1)
-  }
-  return min(nats.items(), key=lambda item: item[1].sum())
+  scores, nats_NL = {}, np.zeros(mask_NL.shape)
+  models = ngrams.probabilities(*streams, cfg.net.vocab_size, 6)
+  for order, prob in enumerate(models, 1):
+    nats_NL[mask_NL] = -np.log(prob)
+    drawn_NL, where_NL = nats_NL[drawn_N], mask_NL[drawn_N]
+    # Nothing is drawn: the spread is that of the tokens of a row.
+    spread_N = drawn_NL.std(axis=1, where=where_NL)
+    spread_N *= np.sqrt(where_NL.sum(axis=1))
+    scores[f"ngram_{order}"] = drawn_NL.sum(axis=1), spread_N
+  return min(scores.items(), key=lambda item: item[1][0].sum())
 
 
 def _description(cfg, name, section):
@@ -195,39 +202,44 @@ def _description(cfg, name, section):
   return {"protocol": protocol, "seed": cfg.seed, "settings": settings}
 
 
-def _units(cfg, counts, length):
-  """Characters and bytes of the source in a row, by the names of bits."""
+def _units(cfg, counts, rows_NL):
+  """Units of a mean row, and the weights of all rows, by the names of bits."""
+  scored_N = packing.Packed(rows_NL, counts).count_scored()
+  text_N = scored_N - (cfg.data.length - cfg.data.inner)
   source = {name: counts.get(kind) for name, kind in _SOURCE.items()}
   if str(counts.get("tokenizer")).startswith("text8"):
     source = dict.fromkeys(_SOURCE, counts["tokens"])  # letters, one a token
   if None in source.values():
     logging.warning("no bits per character: prepare the rows again")
-  per_token = (length - 2 * cfg.data.wrap) / counts["tokens"]
-  return {name: x * per_token for name, x in source.items() if x}
+  sizes = {"bits_per_token": (float(scored_N.mean()), scored_N)}
+  per_token = float(text_N.mean()) / counts["tokens"]
+  sizes |= {name: (x * per_token, text_N) for name, x in source.items() if x}
+  return {k: (size, x_N / x_N.mean()) for k, (size, x_N) in sizes.items()}
 
 
 def measure(
   cfg: config_lib.Config,
   params: dict,
   rows_NL: np.ndarray,
-  counts: Mapping[str, int],
+  counts: Mapping[str, Any],
 ) -> tuple[config_lib.Config, dict[str, dict]]:
   """Measures eval.bounds on rows, whose source `packing` has counted.
 
   Returns the config that was used, and the bounds: few rows have more draws,
   so that every number has an error.
   """
-  N, L = rows_NL.shape
+  N, eos_id = len(rows_NL), counts.get("eos_id")
   c = dataclasses.replace(
     cfg.eval,
     draws=max(cfg.eval.draws, -(-_SCORES // N)),
     batch_size=min(cfg.eval.batch_size, N),
   )
   cfg = dataclasses.replace(cfg, eval=c)
-  per_row, sections = _units(cfg, counts, L), parse_bounds(cfg)
+  units, sections = _units(cfg, counts, rows_NL), parse_bounds(cfg)
+  scores = _score(cfg, params, rows_NL, sections, eos_id)
   return cfg, {
-    name: _numbers(score, L, per_row) | _description(cfg, name, sections[name])
-    for name, score in _score(cfg, params, rows_NL, sections).items()
+    name: _numbers(score, units) | _description(cfg, name, sections[name])
+    for name, score in scores.items()
   }
 
 
@@ -265,23 +277,21 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     c, data_hash = cfg.eval, None
     parse_bounds(cfg)
     if c.text:
-      rows_NL, counts = trained.text_rows(cfg, prepare.load_tokenizer(cfg))
+      rows = trained.text_rows(cfg, prepare.load_tokenizer(cfg))
     else:
       train_rows = prepare.open_rows(cfg, "train")
       test_rows = prepare.open_rows(cfg, c.split)
-      rows_NL = trained.draw_rows(test_rows.tokens_NL, c.sequences, cfg.seed)
-      data_hash, counts = train_rows.manifest["data_sha256"], test_rows.manifest
+      drawn_NL = trained.draw_rows(test_rows.tokens_NL, c.sequences, cfg.seed)
+      rows = test_rows._replace(tokens_NL=drawn_NL)
+      data_hash = train_rows.manifest["data_sha256"]
     params, step = trained.open_weights(cfg, workdir, data_hash)
 
+  rows_NL, counts = rows
   cfg, bounds = measure(cfg, params, rows_NL, counts)
-  mmse_NT = trained.mmse_rows(cfg, params, rows_NL, "mmse")
+  mmse_NT = trained.mmse_rows(cfg, params, rows, "mmse")
   if not c.text and train_rows.tokens_NL.size <= _NGRAM_TOKENS:
-    name, nats_NL = _best_ngram(cfg, train_rows, test_rows)
-    # Nothing is drawn: the spread is that of the tokens of a row.
-    spread_N = nats_NL.std(axis=1) * math.sqrt(nats_NL.shape[1])
-    score = nats_NL.sum(axis=1), spread_N
-    length = rows_NL.shape[1]
-    numbers = _numbers(score, length, _units(cfg, counts, length))
+    name, score = _best_ngram(cfg, train_rows, test_rows)
+    numbers = _numbers(score, _units(cfg, counts, rows_NL))
     numbers.pop("stderr_draws", None)
     bounds[name] = numbers | {"protocol": _PROTOCOLS["ngram"]}
   result = trained.describe(cfg, step, rows_NL, c.text)
@@ -294,10 +304,11 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
   }
   if jax.process_index() == 0:
     print(table(bounds))
+    where = "do not fit in" if cfg.data.pad else "come after the last full row"
     print(
       f"{len(rows_NL)} rows of {result['split']}; {counts['dropped']} of its "
-      f"{counts['tokens']} tokens come after the last full row and are not "
-      f"scored; {packing.unknown_share(counts):.2%} are unknown"
+      f"{counts['tokens']} tokens {where} and are not scored; "
+      f"{packing.unknown_share(counts):.2%} are unknown"
     )
     target = _target(cfg, workdir, result, rows_NL)
     storage.write_json(target, result)

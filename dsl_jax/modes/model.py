@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 from typing import NamedTuple
@@ -69,7 +70,7 @@ class Model(NamedTuple):
     """Returns the bits per character of a text, with their standard error.
 
     They are the masked bound (`likelihood.endpoint_nats`) of the rows of the
-    text, of which the last may be shorter. The error is that of the noise.
+    text, the last one shorter or padded. The error is that of the noise.
     """
     cfg = dataclasses.replace(self.config, seed=seed)
     tokenizer = self.tokenizer
@@ -77,20 +78,24 @@ class Model(NamedTuple):
       ids = trained.encode(text, tokenizer)
       if not len(ids):
         raise errors.UserError(f"text is {text!r}; give one with tokens.")
-    inner = cfg.data.length - 2 * cfg.data.wrap
-    count = len(ids) // inner
+    data, eos_id, inner = cfg.data, None, cfg.data.inner
+    edge = len(ids) // inner * inner
+    parts = [ids[:edge].reshape(-1, inner), ids[None, edge:]]
+    parts = [part for part in parts if part.size]
+    if data.wrap:
+      parts = [packing.add_markers(part, tokenizer) for part in parts]
+    if data.pad:
+      rows = packing.make_rows(itertools.chain(*parts), tokenizer, data)
+      parts, eos_id = [np.concatenate([*rows])], tokenizer.eos_id
     score = functools.partial(
       _endpoint_nats,
-      self.params,
       denoiser=self.denoiser,
       clean_snr=self.clean_snr,
-      draws=max(2, _DRAWS // (count + 1)),
+      draws=max(2, _DRAWS // (len(ids) // inner + 1)),
     )
-    edge, nats, variance = count * inner, 0.0, 0.0
-    parts = ids[:edge].reshape(count, inner), ids[None, edge:]
-    for rows_NL in (part for part in parts if part.size):
-      if cfg.data.wrap:
-        rows_NL = packing.add_markers(rows_NL, tokenizer)
+    score = functools.partial(trained.with_mask(score, eos_id), self.params)
+    nats, variance = 0.0, 0.0
+    for rows_NL in parts:
       nats_N, stderr_N = trained.map_rows(cfg, score, rows_NL, "score")
       nats += float(nats_N.sum())
       variance += float(np.square(stderr_N).sum())

@@ -215,9 +215,7 @@ def parse_prompts(
     lines = prompts.load_lines(c.prompts)
   requests = []
   for name, text in lines:
-    prompt = prompts.parse(
-      text, tokenizer, cfg.data.length, wrap=cfg.data.wrap, name=name
-    )
+    prompt = prompts.parse(text, tokenizer, cfg.data, name=name)
     requests += [prompt] * c.num
   return requests
 
@@ -287,8 +285,9 @@ def sample_batch(
 def measure_curve(cfg: config_lib.Config, params: dict) -> Curve:
   """Measures the mmse curve on the first rows of held-out text."""
   with errors.user_errors():
-    held_out = prepare.open_rows(cfg, "validation").tokens_NL
-  mmse_NT = trained.mmse_rows(cfg, params, held_out[:_CURVE_SEQUENCES], "mmse")
+    packed = prepare.open_rows(cfg, "validation")
+  rows = packed._replace(tokens_NL=packed.tokens_NL[:_CURVE_SEQUENCES])
+  mmse_NT = trained.mmse_rows(cfg, params, rows, "mmse")
   return Curve(cfg.eval.snr_grid(), mmse_NT.mean(axis=0))
 
 

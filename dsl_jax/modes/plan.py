@@ -75,7 +75,8 @@ def compile_step(
   shape = cfg.train.batch_size, cfg.data.length
   rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
   tokens_BL = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-  step = state_lib.jit_step(state_lib.train_step, cfg, mesh, tx, state)
+  eos_id = 0 if cfg.data.pad else None  # any: the programs are the same
+  step = state_lib.jit_step(state_lib.train_step, cfg, mesh, tx, state, eos_id)
   return _compile(step, mesh, state, tokens_BL)
 
 

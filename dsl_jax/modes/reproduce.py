@@ -260,7 +260,10 @@ def show_table(name: str, cells: dict[tuple[str, float], dict]) -> str:
   return "\n".join(lines)
 
 
-def _decode(tokens_NL, tokenizer):
+def _decode(cfg, tokens_NL, tokenizer):
+  if cfg.data.pad:  # an empty text is BOS alone
+    cut = [trained.sample_ids(cfg, tokenizer, row) for row in tokens_NL]
+    tokens_NL = [x if x.size else row[:1] for x, row in zip(cut, tokens_NL)]
   return Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
 
 
@@ -288,7 +291,7 @@ def _draw(cfg, params, tokenizer, path):
   cost = path.with_suffix(".json")
   if not path.exists():
     began = time.monotonic()
-    request = prompts.parse("", tokenizer, cfg.data.length, name="")
+    request = prompts.parse("", tokenizer, cfg.data, name="")
     batches = named_samplers.draw(cfg, params, [request] * cfg.eval.samples)
     tokens, calls = zip(*batches)
     seconds = time.monotonic() - began
@@ -297,7 +300,7 @@ def _draw(cfg, params, tokenizer, path):
       np.save(file, np.concatenate(tokens))
   with errors.reading(str(path), _FIX):
     tokens_NL = np.load(storage.local(path))
-  return _decode(tokens_NL, tokenizer), storage.read_json(cost)
+  return _decode(cfg, tokens_NL, tokenizer), storage.read_json(cost)
 
 
 def _table_jobs(cfg, workdir, tokenizer, judged):
@@ -387,9 +390,8 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       )
       errors.require("faiss", "eval")  # for MAUVE
       judge = perplexity.CausalJudge(cfg.eval.judge)
-      human = _decode(
-        trained.draw_rows(packed.tokens_NL, num, cfg.seed), tokenizer
-      )
+      human_NL = trained.draw_rows(packed.tokens_NL, num, cfg.seed)
+      human = _decode(cfg, human_NL, tokenizer)
       human_ND = _features(judge, human)
 
   for job in unscored:

@@ -111,7 +111,7 @@ def make_held_out_loss(
   arguments: list[tuple] = []
   size = cfg.eval.batch_size
   rows_NL = held_out.tokens_NL[: size * cfg.train.eval_batches]
-  for batch in batches.eval_batches(rows_NL, size):
+  for batch in batches.eval_batches(rows_NL, size, held_out.eos_id):
     tokens_BL, mask_BL = (sharding_lib.put_batch(mesh, x) for x in batch)
     number = jax.device_put(np.int32(len(arguments)), whole)
     arguments.append((tokens_BL, mask_BL, number))
@@ -173,7 +173,9 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
       params = denoiser.init(state_lib.stream(cfg.seed, "init"))
     return state_lib.create(params, tx)
 
-  step_fn = state_lib.jit_step(state_lib.train_steps, cfg, mesh, tx, abstract)
+  step_fn = state_lib.jit_step(
+    state_lib.train_steps, cfg, mesh, tx, abstract, packed.eos_id
+  )
   held_out_loss = make_held_out_loss(cfg, mesh, held_out)
 
   # The state: restored, converted or new.
@@ -191,6 +193,7 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     workdir,
     start=start,
     steps=c.steps,
+    tokens=c.batch_size * cfg.data.length,
     log_every=c.log_every,
     peak=peak,
     deadline=deadline,

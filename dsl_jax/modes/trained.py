@@ -21,6 +21,7 @@ from dsl_jax.data import (
   tokenizers,
 )
 from dsl_jax.nets import denoiser as denoiser_lib
+from dsl_jax.quality import estimate
 from dsl_jax.runtime import checkpoint, errors
 from dsl_jax.runtime import config as config_lib
 from dsl_jax.runtime import sharding as sharding_lib
@@ -50,15 +51,27 @@ def batched(
     yield jax.random.fold_in(key, i), tokens_BL, mask_BL.any(axis=1)
 
 
-def jit(cfg: config_lib.Config, function: Callable, **options) -> Callable:
+def with_mask(function: Callable, eos_id: int | None) -> Callable:
+  """Gives function(params, key, tokens_BL, ...) the mask_BL of padded rows."""
+
+  def masked(params, key, tokens_BL, *args):
+    mask_BL = packing.scored(tokens_BL, eos_id)
+    return function(params, key, tokens_BL, *args, mask_BL=mask_BL)
+
+  return function if eos_id is None else masked
+
+
+def jit(
+  cfg: config_lib.Config, function: Callable, eos_id=None, **options
+) -> Callable:
   """Jits function(params, key, tokens_BL, *, denoiser, ...) of a run.
 
-  Its results are replicated over the devices.
+  Its results are replicated over the devices. See `with_mask` for eos_id.
   """
   everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
   denoiser = denoiser_lib.make_denoiser(cfg.net)
   function = functools.partial(function, denoiser=denoiser, **options)
-  return jax.jit(function, out_shardings=everywhere)
+  return jax.jit(with_mask(function, eos_id), out_shardings=everywhere)
 
 
 def map_rows(
@@ -75,12 +88,14 @@ def map_rows(
 
 
 def mmse_rows(
-  cfg: config_lib.Config, params: dict, rows_NL: np.ndarray, stream: str
+  cfg: config_lib.Config, params: dict, rows: packing.Packed, stream: str
 ) -> np.ndarray:
-  """Returns the mmse curve of every row, [N, T], on eval's grid of SNRs."""
+  """Returns mmse curves, [N, T], on eval's grid, see `estimate.per_token`."""
   options = {"snr_grid": cfg.eval.snr_grid(), "by_sequence": True}
-  curves = jit(cfg, likelihood.mmse_curve, **options)
-  return map_rows(cfg, functools.partial(curves, params), rows_NL, stream)
+  curves = jit(cfg, likelihood.mmse_curve, rows.eos_id, **options)
+  curves = functools.partial(curves, params)
+  mmse_NT = map_rows(cfg, curves, rows.tokens_NL, stream)
+  return estimate.per_token(mmse_NT, rows.count_scored())
 
 
 def load_mdlm(cfg: config_lib.Config, path: str) -> dict:
@@ -153,18 +168,18 @@ def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
 def sample_ids(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer, row_L: np.ndarray
 ) -> np.ndarray:
-  """Returns the tokens of a sample, up to EOS with sample.stop_at_eos."""
-  if not cfg.sample.stop_at_eos:
+  """Returns the tokens of a sample, up to EOS if it is to end there."""
+  if not (cfg.sample.stop_at_eos or cfg.data.pad):
     return row_L
   row_L = row_L[int(row_L[0] == tokenizer.bos_id) :]
   ends = np.flatnonzero(row_L == tokenizer.eos_id)
   return row_L[: ends[0] if len(ends) else None]
 
 
-def text_ids(
-  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
-) -> tuple[np.ndarray, dict[str, int]]:
-  """Returns the tokens of eval.text, int32 [n], n >= 1, and what they count."""
+def read_text(
+  cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer, pad: bool = False
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+  """Returns the tokens of every document of eval.text, and their counts."""
   name, counts = f"eval.text {cfg.eval.text!r}", collections.Counter[str]()
   with (
     tempfile.TemporaryDirectory() as cache,
@@ -175,28 +190,30 @@ def text_ids(
     documents = map(
       detokenizers.make(rules), corpora.read(cfg.eval.text, cache)
     )
-    parts = list(packing.count_documents(documents, tokenizer, counts))
+    parts = list(packing.count_documents(documents, tokenizer, counts, pad))
   if not counts["tokens"]:
     raise errors.UserError(f"{name} is empty; give a file with text.")
-  return np.concatenate(parts), dict(counts)
+  return parts, dict(counts)
 
 
 def text_rows(
   cfg: config_lib.Config, tokenizer: tokenizers.Tokenizer
-) -> tuple[np.ndarray, dict[str, int]]:
-  """Splits the file eval.text into rows as the corpus was, int32 [N, L].
+) -> packing.Packed:
+  """Splits the file eval.text into rows as the corpus was.
 
-  Their counts have the tokens after the last row as "dropped".
+  Their manifest has counts, with the tokens in no row as "dropped", and eos_id.
   """
-  ids, counts = text_ids(cfg, tokenizer)
-  inner = cfg.data.length - 2 * cfg.data.wrap
-  if len(ids) < inner:
+  data = cfg.data
+  parts, counts = read_text(cfg, tokenizer, data.pad)
+  rows_NL = np.concatenate([*packing.make_rows(parts, tokenizer, data)])
+  if not len(rows_NL):
     raise errors.UserError(
-      f"eval.text is {cfg.eval.text!r} with {len(ids)} tokens, shorter than "
-      f"the context of {inner}; give a longer text."
+      f"eval.text is {cfg.eval.text!r} with {counts['tokens']} tokens, shorter "
+      f"than the context of {data.inner}; give a longer text."
     )
-  rows_NL = ids[: len(ids) // inner * inner].reshape(-1, inner)
-  counts["dropped"] = len(ids) % inner
-  if cfg.data.wrap:
-    rows_NL = packing.add_markers(rows_NL, tokenizer)
-  return rows_NL, counts
+  if data.pad:
+    counts["eos_id"] = tokenizer.eos_id
+  rows = packing.Packed(rows_NL, counts)
+  text_N = rows.count_scored() - (data.length - data.inner)
+  counts["dropped"] = counts["tokens"] - int(text_N.sum())
+  return rows

@@ -37,6 +37,16 @@ def ratio(total_N: ArrayLike, size_N: ArrayLike, *, group: int = 1) -> Estimate:
   return Estimate(float(value), float(stderr))
 
 
+def per_token(x_NT: np.ndarray, size_N: np.ndarray) -> np.ndarray:
+  """Weighs means of rows so that theirs is the mean over all tokens.
+
+  Mean and spread of w_i x_i + (1 - w_i) R, with w_i = size_i / mean(size), are
+  those of the ratio R = sum_i size_i x_i / sum_i size_i.
+  """
+  w_N1 = (size_N / size_N.mean()).astype(x_NT.dtype)[:, None]
+  return w_N1 * x_NT + (1 - w_N1) * (w_N1 * x_NT).mean(axis=0)
+
+
 def jackknife(
   statistic: Callable[[np.ndarray], float], units: int, *, groups: int = 10
 ) -> Estimate:

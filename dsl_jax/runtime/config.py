@@ -52,9 +52,20 @@ class Data(checks.Section):
   detokenizer: str = ""  # wikitext, ptb, lm1b, ... or none; "" by the corpus
   length: int = _several(128)  # tokens per row
   wrap: bool = False  # BOS ... EOS around every row
+  pad: bool = False  # a document a row, BOS ... EOS and padding, not scored
   dir: str = _path("")  # of the packed rows; "" is one of its own in data_cache
   fingerprint: str = ""  # of the tokenizer's vocabulary; a run stores its own
   seed: int = _not_negative(0)  # of the order of the rows
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.wrap and self.pad:
+      raise ValueError("wrap is True and so is pad; set one of them False.")
+
+  @property
+  def inner(self) -> int:
+    """Tokens of a row, at most, that are text and not its markers."""
+    return self.length - 2 * (self.wrap or self.pad)
 
 
 @dataclasses.dataclass(frozen=True)

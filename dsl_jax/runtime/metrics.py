@@ -16,9 +16,9 @@ class Recorder:
 
   metrics.jsonl gets one line per report, {"step", "split": "train" |
   "validation", ...}. Lines of steps after `start`, which will be done again,
-  are removed. `peak` is in tokens/s; the reached share of it is the MFU. The
-  console shows the time left until the last step or the deadline, a time of
-  `time.monotonic`.
+  are removed. `tokens` are those of a step, padding included. `peak` is in
+  tokens/s; the reached share of it is the MFU. The console shows the time left
+  until the last step or the deadline, a time of `time.monotonic`.
   """
 
   def __init__(
@@ -27,11 +27,13 @@ class Recorder:
     *,
     start: int,
     steps: int,
+    tokens: int,
     log_every: int,
     peak: float | None = None,
     deadline: float = math.inf,
   ):
     self._log_every, self._peak, self._deadline = log_every, peak, deadline
+    self._tokens = tokens
     self._sums: collections.Counter = collections.Counter()
     self._path = storage.to_path(workdir) / "metrics.jsonl"
     self._writes = jax.process_index() == 0
@@ -47,7 +49,7 @@ class Recorder:
     )
     self._bar.set_description("compiling")
     self._clock = 0.0  # set after the first call, which compiles
-    self._timed = 0.0  # tokens since then
+    self._timed = 0  # tokens since then
 
   def add(self, step: int, sums: dict) -> None:
     """Adds the sums of a step, counted from 1; FloatingPointError if "bad"."""
@@ -59,7 +61,7 @@ class Recorder:
       )
     self._sums.update(sums, steps=1)
     if self._clock:
-      self._timed += sums["tokens"]
+      self._timed += self._tokens
     self._bar.set_description("")
     self._bar.update(1)
     if step % self._log_every:
@@ -74,8 +76,7 @@ class Recorder:
     if self._timed:
       rate = self._timed / (time.monotonic() - self._clock)
       row["tokens_per_second"] = rate
-      tokens = self._sums["tokens"] / self._sums["steps"]
-      left = min(left, (self._bar.total - step) * tokens / rate)
+      left = min(left, (self._bar.total - step) * self._tokens / rate)
       note = f"  {max(left, 0) / 60:.1f} minutes left"
       if self._peak:
         row["mfu"] = rate / self._peak
@@ -95,7 +96,7 @@ class Recorder:
 
   def restart_clock(self) -> None:
     """Restarts the timing, so that other work does not count as training."""
-    self._clock, self._timed = time.monotonic(), 0.0
+    self._clock, self._timed = time.monotonic(), 0
 
   def close(self) -> None:
     """Closes the progress bar."""

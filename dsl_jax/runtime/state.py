@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dsl_jax import objective
+from dsl_jax.data import packing
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.nets import shards as shards_lib
 from dsl_jax.runtime import config as config_lib
@@ -39,6 +40,7 @@ class Recipe(NamedTuple):
   ema_decay: float  # limit of the moving average's decay
   microbatches: int = 1  # in which a device computes its rows
   sum_over_devices: Callable = lambda fn: fn  # see `sharding`
+  eos_id: int | None = None  # of padded rows, see `packing.scored`
 
 
 def create(params: dict, tx: optax.GradientTransformation) -> TrainState:
@@ -111,6 +113,8 @@ def train_step(
   )
   gradients = recipe.sum_over_devices(gradients)
   mask_BL = jnp.ones(tokens_BL.shape, bool)
+  if recipe.eos_id is not None:
+    mask_BL = packing.scored(tokens_BL, recipe.eos_id)
   sums, grads = gradients(state.params, key_B, tokens_BL, mask_BL)
   scale = 1 / jnp.maximum(sums["tokens"], 1.0)
   grad_norm = scale * optax.global_norm(grads)
@@ -179,6 +183,7 @@ def jit_step(
   mesh: jax.sharding.Mesh,
   tx: optax.GradientTransformation,
   abstract: TrainState,
+  eos_id: int | None = None,
 ) -> jax.stages.Wrapped:
   """Jits `train_step` or `train_steps` of a run; the state is donated."""
   shards = sharding_lib.shards(mesh)
@@ -193,6 +198,7 @@ def jit_step(
     ema_decay=cfg.optim.ema_decay,
     microbatches=sharding_lib.num_microbatches(mesh, cfg),
     sum_over_devices=sharding_lib.sum_over_devices(mesh, abstract.params),
+    eos_id=eos_id,
   )
   there = sharding_lib.shardings(abstract), sharding_lib.replicated(mesh)
   step = functools.partial(step, recipe=recipe)
