@@ -93,10 +93,18 @@ def bounds(names: Iterable[str]) -> str:
   return text + (f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
 
 
-def _range(values):
-  """Mean, least and largest of the seeds, as text."""
-  low, high = min(values), max(values)
-  return f"{np.mean(values):.3f} ({low:.3f} to {high:.3f})"
+def _range(values: Iterable[list[float] | None]) -> str:
+  """Returns mean, least and largest value of several seeds, as text."""
+  found = [value[0] for value in values if value]
+  if not found:
+    return ""
+  return f"{np.mean(found):.3f} ({min(found):.3f} to {max(found):.3f})"
+
+
+def differences(first: str, second: str, bound: str) -> str:
+  """Returns `difference` of runs with equal seeds: mean, least and largest."""
+  tails = [run.removeprefix(first) for run in seeds(first)]
+  return _range(difference(first + x, second + x, bound) for x in tails)
 
 
 def by_seed(names: Iterable[str]) -> str:
@@ -107,17 +115,18 @@ def by_seed(names: Iterable[str]) -> str:
   ]
   for name in names:
     runs = seeds(name)
-    if len(runs) < 2:
-      continue
-    others = [run.replace(name, "A1") for run in runs]
-    found = [difference(*pair, "endpoint") for pair in zip(runs, others)]
-    cells = [name, f"{len(runs)}"]
-    cells.append(_range([score(run, "endpoint")[0] for run in runs]))
-    cells.append(_range([x[0] for x in found]) if all(found) else "")
-    for bound in ("integral", "gap"):
-      values = [score(run, bound) for run in runs]
-      cells.append(_range([x[0] for x in values]) if all(values) else "")
-    lines.append(f"| {' | '.join(cells)} |")
+    if len(runs) > 1:
+      endpoint, integral, gap = (
+        _range(score(run, bound) for run in runs)
+        for bound in ("endpoint", "integral", "gap")
+      )
+      row = [
+        name,
+        f"{len(runs)}",
+        endpoint,
+        differences(name, "A1", "endpoint"),
+      ]
+      lines.append(f"| {' | '.join([*row, integral, gap])} |")
   return "\n".join(lines)
 
 
@@ -255,8 +264,9 @@ def fill(template: str) -> str:
   """Returns a text with its numbers and tables.
 
   `{endpoint A3}` is a bound of a run, `{less A3 A1 endpoint}` a paired
-  difference, `{cell A3 masked 8 ngram}` a measure of samples, `{table NAME}` a
-  table of this module with its arguments. What has no result is `MISSING`.
+  difference, `{seeds A3 A1 endpoint}` that of all seeds, `{cell A3 masked 8
+  ngram}` a measure of samples, `{table NAME}` a table of this module with its
+  arguments. What has no result is `MISSING`.
 
   Args:
     template: the text.
@@ -267,6 +277,8 @@ def fill(template: str) -> str:
 def _value(kind, rest):
   """The text of one place in a template."""
   parts = rest.split()
+  if kind == "seeds":
+    return differences(*parts) or MISSING
   if kind == "less":
     return pair(difference(*parts)) or MISSING
   if kind == "table":
