@@ -41,15 +41,21 @@ def gaps() -> bytes:
   fig, axes = pages.figure(
     "endpoint bound, bits a character", "integral - endpoint"
   )
-  for name in ["A3", *arms.ARMS, *arms.GAP]:
+  names = [x for x in [*arms.ARMS, *arms.GAP] if tables.score(x, "gap")]
+  names.sort(key=lambda name: tables.score(name, "gap") or [])
+  for i, name in enumerate(names):
     gap, bound = tables.score(name, "gap"), tables.score(name, "endpoint")
     if gap and bound:
       axes.errorbar(bound[0], gap[0], yerr=2 * gap[1], fmt="o", color="C0")
-      axes.annotate(name, (bound[0], gap[0]), fontsize=7)
+      aside = {"xytext": (6, -3) if i % 2 else (-6, -3)}
+      aside |= {"ha": "left" if i % 2 else "right", "fontsize": 7}
+      place = bound[0], gap[0]
+      axes.annotate(name, place, textcoords="offset points", **aside)
+  axes.set_yscale("log")
   first = tables.score("A1", "endpoint")
   if first:
     axes.axvline(first[0], color="grey", linestyle="--", linewidth=0.8)
-    axes.text(first[0], axes.get_ylim()[1], "A1", va="top")
+    axes.text(first[0], axes.get_ylim()[0], " A1", va="bottom")
   axes.axhline(0.05, color="green", linestyle=":", linewidth=0.8)
   axes.set_title("The path gap; left of the line is better than A1")
   return pages.png(fig)
