@@ -183,17 +183,17 @@ def test_the_best_ngram_scores_the_drawn_rows_without_their_markers():
   cfg = quickstart(
     "--config.data.length=8", "--config.data.wrap", "--config.eval.sequences=9"
   )
-  name, nats_NL = evaluate._best_ngram(cfg, *splits)
-  assert name == "ngram_2" and nats_NL.shape == (9, 6)
+  name, (nats_N, stderr_N) = evaluate._best_ngram(cfg, *splits)
+  assert name == "ngram_2" and nats_N.shape == stderr_N.shape == (9,)
   drawn_NL = trained.draw_rows(splits[1].tokens_NL, 9, cfg.seed)
   *_, prob = ngrams.probabilities(chain[:2400], chain[2400:], 27, 2)
   every_N = -np.log(prob).reshape(-1, 6).sum(axis=1)
   drawn_N = [
     np.flatnonzero((rows_NL[400:] == row).all(axis=1)) for row in drawn_NL
   ]
-  for nats, numbers in zip(nats_NL.sum(1), drawn_N):  # a row may occur twice
+  for nats, numbers in zip(nats_N, drawn_N):  # a row may occur twice
     assert np.isclose(nats, every_N[numbers]).any()
-  assert nats_NL.mean() == pytest.approx(np.log(2), rel=0.05)
+  assert nats_N.mean() == pytest.approx(6 * np.log(2), rel=0.05)
 
 
 def test_a_text_is_scored_as_the_held_out_rows_are(run, tmp_path, capsys):
