@@ -143,6 +143,15 @@ def test_a_finished_split_is_not_made_again(tmp_path):
   np.testing.assert_array_equal(first.tokens_NL, again.tokens_NL)
 
 
+@pytest.mark.parametrize("layout", [{}, {"length": 2, "dir": "elsewhere"}])
+def test_a_layout_has_a_length_and_no_other_keys(tmp_path, layout):
+  tokenizer = tokenizers.load("text8")
+  with pytest.raises(TypeError, match=r"length|dir"):
+    packing.write(
+      str(tmp_path), "train", ["ab"], tokenizer, origin=ORIGIN, **layout
+    )
+
+
 def test_other_settings_are_rejected_and_overwrite_nothing(tmp_path):
   write(tmp_path, ["abcdef"])
   before = {x.name: x.read_bytes() for x in tmp_path.iterdir()}

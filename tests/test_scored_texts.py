@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_scoring import cell, quickstart
 
-from dsl_jax.data import corpora, tokenizers
+from dsl_jax.data import corpora, packing, tokenizers
 from dsl_jax.modes import evaluate, reproduce, trained
 from dsl_jax.runtime import errors
 
@@ -22,16 +22,18 @@ def test_bits_per_character_are_those_of_the_source(monkeypatch, wrap):
   )
   counts = {"tokens": 100, "characters": 400, "bytes": 700}
   rows_NL, inner = np.zeros((8, 10), int), 8 if wrap else 10
-  bounds = evaluate.measure(cfg, None, rows_NL, counts)[1]["endpoint"]
+  rows = packing.Packed(rows_NL, counts)
+  bounds = evaluate.measure(cfg, None, rows)[1]["endpoint"]
   assert bounds["bits_per_token"] == pytest.approx(2)
   assert bounds["bits_per_char"] == pytest.approx(20 / (4 * inner))
   assert bounds["bits_per_byte"] == pytest.approx(20 / (7 * inner))
   # Rows of earlier versions did not count: letters are characters.
   old = {"tokens": 100, "tokenizer": "text8"}
-  bounds = evaluate.measure(cfg, None, rows_NL, old)[1]["endpoint"]
+  rows = packing.Packed(rows_NL, old)
+  bounds = evaluate.measure(cfg, None, rows)[1]["endpoint"]
   assert bounds["bits_per_char"] == pytest.approx(20 / inner)
   old["tokenizer"] = "gpt2"
-  bounds = evaluate.measure(cfg, None, rows_NL, old)[1]["endpoint"]
+  bounds = evaluate.measure(cfg, None, rows)[1]["endpoint"]
   assert "bits_per_char" not in bounds
 
 

@@ -255,6 +255,13 @@ def make_rows(
     yield row_1L
 
 
+def make_layout(
+  length: int, *, wrap: bool = False, pad: bool = False
+) -> config_lib.Data:
+  """Returns the keys of `config.Data` that rows depend on, checked."""
+  return config_lib.Data(length=length, wrap=wrap, pad=pad)
+
+
 def unknown_share(counts: Mapping[str, int]) -> float:
   """Returns the share of unknown tokens; 0 of rows of earlier versions."""
   return counts.get("unknown", 0) / max(counts["tokens"], 1)
@@ -272,11 +279,11 @@ def write(
 ) -> Packed:
   """Tokenises and packs one split, unless that has been done already.
 
-  The layout of rows is length, wrap and pad of `config.Data`. The last,
-  incomplete row is dropped. A split that exists with other settings or damaged
-  is a ValueError, and so is a share of unknown tokens above `max_unknown`.
+  The layout has the arguments of `make_layout`. The last, incomplete row is
+  dropped. A split that exists with other settings or damaged is a ValueError,
+  and so is a share of unknown tokens above `max_unknown`.
   """
-  data = config_lib.Data(**layout)
+  data = make_layout(**layout)
   _check_markers(data, tokenizer)
   settings: dict = {
     "split": split,

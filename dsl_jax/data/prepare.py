@@ -48,9 +48,9 @@ def prepare(
   A vocabulary that is to be trained is trained on the training documents and
   stored with the rows, whose manifests have its hash. Of several processes with
   one directory one writes and the others wait. See `corpora.load`,
-  `tokenizers.load` and `packing.write` for the arguments.
+  `tokenizers.load`, `packing.write` and `make_layout` there for the arguments.
   """
-  config_lib.Data(**layout)  # raises if it is wrong
+  packing.make_layout(**layout)  # raises if it is wrong
   detokenizer = detokenizers.resolve(detokenizer, corpus)
   clean = detokenizers.make(detokenizer)
   to_train = tokenizers.trained_file(tokenizer, out)

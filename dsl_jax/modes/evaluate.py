@@ -6,8 +6,6 @@ import hashlib
 import math
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,10 +120,10 @@ def _path_bound(cfg, path_nats, params, key, tokens_BL):
   return np.mean(nats_SB, axis=0), stderr_B
 
 
-def _score(cfg, params, rows_NL, sections, eos_id):
+def _score(cfg, params, rows, sections):
   """Returns {bound: (nats_N, their stderr_N over draws)}."""
   grid, clean_snr, draws = cfg.eval.snr_grid(), cfg.clean_snr, cfg.eval.draws
-  jit = functools.partial(trained.jit, cfg, eos_id=eos_id)
+  jit = functools.partial(trained.jit, cfg, eos_id=rows.eos_id)
   path_nats = jit(_path_nats, clean_snr=clean_snr)
   scorers = {
     "endpoint": jit(likelihood.endpoint_nats, clean_snr=clean_snr, draws=draws),
@@ -143,7 +141,7 @@ def _score(cfg, params, rows_NL, sections, eos_id):
       for name, bound_key in zip(sections, keys)
     }
 
-  scores = trained.map_rows(cfg, score, rows_NL, "eval")
+  scores = trained.map_rows(cfg, score, rows.tokens_NL, "eval")
   return {name: scores[name] for name in sections}  # a tree has sorted keys
 
 
@@ -202,9 +200,9 @@ def _description(cfg, name, section):
   return {"protocol": protocol, "seed": cfg.seed, "settings": settings}
 
 
-def _units(cfg, counts, rows_NL):
+def _units(cfg, rows):
   """Units of a mean row, and the weights of all rows, by the names of bits."""
-  scored_N = packing.Packed(rows_NL, counts).count_scored()
+  counts, scored_N = rows.manifest, rows.count_scored()
   text_N = scored_N - (cfg.data.length - cfg.data.inner)
   source = {name: counts.get(kind) for name, kind in _SOURCE.items()}
   if str(counts.get("tokenizer")).startswith("text8"):
@@ -218,28 +216,24 @@ def _units(cfg, counts, rows_NL):
 
 
 def measure(
-  cfg: config_lib.Config,
-  params: dict,
-  rows_NL: np.ndarray,
-  counts: Mapping[str, Any],
+  cfg: config_lib.Config, params: dict, rows: packing.Packed
 ) -> tuple[config_lib.Config, dict[str, dict]]:
   """Measures eval.bounds on rows, whose source `packing` has counted.
 
   Returns the config that was used, and the bounds: few rows have more draws,
   so that every number has an error.
   """
-  N, eos_id = len(rows_NL), counts.get("eos_id")
+  N = len(rows.tokens_NL)
   c = dataclasses.replace(
     cfg.eval,
     draws=max(cfg.eval.draws, -(-_SCORES // N)),
     batch_size=min(cfg.eval.batch_size, N),
   )
   cfg = dataclasses.replace(cfg, eval=c)
-  units, sections = _units(cfg, counts, rows_NL), parse_bounds(cfg)
-  scores = _score(cfg, params, rows_NL, sections, eos_id)
+  units, sections = _units(cfg, rows), parse_bounds(cfg)
   return cfg, {
     name: _numbers(score, units) | _description(cfg, name, sections[name])
-    for name, score in scores.items()
+    for name, score in _score(cfg, params, rows, sections).items()
   }
 
 
@@ -287,11 +281,11 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
     params, step = trained.open_weights(cfg, workdir, data_hash)
 
   rows_NL, counts = rows
-  cfg, bounds = measure(cfg, params, rows_NL, counts)
+  cfg, bounds = measure(cfg, params, rows)
   mmse_NT = trained.mmse_rows(cfg, params, rows, "mmse")
   if not c.text and train_rows.tokens_NL.size <= _NGRAM_TOKENS:
     name, score = _best_ngram(cfg, train_rows, test_rows)
-    numbers = _numbers(score, _units(cfg, counts, rows_NL))
+    numbers = _numbers(score, _units(cfg, rows))
     numbers.pop("stderr_draws", None)
     bounds[name] = numbers | {"protocol": _PROTOCOLS["ngram"]}
   result = trained.describe(cfg, step, rows_NL, c.text)
@@ -341,7 +335,7 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
           cfg.eval, text=place, detokenizer=rules, bounds="endpoint"
         )
         set_cfg = dataclasses.replace(cfg, eval=c)
-        scored[name] = set_cfg, *trained.text_rows(set_cfg, tokenizer)
+        scored[name] = set_cfg, trained.text_rows(set_cfg, tokenizer)
       except ValueError as error:
         reason = str(error).removeprefix("eval.")
         raise errors.UserError(
@@ -349,10 +343,10 @@ def zero_shot(cfg: config_lib.Config, workdir: str) -> None:
         ) from error
     params, step = trained.open_weights(cfg, workdir)
   results = {}
-  for name, (set_cfg, rows_NL, counts) in scored.items():
-    set_cfg, bounds = measure(set_cfg, params, rows_NL, counts)
-    result = trained.describe(set_cfg, step, rows_NL, places[name])
-    results[name] = result | {"source": counts, "bounds": bounds}
+  for name, (set_cfg, rows) in scored.items():
+    set_cfg, bounds = measure(set_cfg, params, rows)
+    result = trained.describe(set_cfg, step, rows.tokens_NL, places[name])
+    results[name] = result | {"source": rows.manifest, "bounds": bounds}
   if jax.process_index() == 0:
     print(
       f"{'perplexity':<12}{'this model':>12}{'+-':>9}{'MDLM':>9}{'rows':>9}"
