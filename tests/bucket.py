@@ -1,7 +1,8 @@
 """A bucket of Google Cloud Storage in this process, for the tests.
 
 The emulator's answers to reads lack the generation, on which TensorStore's
-conditional writes depend; it is added here.
+conditional writes depend; it is added here. Its store is not safe for threads
+(a request fails if another one changes the store meanwhile): one at a time.
 """
 
 import contextlib
@@ -27,6 +28,17 @@ objects.download = _download
 for _, methods in server.HANDLERS:
   for method, handler in methods.items():
     methods[method] = _download if handler is _DOWNLOAD else handler
+
+
+_LOCK = threading.Lock()
+
+
+def _one_at_a_time(router, method, handle=server.Router.handle):
+  with _LOCK:
+    handle(router, method)
+
+
+server.Router.handle = _one_at_a_time
 
 
 class Server(http.server.ThreadingHTTPServer):
