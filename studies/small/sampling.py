@@ -169,6 +169,8 @@ CONTINUOUS = (
   "soft-remask",
 )
 NAMES = DISCRETE + CONTINUOUS
+# The best of their kinds, whose texts a language model reads too.
+LEADERS = ("masked", "masked-0.9", "remask", "remask-0.9", "early-hybrid")
 
 
 class _Rewrites:

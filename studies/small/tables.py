@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from studies.small import arms, data, presets
+from studies.small import arms, data, presets, sampling
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 MISSING = "not run yet"
@@ -206,8 +206,8 @@ def leaders(masked: str, hybrid: str) -> str:
     "| calls | network | sampler | bits | MAUVE | entropy | real words |",
     "|---|---|---|---|---|---|---|",
   ]
-  rows = [(masked, x) for x in ("masked", "masked-0.9", "remask", "remask-0.9")]
-  rows.append((hybrid, "early-hybrid"))
+  *discrete, last = sampling.LEADERS
+  rows = [(masked, x) for x in discrete] + [(hybrid, last)]
   found = {
     (name, cell["sampler"], cell["budget"]): cell
     for name in (masked, hybrid)
