@@ -151,6 +151,13 @@ def test_config_must_agree(tmp_path, config):
   assert_rejected(tmp_path, "config.json")
 
 
+def test_the_evidence_skip_of_earlier_versions_has_the_gain_1(tmp_path):
+  safetensors_numpy.save_file(mdlm_tensors(), tmp_path / "model.safetensors")
+  (tmp_path / "config.json").write_text('{"dsl_evidence_skip": true}')
+  params, cfg = convert.mdlm.load(tmp_path)
+  assert cfg.evidence_skip and params["evidence_gain"] == 1
+
+
 def test_heads_are_never_guessed(path, tmp_path):
   tensors, model = mdlm_tensors(), tmp_path / "model.safetensors"
   del tensors[BUFFER]

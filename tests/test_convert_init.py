@@ -3,6 +3,7 @@
 import functools
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tiny_mdlm
 from safetensors import numpy as safetensors_numpy
 
 from dsl_jax import convert, main
+from dsl_jax.convert import __main__ as command
 from dsl_jax.runtime import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -62,8 +64,24 @@ def test_training_starts_from_the_masked_model(folder, capsys):
         params[name],
         tree,
       )
+  assert "evidence_gain" not in params
   shown = capsys.readouterr().out
   assert f"fingerprint {convert.mdlm.fingerprint(expected, cfg)}" in shown
+
+
+def test_the_evidence_skip_of_a_masked_model_starts_at_the_posterior(folder):
+  assert train(folder, "skip", **{"net.evidence_skip": True}) == 0
+  params, _ = checkpoint.restore_params(str(folder / "skip"))
+  assert params["evidence_gain"] == 1
+  exported = ["export", folder / "skip", "--out", folder / "exported"]
+  assert command.main([str(x) for x in exported]) == 0
+  assert convert.mdlm.load(folder / "exported")[1].evidence_skip
+  again = {"init_from": folder / "exported"}
+  assert train(folder, "without", **again) == 2
+  again["net.evidence_skip"] = True
+  assert train(folder, "again", **again) == 0
+  trained, _ = checkpoint.restore_params(str(folder / "again"))
+  chex.assert_trees_all_close(trained, params, rtol=1e-6, atol=1e-20)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,23 @@ def test_bf16_is_near_f32_and_nearer_with_its_residual_stream_in_f32():
   assert 0 < in_f32 < rounded < 0.05 * jnp.std(exact)
 
 
+def test_the_evidence_skip_adds_gained_evidence_to_the_logits():
+  net = make_denoiser(dataclasses.replace(CFG, evidence_skip=True))
+  params, z_BLD = tiny(depth=3)[1], evidence()
+  assert net.init(KEY)["evidence_gain"] == 0
+
+  def logits(gain):
+    params_with = params | {"evidence_gain": jnp.float32(gain)}
+    head_VM, bias_V = net.head(params_with)
+    return net.hidden(params_with, z_BLD) @ head_VM.T + bias_V[None, None]
+
+  plain = hidden(z_BLD) @ params["head"]["kernel"].T
+  plain = plain + params["head"]["bias"][None, None]
+  assert_close(logits(0.0), plain)
+  evidence_BLV = z_BLD @ net.table(params).T
+  assert_close(logits(0.7), plain + 0.7 * evidence_BLV)
+
+
 def test_a_sequence_keeps_its_dropout_in_any_batch():
   z, key_B = evidence(), jax.random.split(KEY, 3)
   whole = hidden(z, key_B, dropout=0.5)

@@ -48,6 +48,7 @@ DIFFERENT_FROM_S = {
   "S-0.75": {"endpoint_share"},
   "S-information": {"law"},
   "S-learned": {"evidence_skip"},
+  "S-learned-1": {"evidence_skip"},
   "S-snr": {"sees_snr", "net.snr_condition"},
   "S-norms": {"unequal_norms"},
   "S-bound-weight": {"bound_weight", "endpoint_share"},

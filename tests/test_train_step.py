@@ -22,7 +22,9 @@ from dsl_jax.runtime import sharding as sharding_lib
 from dsl_jax.runtime import state as state_lib
 
 B, L, V = 8, 8, 15
-NET = config_lib.NetConfig(V, 16, 1, 2, 4, cond_dim=8, dropout=0.2)
+NET = config_lib.NetConfig(
+  V, 16, 1, 2, 4, cond_dim=8, dropout=0.2, evidence_skip=True
+)
 DENOISER = denoiser_lib.make_denoiser(NET)
 CFG = config_lib.Config(
   "toy",

@@ -100,7 +100,7 @@ def check_free(path: str | pathlib.Path) -> None:
 def _card(tensors, mask_id, config) -> str:
   """Fills in the model card; a plain MDLM's ends before the converter."""
   text = pathlib.Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-  if not any(name.startswith(mapping.CONVERTER) for name in tensors):
+  if not any(name.startswith(mapping.OURS) for name in tensors):
     text, _, _ = text.partition("\n## Discrete Stochastic Localization")
   snr = config.get(CLEAN_SNR)
   state = "They are fresh: fine-tune before you sample along continuous paths."

@@ -1,13 +1,13 @@
 """The table of weights: MDLM's names and ours, for both directions."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 PREFIX = "backbone."
 BUFFER = "rotary_emb.inv_freq"
-CONVERTER = "dsl.converter."
+OURS = "dsl."
 
 # Key and shape in a file, our path, how the layouts differ. R is the number of
 # rows of the vocabulary with the mask, V without it, M the width, C that of the
@@ -38,7 +38,13 @@ _OUTPUT = (
   ("adaLN_modulation.weight", "final.adaln.kernel", "2M C", "transposed"),
   ("adaLN_modulation.bias", "final.adaln.bias", "2M", "same"),
 )
-_CONVERTER = (("table", "V D"), ("beta", ""), ("bias", "V"), ("mask_bias", ""))
+_DSL = (
+  ("converter.table", "V D"),
+  ("converter.beta", ""),
+  ("converter.bias", "V"),
+  ("converter.mask_bias", ""),
+  ("evidence_gain", ""),
+)
 
 
 class Sizes(NamedTuple):
@@ -68,8 +74,8 @@ class Entry(NamedTuple):
     return tuple(lengths[word] for word in self.shape.split())
 
 
-def entries(depth: int, with_converter: bool) -> Iterator[Entry]:
-  """Yields every weight, MDLM's in the order of its parameters."""
+def entries(depth: int, ours: Container[str]) -> Iterator[Entry]:
+  """Yields MDLM's weights in its order, and those of the trees `ours`."""
   for row in _BEFORE:
     yield Entry(*row)
   for i in range(depth):
@@ -77,9 +83,9 @@ def entries(depth: int, with_converter: bool) -> Iterator[Entry]:
       yield Entry(f"blocks.{i}.{key}", f"blocks.{path}", shape, layout, i)
   for key, path, shape, layout in _OUTPUT:
     yield Entry(f"output_layer.{key}", path, shape, layout)
-  if with_converter:
-    for name, shape in _CONVERTER:
-      yield Entry(CONVERTER + name, f"converter.{name}", shape, "same")
+  for path, shape in _DSL:
+    if path.partition(".")[0] in ours:
+      yield Entry(OURS + path, path, shape, "same")
 
 
 def check_mask_id(mask_id: int | str | None, rows: int) -> int:

@@ -2,8 +2,9 @@
 
 Weights are matched by name, every key once, before any is read. The head loses
 the mask's row. The converter, which MDLM does not have, starts as in arXiv
-2605.12836 and is stored as `dsl.converter.*`. The mask becomes the last token:
-the tokens above its id in MDLM's vocabulary move down by one.
+2605.12836 and is stored as `dsl.converter.*`, the gain of the evidence skip as
+`dsl.evidence_gain`. The mask becomes the last token: the tokens above its id in
+MDLM's vocabulary move down by one.
 """
 
 import dataclasses
@@ -39,6 +40,7 @@ class Source(NamedTuple):
   sizes: mapping.Sizes
   heads: int
   mask_id: int  # the mask's row in the file
+  ours: set[str]  # "converter", "evidence_gain", as far as they are there
   config: dict  # content of config.json, empty without one
 
 
@@ -189,7 +191,7 @@ def open_mdlm(
   # Four digits: a name may hold any number of blocks.
   numbers = re.findall(r"\bblocks\.([0-9]{1,4})\.", "\n".join(tensors))
   depth = len(set(numbers))
-  has_converter = any(name.startswith(mapping.CONVERTER) for name in tensors)
+  ours = {x.split(".")[1] for x in tensors if x.startswith(mapping.OURS)}
   buffer = tensors.pop(mapping.BUFFER, None)
 
   def shape(key):  # of a tensor that may be missing, of too small a rank
@@ -197,9 +199,10 @@ def open_mdlm(
 
   rows, width, *_ = shape("vocab_embed.embedding")
   cond_dim = shape("sigma_map.mlp.0.bias")[0]
-  sphere_dim = shape(f"{mapping.CONVERTER}table")[1] if has_converter else None
+  table = f"{mapping.OURS}converter.table"
+  sphere_dim = shape(table)[1] if "converter" in ours else None
   sizes = mapping.Sizes(rows, width, depth, cond_dim, sphere_dim)
-  entries = mapping.entries(max(depth, 1), has_converter)
+  entries = mapping.entries(max(depth, 1), ours)
   shapes = {entry.key: entry.expected_shape(sizes) for entry in entries}
   _check(path, tensors, shapes)
   if use_ema and container.ema is not None:
@@ -224,14 +227,13 @@ def open_mdlm(
   plain = re.fullmatch("[0-9]{1,9}", str(noted))
   mask_id = mapping.check_mask_id(int(plain[0]) if plain else noted, rows)
   _check_mask(path, tensors, mask_id)
-  return Source(tensors, sizes, heads, mask_id, config)
+  return Source(tensors, sizes, heads, mask_id, ours, config)
 
 
 def _read_params(path, opened) -> dict:
   """Reads leaf after leaf; the blocks are stacked."""
   entries_by_path: dict[str, list[mapping.Entry]] = {}
-  has_converter = opened.sizes.sphere_dim is not None
-  for entry in mapping.entries(opened.sizes.depth, has_converter):
+  for entry in mapping.entries(opened.sizes.depth, opened.ours):
     entries_by_path.setdefault(entry.path, []).append(entry)
 
   params: dict = {}
@@ -262,6 +264,7 @@ def _infer_cfg(params) -> denoiser_lib.NetConfig:
     heads=_PUBLISHED_HEADS.get(width, 1),
     sphere_dim=np.shape(table)[-1],
     cond_dim=len(params["cond"]["fc1"]["bias"]),
+    evidence_skip="evidence_gain" in params,
   )
 
 
@@ -287,10 +290,10 @@ def _mdlm_tensors(params, depth, mask_id) -> dict[str, np.ndarray]:
   """Names and shapes every leaf as a file does."""
   leaves = config_lib.flatten(params)
   tensors = {}
-  for entry in mapping.entries(depth, "converter" in params):
+  for entry in mapping.entries(depth, params):
     leaf = leaves[entry.path]
     array = np.asarray(leaf if entry.block is None else leaf[entry.block])
-    is_ours = entry.key.startswith(mapping.CONVERTER)
+    is_ours = entry.key.startswith(mapping.OURS)
     name = entry.key if is_ours else mapping.PREFIX + entry.key
     tensors[name] = mapping.to_mdlm(array, entry.layout, mask_id)
   return tensors
@@ -337,7 +340,8 @@ def load(
     cond_dim=sizes.cond_dim,
     beta_init=beta_init,
     mask_prior=mask_prior,
-    evidence_skip=opened.config.get(folder.EVIDENCE_SKIP, False),
+    evidence_skip="evidence_gain" in opened.ours
+    or opened.config.get(folder.EVIDENCE_SKIP, False),
   )
   params = _read_params(path, opened)
   if "converter" not in params:
@@ -345,6 +349,8 @@ def load(
     # Only the converter is computed: the compiler drops the rest.
     fresh = jax.jit(lambda key: init(key)["converter"])
     params["converter"] = fresh(jax.random.key(seed))
+  if cfg.evidence_skip:  # was fixed in earlier versions
+    params.setdefault("evidence_gain", jnp.float32(1))
   return params, cfg
 
 
@@ -411,7 +417,8 @@ def fingerprint(params: dict, cfg: denoiser_lib.NetConfig) -> str:
   """
   params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
   digest = hashlib.sha256()
-  shared = {name: tree for name, tree in params.items() if name != "converter"}
+  ours = "converter", "evidence_gain"
+  shared = {name: tree for name, tree in params.items() if name not in ours}
   for leaf in jax.tree.leaves(shared):
     digest.update(np.asarray(leaf).tobytes())
   net = denoiser_lib.make_denoiser(dataclasses.replace(cfg, unroll=1))

@@ -106,11 +106,7 @@ def truncate(
 
 
 def draw(
-  key_N: jax.Array,
-  logits_NV: jax.Array,
-  *,
-  truncated: bool = False,
-  **how,
+  key_N: jax.Array, logits_NV: jax.Array, *, truncated: bool = False, **how
 ) -> tuple[jax.Array, jax.Array]:
   """Draws one token from each row of logits.
 

@@ -261,19 +261,16 @@ def sample_batch(
       )
     path = np.maximum(path, soft_BL)
     path = paths.concat(np.full((1, *path.shape[1:]), np.inf), path)
+  how = "integrator", "temperature", "top_p", "strict_top_p", "noise"
   samples = samplers.sample(
     params,
     key,
     path,
     denoiser=denoiser_lib.make_denoiser(cfg.net),
     clean_snr=cfg.clean_snr,
-    integrator=c.integrator,
-    temperature=c.temperature,
-    top_p=c.top_p,
-    strict_top_p=c.strict_top_p,
-    noise=c.noise,
     policy=policy,
     confidence=_CONFIDENCES.get(c.path, "probability"),
+    **{name: getattr(c, name) for name in how},
     **options,
   )
   tokens_BL = samples.tokens_BL

@@ -188,14 +188,13 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
   axes = " ".join(f"{name} {size}" for name, size in mesh.shape.items())
   loop.say(f"step {start} of {c.steps} on mesh {axes}")
 
-  peak = costs.peak(cfg.net, cfg.data.length)
   recorder = metrics.Recorder(
     workdir,
     start=start,
     steps=c.steps,
     tokens=c.batch_size * cfg.data.length,
     log_every=c.log_every,
-    peak=peak,
+    peak=costs.peak(cfg.net, cfg.data.length),
     deadline=deadline,
   )
   load = make_loader(cfg, mesh, packed)

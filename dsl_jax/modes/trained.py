@@ -13,13 +13,7 @@ import tqdm
 
 from dsl_jax import likelihood
 from dsl_jax.convert import mdlm
-from dsl_jax.data import (
-  batches,
-  corpora,
-  detokenizers,
-  packing,
-  tokenizers,
-)
+from dsl_jax.data import batches, corpora, detokenizers, packing, tokenizers
 from dsl_jax.nets import denoiser as denoiser_lib
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import checkpoint, errors
@@ -100,16 +94,14 @@ def mmse_rows(
 
 def load_mdlm(cfg: config_lib.Config, path: str) -> dict:
   """Loads an MDLM, or weights that were exported, as parameters of cfg.net."""
-  params, net = mdlm.load(
-    path,
-    use_ema=cfg.use_ema,
-    heads=cfg.net.heads,
-    sphere_dim=cfg.net.sphere_dim,
-    beta_init=cfg.net.beta_init,
-    mask_prior=cfg.net.mask_prior,
-    seed=cfg.seed,
-  )
-  for name in _SIZES:
+  fresh = "heads", "sphere_dim", "beta_init", "mask_prior"
+  options = {name: getattr(cfg.net, name) for name in fresh}
+  options |= {"use_ema": cfg.use_ema, "seed": cfg.seed}
+  params, net = mdlm.load(path, **options)
+  if cfg.net.evidence_skip and not net.evidence_skip:
+    params["evidence_gain"] = np.float32(1)  # as in the exact posterior
+    net = dataclasses.replace(net, evidence_skip=True)
+  for name in (*_SIZES, "evidence_skip"):
     configured, loaded = getattr(cfg.net, name), getattr(net, name)
     if configured != loaded:
       raise errors.UserError(

@@ -41,7 +41,7 @@ class NetConfig(checks.Section):
   attention: str = _ATTENTION  # or "cudnn" (NVIDIA GPUs, bf16), "splash" (TPUs)
   beta_init: float = _positive(1.0)  # inverse temperature of the converter
   mask_prior: float = _weight(0.99)  # initial weight of the mask row at z = 0
-  evidence_skip: bool = False  # add <z, e(v)> to the logits
+  evidence_skip: bool = False  # add g <z, e(v)> to the logits, g learned
   snr_condition: bool = False  # control experiments only: adaLN sees log t
 
   def __post_init__(self):

@@ -116,6 +116,9 @@ class Network(nn.Module):
     self.head = layers.TokenTable(
       (rows, c.width), "kernel", zeros, bias_size=c.vocab_size
     )
+    if c.evidence_skip:
+      # With 1 from the first step a random network stays at the unigrams.
+      self.evidence_gain = self.param("evidence_gain", zeros, ())
 
   def __call__(self, z_BLD, snr_BL=None, key_B=None):
     if self.is_initializing():
@@ -151,5 +154,6 @@ class Network(nn.Module):
     x, _ = self.blocks(x, jnp.arange(c.depth), cond, place, key_B)
     h = self.final(x, cond)
     if c.evidence_skip:
-      h = jnp.concatenate([h, z_BLD.astype(h.dtype)], axis=-1)
+      z_BLD = (self.evidence_gain * z_BLD).astype(h.dtype)
+      h = jnp.concatenate([h, z_BLD], axis=-1)
     return h

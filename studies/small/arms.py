@@ -30,7 +30,8 @@ class Arm:
     clean_snr: scale of a committed token.
     sees_snr: the network also gets log SNR.
     unequal_norms: rows of the token table have log-normal norms.
-    evidence_skip: "no", "yes", or "learned", with a gain that starts at 0.
+    evidence_skip: "no", "yes", its gain fixed at 1, or "learned" from the
+      gain 0 or "learned from 1".
     beta: initial inverse temperature of the converter.
     mask_prior: initial weight of the mask in the converter at z = 0.
     converter_rate: factor on the converter's learning rate.
@@ -79,6 +80,7 @@ GAP: dict[str, dict] = {
   "S-0.75": _S | {"endpoint_share": 0.75},
   "S-information": _S | {"law": "information"},
   "S-learned": _S | {"evidence_skip": "learned"},
+  "S-learned-1": _S | {"evidence_skip": "learned from 1"},
   "S-snr": _S | {"sees_snr": True},
   "S-norms": _S | {"unequal_norms": True},
   "S-norms-snr": _S | {"unequal_norms": True, "sees_snr": True},
@@ -131,8 +133,8 @@ def network(arm: Arm, net: NetConfig) -> Denoiser:
     net: of the base.
   """
   denoiser = make_denoiser(network_config(arm, net))
-  if arm.evidence_skip == "learned":
-    denoiser = controls.learned_skip(denoiser)
+  if arm.evidence_skip == "yes":
+    denoiser = controls.fixed_skip(denoiser)
   if arm.unequal_norms:
     norms_V = controls.norms(net.vocab_size)
     denoiser = controls.scale_table(denoiser, norms_V)
@@ -218,6 +220,8 @@ def start(arm: Arm, net: NetConfig, base: dict | None, law: Law) -> dict:
     if changed:
       ours = {leaf: fresh["converter"][leaf]}
       params = params | {"converter": params["converter"] | ours}
+  if arm.evidence_skip == "learned from 1":
+    params = params | {"evidence_gain": jnp.float32(1)}
   if arm.sees_snr and not arm.scratch:
     params = controls.blind_start(params)
   if arm.law == "information":

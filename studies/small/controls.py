@@ -36,23 +36,30 @@ def scale_table(denoiser: Denoiser, norms_V: np.ndarray) -> Denoiser:
   return denoiser._replace(table=table)
 
 
-def learned_skip(denoiser: Denoiser) -> Denoiser:
-  """The evidence skip with a learned gain, logits_i += g <z_i, e(v)>.
+def fixed_skip(denoiser: Denoiser) -> Denoiser:
+  """The evidence skip without its learned gain, logits_i += <z_i, e(v)>.
 
   Args:
-    denoiser: with the evidence skip; its last columns are the table's.
+    denoiser: with the evidence skip.
   """
 
   def init(key):
-    return denoiser.init(key) | {"skip": {"gain": jnp.zeros(())}}
+    params = denoiser.init(key)
+    return {name: x for name, x in params.items() if name != "evidence_gain"}
 
-  def head(params):
-    head_VM, bias_V = denoiser.head(params)
-    D = denoiser.table(params).shape[1]
-    gained = params["skip"]["gain"] * head_VM[:, -D:]
-    return jnp.concatenate([head_VM[:, :-D], gained], axis=-1), bias_V
+  def fix(function):
+    def fixed(params, *args, **options):
+      params = params | {"evidence_gain": jnp.float32(1)}
+      return function(params, *args, **options)
 
-  return denoiser._replace(init=init, head=head)
+    return None if function is None else fixed
+
+  return denoiser._replace(
+    init=init,
+    hidden=fix(denoiser.hidden),
+    hidden_tokens=fix(denoiser.hidden_tokens),
+    trunk=fix(denoiser.trunk),
+  )
 
 
 def blind_start(params: dict) -> dict:
