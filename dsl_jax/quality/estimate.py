@@ -73,9 +73,9 @@ def reliability(confidence_N: np.ndarray, correct_N: np.ndarray) -> dict:
   bins, and the "count" of predictions.
   """
   bins, p = 10, np.asarray(confidence_N, np.float64)
-  bin_N = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
-  count = np.bincount(bin_N, minlength=bins)
-  with np.errstate(invalid="ignore"):  # 0 / 0 in empty bins
+  with np.errstate(invalid="ignore"):  # 0 / 0 in empty bins, and NaNs
+    bin_N = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_N, minlength=bins)
     confidence = np.bincount(bin_N, p, bins) / count
     correct = np.asarray(correct_N, np.float64)
     accuracy = np.bincount(bin_N, correct, bins) / count

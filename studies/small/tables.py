@@ -107,10 +107,16 @@ def differences(first: str, second: str, bound: str) -> str:
   return _range(difference(first + x, second + x, bound) for x in tails)
 
 
-def by_seed(names: Iterable[str]) -> str:
-  """Returns the table of runs that have several seeds."""
+def by_seed(reference: str, names: Iterable[str]) -> str:
+  """Returns the table of runs that have several seeds.
+
+  Args:
+    reference: the run whose endpoint bound is subtracted.
+    names: of the runs.
+  """
+  label = f"- {reference} of the same seed"
   lines = [
-    "| run | seeds | endpoint | - A1 of the same seed | integral | gap |",
+    f"| run | seeds | endpoint | {label} | integral | gap |",
     "|---|---|---|---|---|---|",
   ]
   for name in names:
@@ -124,7 +130,7 @@ def by_seed(names: Iterable[str]) -> str:
         name,
         f"{len(runs)}",
         endpoint,
-        differences(name, "A1", "endpoint"),
+        differences(name, reference, "endpoint"),
       ]
       lines.append(f"| {' | '.join([*row, integral, gap])} |")
   return "\n".join(lines)
@@ -195,35 +201,36 @@ def _samples(name, measure):
   return "\n".join(lines)
 
 
-def leaders(masked: str, hybrid: str) -> str:
+def leaders(masked: str, hybrid: str, kind: str = "") -> str:
   """Returns the table of the best samplers at equal calls.
 
   Args:
     masked: name of a masked network.
     hybrid: of one that the early hybrid samples from.
+    kind: "smollm" for the measures of that language model.
   """
+  labels = _BY_SMOLLM if kind else _BY_JUDGE
+  found = {
+    (name, cell["sampler"], cell["budget"]): [pair(cell[x]) for x in labels]
+    for name in (masked, hybrid)
+    for cell in cells(name)
+    if all(x in cell for x in labels)
+  }
+  if not found:
+    return f"{MISSING}."
+  text = next(row for key, row in found.items() if key[1] == "text")
   lines = [
-    "| calls | network | sampler | bits | MAUVE | entropy | real words |",
-    "|---|---|---|---|---|---|---|",
+    ["calls", "network", "sampler", *labels.values()],
+    ["---"] * (3 + len(labels)),
+    ["", "", "held-out text", *text],
   ]
   *discrete, last = sampling.LEADERS
   rows = [(masked, x) for x in discrete] + [(hybrid, last)]
-  found = {
-    (name, cell["sampler"], cell["budget"]): cell
-    for name in (masked, hybrid)
-    for cell in cells(name)
-  }
   for calls in presets.SMALL.budgets:
     for name, sampler in rows:
-      if cell := found.get((name, sampler, calls)):
-        numbers = [
-          pair(cell[x]) for x in ("judge", "mauve", "entropy", "words")
-        ]
-        lines.append(f"| {' | '.join([f'{calls}', name, sampler, *numbers])} |")
-  if text := next((x for key, x in found.items() if key[1] == "text"), None):
-    numbers = [pair(text[x]) for x in ("judge", "mauve", "entropy", "words")]
-    lines.insert(2, f"| | | held-out text | {' | '.join(numbers)} |")
-  return "\n".join(lines) if found else f"{MISSING}."
+      if row := found.get((name, sampler, calls)):
+        lines.append([f"{calls}", name, sampler, *row])
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def repair(names: Iterable[str]) -> str:
@@ -264,9 +271,9 @@ def fill(template: str) -> str:
   """Returns a text with its numbers and tables.
 
   `{endpoint A3}` is a bound of a run, `{less A3 A1 endpoint}` a paired
-  difference, `{seeds A3 A1 endpoint}` that of all seeds, `{cell A3 masked 8
-  ngram}` a measure of samples, `{table NAME}` a table of this module with its
-  arguments. What has no result is `MISSING`.
+  difference, `{mean A3 endpoint}` and `{seeds A3 A1 endpoint}` those of all
+  seeds, `{cell A3 masked 8 ngram}` a measure of samples, `{table NAME}` a table
+  of this module with its arguments. What has no result is `MISSING`.
 
   Args:
     template: the text.
@@ -279,6 +286,8 @@ def _value(kind, rest):
   parts = rest.split()
   if kind == "seeds":
     return differences(*parts) or MISSING
+  if kind == "mean":
+    return _range(score(x, parts[1]) for x in seeds(parts[0])) or MISSING
   if kind == "less":
     return pair(difference(*parts)) or MISSING
   if kind == "table":
@@ -308,12 +317,19 @@ def _differs(name):
   return text.replace("_", " ") or "the full mixture"
 
 
+_BY_JUDGE = {
+  "judge": "bits",
+  "mauve": "MAUVE",
+  "entropy": "entropy",
+  "words": "real words",
+}
+_BY_SMOLLM = {"smollm-perplexity": "perplexity", "smollm-mauve": "MAUVE"}
 _TABLES = {
   "arms": lambda: bounds(["A0", *arms.ARMS]),
   "gap": lambda: bounds(["A3", *arms.GAP]),
   "scratch": lambda: bounds(arms.SCRATCH),
   "compute": lambda: compute(["base", *arms.TABLE]),
-  "seeds": lambda *names: by_seed(names),
+  "seeds": lambda reference, *names: by_seed(reference, names),
   "leaders": leaders,
   "samples": samples,
   "repair": lambda *names: repair(names),
