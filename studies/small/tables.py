@@ -298,11 +298,6 @@ def _value(kind, rest):
       if (cell["sampler"], cell["budget"]) == (sampler, int(budget)):
         return pair(cell[measure])
     return MISSING
-  if kind == "state":
-    return "in the tables" if read(parts[0]) else MISSING
-  if kind == "repaired":
-    result = read(f"probes-{parts[0]}")
-    return pair(result["repair"][0]["repaired"]) if result else MISSING
   if kind == "law":
     return f"{law().get(parts[0], MISSING)}"
   return pair(score(parts[0], kind)) or MISSING
