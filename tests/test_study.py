@@ -91,6 +91,16 @@ def test_seeds_differ_in_the_seed_alone():
   assert first | {"seed": 2} == second
 
 
+def test_the_long_run_from_scratch_has_the_compute_of_the_base():
+  arm = arms.find("scratch-S-learned-long")
+  steps = arms.num_steps(arm, model.NET, presets.SMALL.scratch, 64)
+  base = presets.SMALL.base
+  ratio = steps * arms.flops(arm, model.NET, 16, 64) / base.steps
+  ratio /= arms.flops(arms.Arm(loss="masked"), model.NET, 16, 64)
+  assert abs(ratio - 1) < 0.01
+  assert dataclasses.replace(presets.SMALL.scratch, steps=base.steps) == base
+
+
 @pytest.mark.parametrize("name", arms.TABLE)
 def test_compute_is_equal(name):
   arm, one = arms.find(name), arms.Arm()

@@ -93,11 +93,14 @@ GAP: dict[str, dict] = {
   "S-rate-2": _S | {"rate": 2.0},
   "S-long": _S | {"length": 3.0},
 }
+_LEARNED = _S | {"scratch": True, "evidence_skip": "learned"}
 SCRATCH: dict[str, dict] = {
   "scratch-masked": {"loss": "masked", "scratch": True},
   "scratch-dsl": {"scratch": True},
   "scratch-S": _S | {"scratch": True},
-  "scratch-S-learned": _S | {"scratch": True, "evidence_skip": "learned"},
+  "scratch-S-learned": _LEARNED,
+  # As much compute as the base, which is the masked model to compare with.
+  "scratch-S-learned-long": _LEARNED | {"length": 2.56},
 }
 TABLE = ARMS | GAP | SCRATCH
 

@@ -9,10 +9,10 @@ from studies.small import arms, model, train
 _FIRST = ("A1", "A3", "S", "skip", "S-0.75", "A2", "A4")
 _ARMS = ("A7", "A8", "A5", "A5t")
 _GAP = tuple(name for name in arms.GAP if name not in _FIRST)
+_SEVERAL = "A1", "A3", "S-0.75", "A2", "A4", *_ARMS
+_SCRATCH = "scratch-masked", "scratch-S-learned", "scratch-dsl"
 _SEEDS = tuple(
-  f"{name}.s{seed}"
-  for seed in (1, 2)
-  for name in ("A1", "A3", "S-0.75", "A2", "A4")
+  f"{name}.s{seed}" for seed in (1, 2) for name in (*_SEVERAL, *_SCRATCH)
 )
 _EVERY = {"endpoint": 1, "integral": 2, "masked:32": 8, "geometric:32": 8}
 
