@@ -72,10 +72,10 @@ QUICK = Preset(
   runs=("A1", "A3", "A4", "A5t", "S-information", "S-learned", "scratch-dsl"),
   scored=64,
   every=dict.fromkeys(_EVERY, 1),
-  drawn=32,
+  drawn=16,
   budgets=(4, 8),
   read_budgets=(8,),
-  sampled=("A1", "A3"),
+  sampled=("A3",),
   results="results/quick",
 )
 _LARGE = NetConfig(
