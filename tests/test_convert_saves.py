@@ -192,4 +192,4 @@ def test_the_code_of_the_card_samples(path, tmp_path):
   assert "They are fresh" in readme.read_text()
   plain = {name: x for name, x in params.items() if name != "converter"}
   convert.mdlm.save(plain, out, cfg=cfg)
-  assert "dsl.converter" not in readme.read_text()
+  assert "tensors `dsl." not in readme.read_text()
