@@ -37,7 +37,7 @@ def get_config(arg=""):
     law=config_lib.TrainingLaw(
       mu=1.4,  # [P] text8
       sigma=0.55,  # [P] text8
-      endpoint_share=0.75,  # [S] the mixture costs 0.009 bits then
+      endpoint_share=0.75,  # [S] 0.009 then (mask_prior 0.5, gain 1)
       smooth=True,  # [P]
     ),
     optim=config_lib.Optim(
