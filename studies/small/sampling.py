@@ -170,7 +170,14 @@ CONTINUOUS = (
 )
 NAMES = DISCRETE + CONTINUOUS
 # The best of their kinds, whose texts a language model reads too.
-LEADERS = ("masked", "masked-0.9", "remask", "remask-0.9", "early-hybrid")
+LEADERS = (
+  "masked",
+  "masked-0.9",
+  "remask",
+  "remask-0.9",
+  "early-hybrid",
+  "hybrid",
+)
 
 
 class _Rewrites:

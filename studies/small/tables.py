@@ -206,7 +206,7 @@ def leaders(masked: str, hybrid: str, kind: str = "") -> str:
 
   Args:
     masked: name of a masked network.
-    hybrid: of one that the early hybrid samples from.
+    hybrid: of one that the hybrids sample from.
     kind: "smollm" for the measures of that language model.
   """
   labels = _BY_SMOLLM if kind else _BY_JUDGE
@@ -224,10 +224,9 @@ def leaders(masked: str, hybrid: str, kind: str = "") -> str:
     ["---"] * (3 + len(labels)),
     ["", "", "held-out text", *text],
   ]
-  *discrete, last = sampling.LEADERS
-  rows = [(masked, x) for x in discrete] + [(hybrid, last)]
   for calls in presets.SMALL.budgets:
-    for name, sampler in rows:
+    for sampler in sampling.LEADERS:
+      name = hybrid if sampler.endswith("hybrid") else masked
       if row := found.get((name, sampler, calls)):
         lines.append([f"{calls}", name, sampler, *row])
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
