@@ -37,6 +37,7 @@ class Arm:
     converter_rate: factor on the converter's learning rate.
     rate: factor on the learning rate.
     length: factor on the number of steps.
+    width: factor on the network's.
     scratch: from random weights instead of the base's.
     seed: of noise and order of rows.
   """
@@ -56,6 +57,7 @@ class Arm:
   converter_rate: float = 10.0
   rate: float = 1.0
   length: float = 1.0
+  width: float = 1.0
   scratch: bool = False
   seed: int = 0
 
@@ -101,6 +103,8 @@ SCRATCH: dict[str, dict] = {
   "scratch-S-learned": _LEARNED,
   # As much compute as the base, which is the masked model to compare with.
   "scratch-S-learned-long": _LEARNED | {"length": 2.56},
+  "scratch-S-learned-wide": _LEARNED | {"length": 2.56, "width": 1.5},
+  "scratch-S-learned-narrow": _LEARNED | {"width": 0.5},
 }
 TABLE = ARMS | GAP | SCRATCH
 
@@ -148,6 +152,7 @@ def network_config(arm: Arm, net: NetConfig) -> NetConfig:
   """Returns the configuration of an arm's network."""
   return dataclasses.replace(
     net,
+    width=round(net.width * arm.width),
     snr_condition=arm.sees_snr,
     evidence_skip=arm.evidence_skip != "no",
     beta_init=arm.beta,

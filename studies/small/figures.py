@@ -14,7 +14,19 @@ from dsl_jax.modes import pages
 from studies.small import arms, data, evaluate, presets, tables
 
 OUT = pathlib.Path("docs/study")
-_STYLES = {"A1": "s--", "S": "o-"}  # networks whose samples are drawn
+# Networks and samplers whose measures are drawn.
+_DRAWN = (
+  ("A1", "text"),
+  ("A1", "masked"),
+  ("A1", "remask"),
+  ("A1", "remask-0.9"),
+  ("A1", "random-order"),
+  ("S-0.75", "masked"),
+  ("S-0.75", "early-hybrid"),
+  ("S-0.75", "hybrid"),
+  ("S-0.75", "euler-information"),
+  ("S-0.75", "heun-information"),
+)
 
 
 def arms_bounds() -> bytes:
@@ -129,37 +141,32 @@ def samples(measure: str, label: str) -> bytes:
     label: of the axis.
   """
   fig, axes = pages.figure("network calls", label)
-  palette = matplotlib.colormaps["tab20"]
-  text: float | None = None
-  colours: dict[str, tuple] = {}
-  for name, style in _STYLES.items():
-    for sampler in dict.fromkeys(x["sampler"] for x in tables.cells(name)):
-      found = [x for x in tables.cells(name) if x["sampler"] == sampler]
-      if measure not in found[0]:
-        continue
-      values = np.array([x[measure][:2] for x in found])
-      if sampler == "text":
-        text = values[0, 0]
-        continue
-      colours.setdefault(sampler, palette(len(colours)))
-      axes.errorbar(
-        [x["calls"] for x in found],
-        values[:, 0],
-        yerr=2 * values[:, 1],
-        fmt=style,
-        markersize=3,
-        linewidth=1,
-        color=colours[sampler],
-        label=f"{name} {sampler}",
-      )
-  if text is not None:
-    axes.axhline(text, color="black", linewidth=0.8, label="held-out text")
-    axes.margins(y=0.08)
+  for i, (name, sampler) in enumerate(_DRAWN):
+    found = [x for x in tables.cells(name) if x["sampler"] == sampler]
+    if not found or measure not in found[0]:
+      continue
+    values = np.array([x[measure][:2] for x in found])
+    if sampler == "text":
+      line = {"color": "black", "linewidth": 0.8, "label": "held-out text"}
+      axes.axhline(values[0, 0], **line)
+      continue
+    axes.errorbar(
+      # Beside each other, so that errors can be told apart.
+      [x["budget"] * 1.02 ** (i - len(_DRAWN) / 2) for x in found],
+      values[:, 0],
+      yerr=2 * values[:, 1],
+      fmt="s--" if name == "A1" else "o-",
+      markersize=4,
+      linewidth=1,
+      color=f"C{i}",
+      label=f"{name} {sampler}",
+    )
+  axes.margins(y=0.08)
   budgets = presets.SMALL.budgets
   axes.set_xscale("log", base=2)
   axes.set_xticks(budgets, [str(calls) for calls in budgets])
   fig.set_size_inches(8, 4.5)
-  fig.legend(loc="outside right upper", frameon=False, fontsize=7)
+  fig.legend(loc="outside right upper", frameon=False, fontsize=8)
   return pages.png(fig)
 
 
@@ -172,7 +179,7 @@ def main() -> None:
     "training": training(),
     "information": information(),
   }
-  if any(tables.cells(name) for name in _STYLES):
+  if tables.cells("A1"):
     drawn["ngram"] = samples("ngram", "n-gram model, bits a character")
     drawn["words"] = samples("words", "share of real words")
     if any("mauve" in cell for cell in tables.cells("A1")):
