@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import pathlib
 
 import jax
@@ -16,7 +17,9 @@ from studies.small import (
   measures,
   model,
   presets,
+  report,
   sampling,
+  tables,
   train,
 )
 
@@ -25,6 +28,7 @@ RUN = train.Run(steps=100, batch_size=4, learning_rate=1e-3)
 LAW = arms.Law(1.5, 1.0, (0.1, 1.0, 100.0), (1.0, 1.0, 1.0))
 LENGTH = 16
 # Name -> settings of the network and the training that differ from A3's.
+_SKIP = {"evidence_skip", "net.evidence_skip", "steps"}
 DIFFERENT = {
   "A1": {"loss", "steps"},
   "A2": {"endpoint_share"},
@@ -34,17 +38,17 @@ DIFFERENT = {
   "A5t": {"unequal_norms", "sees_snr", "net.snr_condition"},
   "A7": {"endpoint_share"},
   "A8": {"smooth"},
-  "skip": {"evidence_skip", "net.evidence_skip", "steps"},
-  "S": {
-    "evidence_skip",
-    "net.evidence_skip",
-    "mask_prior",
-    "net.mask_prior",
-    "steps",
-  },
+  "skip": _SKIP,
+  "skip-0.75": {*_SKIP, "endpoint_share"},
+  "prior-0.5": {"mask_prior", "net.mask_prior"},
+  "S": {*_SKIP, "mask_prior", "net.mask_prior"},
+  "scratch-masked": {"scratch", "loss", "steps"},
+  "scratch-dsl": {"scratch"},
+  "scratch-learned": {"scratch", *_SKIP},
 }
 # The same beside S, of which the rest are variations.
 DIFFERENT_FROM_S = {
+  "S-0.5": {"endpoint_share"},
   "S-0.75": {"endpoint_share"},
   "S-information": {"law"},
   "S-learned": {"evidence_skip"},
@@ -53,7 +57,9 @@ DIFFERENT_FROM_S = {
   "S-norms": {"unequal_norms"},
   "S-bound-weight": {"bound_weight", "endpoint_share"},
   "S-per-token": {"per_token"},
+  "S-norms-snr": {"unequal_norms", "sees_snr", "net.snr_condition"},
   "S-clean-50": {"clean_snr"},
+  "S-clean-200": {"clean_snr"},
   "S-converter-1": {"converter_rate", "converter_lr_scale"},
   "S-paper-converter": {
     "beta",
@@ -63,6 +69,24 @@ DIFFERENT_FROM_S = {
   },
   "S-rate-2": {"rate", "learning_rate"},
   "S-long": {"length", "steps"},
+  "scratch-S": {"scratch"},
+  "scratch-S-learned": {"scratch", "evidence_skip"},
+  "scratch-S-learned-long": {"scratch", "evidence_skip", "length", "steps"},
+  "scratch-S-learned-wide": {
+    "scratch",
+    "evidence_skip",
+    "length",
+    "width",
+    "net.width",
+    "steps",
+  },
+  "scratch-S-learned-narrow": {
+    "scratch",
+    "evidence_skip",
+    "width",
+    "net.width",
+    "steps",
+  },
 }
 
 
@@ -86,13 +110,18 @@ def test_an_arm_differs_in_what_its_name_says(name):
   assert found == (DIFFERENT | DIFFERENT_FROM_S)[name]
 
 
+def test_every_arm_says_what_differs():
+  assert DIFFERENT.keys() | DIFFERENT_FROM_S.keys() == arms.TABLE.keys()
+
+
 def test_seeds_differ_in_the_seed_alone():
   first, second = _configuration("A3"), _configuration("A3.s2")
   assert first | {"seed": 2} == second
 
 
-def test_the_long_run_from_scratch_has_the_compute_of_the_base():
-  arm = arms.find("scratch-S-learned-long")
+@pytest.mark.parametrize("name", ["long", "wide"])
+def test_runs_from_scratch_have_the_compute_of_the_base(name):
+  arm = arms.find(f"scratch-S-learned-{name}")
   steps = arms.num_steps(arm, model.NET, presets.SMALL.scratch, 64)
   base = presets.SMALL.base
   ratio = steps * arms.flops(arm, model.NET, 16, 64) / base.steps
@@ -225,3 +254,30 @@ def test_changes_of_weights_are_kept_to_a_small_error(tmp_path):
 def test_every_module_of_the_study_imports():
   for path in pathlib.Path(arms.__file__).parent.glob("*.py"):
     importlib.import_module(f"studies.small.{path.stem}")
+
+
+def test_a_report_of_no_results_says_so(monkeypatch, tmp_path):
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
+  for template in report.PAGES:
+    text = tables.fill((report.HERE / template).read_text())
+    assert tables.MISSING in text
+    assert " +- " not in text
+
+
+def test_bits_are_compared_at_equal_entropy(monkeypatch, tmp_path):
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
+
+  def write(name, **cells):
+    cells = [
+      {"sampler": key, "budget": 8, "entropy": [h, 0.0], "judge": [bits, 0.3]}
+      for key, (h, bits) in cells.items()
+    ]
+    path = tmp_path / f"samples-{name}-8.json"
+    path.write_text(json.dumps({"cells": cells}))
+
+  masked = {"masked": (4.0, 3.0), "masked-0.9": (3.8, 2.8)}
+  remask = {"remask": (4.0, 2.9), "remask-0.9": (3.6, 2.5)}
+  write("A1", **masked, **remask)
+  write("S", hybrid=(3.9, 2.7))
+  row = tables.matched("A1", "S", "hybrid").splitlines()[-1]
+  assert "| -0.200 +- 0.367 | -0.100 +- 0.382 |" in row

@@ -77,6 +77,8 @@ _S = {"evidence_skip": "yes", "mask_prior": 0.5}
 GAP: dict[str, dict] = {
   "skip": {"evidence_skip": "yes"},
   "prior-0.5": {"mask_prior": 0.5},
+  # As configs/finetune.py and configs/owt.py:short are.
+  "skip-0.75": {"evidence_skip": "learned from 1", "endpoint_share": 0.75},
   "S": _S,
   "S-0.5": _S | {"endpoint_share": 0.5},
   "S-0.75": _S | {"endpoint_share": 0.75},
@@ -100,6 +102,8 @@ SCRATCH: dict[str, dict] = {
   "scratch-masked": {"loss": "masked", "scratch": True},
   "scratch-dsl": {"scratch": True},
   "scratch-S": _S | {"scratch": True},
+  # As configs/text8.py, owt_scratch.py and lm1b.py are.
+  "scratch-learned": {"scratch": True, "evidence_skip": "learned"},
   "scratch-S-learned": _LEARNED,
   # As much compute as the base, which is the masked model to compare with.
   "scratch-S-learned-long": _LEARNED | {"length": 2.56},

@@ -1,19 +1,15 @@
 """Figures of the report, from results alone.
 
-python -m studies.small.figures
+python -m studies.small.figures [--results=FOLDER] [--out=docs]
 """
 
-import argparse
-import json
 import pathlib
 
-import matplotlib
 import numpy as np
 
 from dsl_jax.modes import pages
-from studies.small import arms, data, evaluate, presets, tables
+from studies.small import arms, evaluate, presets, tables
 
-OUT = pathlib.Path("docs/study")
 # Networks and samplers whose measures are drawn.
 _DRAWN = (
   ("A1", "text"),
@@ -96,12 +92,9 @@ def training() -> bytes:
   """Draws the validation bound from scratch over compute."""
   fig, axes = pages.figure("FLOPs", "endpoint bound, validation")
   for name in ("base", *arms.SCRATCH):
-    run, log = tables.history(name)
-    if log:
-      arm = arms.find(name) if name != "base" else arms.Arm(loss="masked")
-      rows = run["batch_size"]
-      step = arms.flops(arm, presets.SMALL.net, rows, data.LENGTH)
-      log = [x for x in log if "endpoint" in x]
+    if result := tables.read(name):
+      step = result["flops"] / result["run"]["steps"]
+      log = [x for x in result["log"] if "endpoint" in x]
       axes.plot(
         [x["step"] * step for x in log],
         [x["endpoint"] for x in log],
@@ -162,7 +155,7 @@ def samples(measure: str, label: str) -> bytes:
       label=f"{name} {sampler}",
     )
   axes.margins(y=0.08)
-  budgets = presets.SMALL.budgets
+  budgets = presets.BUDGETS
   axes.set_xscale("log", base=2)
   axes.set_xticks(budgets, [str(calls) for calls in budgets])
   fig.set_size_inches(8, 4.5)
@@ -170,9 +163,8 @@ def samples(measure: str, label: str) -> bytes:
   return pages.png(fig)
 
 
-def main() -> None:
+def write(out: pathlib.Path) -> None:
   """Draws every figure that has results."""
-  OUT.mkdir(parents=True, exist_ok=True)
   drawn = {
     "bounds": arms_bounds(),
     "gap": gaps(),
@@ -180,15 +172,15 @@ def main() -> None:
     "information": information(),
   }
   if tables.cells("A1"):
-    drawn["ngram"] = samples("ngram", "n-gram model, bits a character")
+    drawn["bits"] = samples("judge", "the judge's bits a character")
     drawn["words"] = samples("words", "share of real words")
-    if any("mauve" in cell for cell in tables.cells("A1")):
-      drawn["mauve"] = samples("mauve", "MAUVE on the judge's features")
+    drawn["mauve"] = samples("mauve", "MAUVE on the judge's features")
+  folder = out / "study"
+  folder.mkdir(exist_ok=True)
   for name, png in drawn.items():
-    (OUT / f"{name}.png").write_bytes(png)
-  print(json.dumps(sorted(drawn)))
+    (folder / f"{name}.png").write_bytes(png)
+  print(" ".join(sorted(drawn)))
 
 
 if __name__ == "__main__":
-  argparse.ArgumentParser(description=__doc__).parse_args()  # --help, no more
-  main()
+  tables.main(write, __doc__)

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dsl_jax.nets.config import NetConfig
 from studies.small import arms, model, train
 
+_LONG = "scratch-S-learned-long"
 _FIRST = ("A1", "A3", "S", "skip", "S-0.75", "A2", "A4")
 _ARMS = ("A7", "A8", "A5", "A5t")
 _GAP = tuple(name for name in arms.GAP if name not in _FIRST)
 _SEVERAL = "A1", "A3", "S-0.75", "A2", "A4", *_ARMS
-_SCRATCH = "scratch-masked", "scratch-S-learned", "scratch-dsl"
+_SCRATCH = "scratch-masked", "scratch-S-learned", "scratch-dsl", _LONG
 _SEEDS = tuple(
   f"{name}.s{seed}" for seed in (1, 2) for name in (*_SEVERAL, *_SCRATCH)
 )
+BUDGETS = (4, 8, 16, 32, 64, 128)  # network calls
 _EVERY = {"endpoint": 1, "integral": 2, "masked:32": 8, "geometric:32": 8}
 
 
@@ -31,9 +33,9 @@ class Preset:
     scored: test rows of the endpoint bound.
     every: bound -> of these rows every how many are used.
     drawn: samples of a cell.
-    budgets: network calls.
-    read_budgets: those whose samples a language model reads.
-    sampled: networks that texts are sampled from.
+    sampled: network -> network calls that texts are sampled with.
+    read: the same of texts that a language model reads.
+    probed: networks whose repair and calibration are measured.
     results: folder beside this file.
   """
 
@@ -46,9 +48,9 @@ class Preset:
   scored: int = 1024
   every: Mapping[str, int] = dataclasses.field(default_factory=_EVERY.copy)
   drawn: int = 256
-  budgets: Sequence[int] = (4, 8, 16, 32, 64, 128)
-  read_budgets: Sequence[int] = (8, 32, 128)
-  sampled: Sequence[str] = ("A1", "A3", "S", "S-0.75")
+  sampled: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+  read: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+  probed: Sequence[str] = ()
   results: str = "results"
 
 
@@ -59,6 +61,17 @@ SMALL = Preset(
   scratch=train.Run(steps=4000, batch_size=16, learning_rate=4e-3),
   judge=train.Run(steps=6000, batch_size=16, learning_rate=4e-3),
   runs=(*_FIRST, *_ARMS, *arms.SCRATCH, *_GAP, *_SEEDS),
+  sampled={
+    **dict.fromkeys(("A1", "S-0.75"), BUDGETS),
+    **dict.fromkeys(("A0", "A3", "S"), (8, 32)),
+    **dict.fromkeys(("A1.s1", "S-0.75.s1"), (8, 16, 32)),
+    **dict.fromkeys((_LONG, f"{_LONG}.s1", f"{_LONG}.s2"), (8, 32)),
+  },
+  read={
+    **dict.fromkeys(("A1", "S-0.75"), (8, 32)),
+    **dict.fromkeys(("A0", _LONG, f"{_LONG}.s1", f"{_LONG}.s2"), (8,)),
+  },
+  probed=("A1", "A3", "S-0.75"),
 )
 _TOY = NetConfig(
   vocab_size=1024, width=32, depth=1, heads=2, sphere_dim=16, cond_dim=16
@@ -73,9 +86,9 @@ QUICK = Preset(
   scored=64,
   every=dict.fromkeys(_EVERY, 1),
   drawn=16,
-  budgets=(4, 8),
-  read_budgets=(8,),
-  sampled=("A3",),
+  sampled={"A3": (4, 8)},
+  read={"A3": (8,)},
+  probed=("A3",),
   results="results/quick",
 )
 _LARGE = NetConfig(
@@ -93,8 +106,7 @@ GPU = Preset(
   arm=train.Run(steps=1500, batch_size=256, learning_rate=1e-3),
   scratch=train.Run(steps=2000, batch_size=256, learning_rate=2e-3),
   judge=train.Run(steps=2000, batch_size=256, learning_rate=2e-3),
-  runs=("A1", "A3", "S"),
-  sampled=(),
+  runs=("A1", "A3", "S-0.75"),
   results="results/gpu",
 )
 # The same on a CPU, to try its code.

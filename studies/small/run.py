@@ -133,6 +133,8 @@ def one_arm(study: store.Study, name: str) -> None:
     study.write(name, {"name": name, "diverged": str(error)} | content)
     return
   train.save_params(str(study.work / name / "average.npz"), params)
+  if study.read(name) is not None:
+    return  # only its weights were missing
   if name in KEPT:
     path = str(study.results / f"{name}.npz")
     train.save_change(path, params, study.base())
@@ -164,7 +166,7 @@ def train_judge(study: store.Study) -> None:
     study.packed["train"],
     diary,
   )
-  train.save_params(str(study.work / "judge" / "average.npz"), params)
+  train.save_params(str(study.results / "judge.npz"), params)
   log = train.read_log(diary.workdir)
   content = {"name": "judge", "run": dataclasses.asdict(run), "log": log}
   study.write("judge", content)
@@ -227,17 +229,13 @@ def score(
 
 def stages(preset: presets.Preset) -> list[str]:
   """Returns the names of all stages, the most informative first."""
-  after = [f"probes:{name}" for name in preset.sampled]
-  for calls in preset.budgets:
-    after += [f"samples:{name}:{calls}" for name in preset.sampled]
-  after += [
-    f"smollm:{name}:{calls}"
-    for calls in preset.read_budgets
-    for name in preset.sampled
-  ]
-  texts_too = ["judge", *after] if preset.sampled else []
-  first, rest = preset.runs[:5], preset.runs[5:]
-  return ["base", "law", "A0", *first, *texts_too, *rest]
+  after = [f"probes:{name}" for name in preset.probed]
+  for kind, cells in (("samples", preset.sampled), ("smollm", preset.read)):
+    for calls in presets.BUDGETS:
+      names = [name for name, every in cells.items() if calls in every]
+      after += [f"{kind}:{name}:{calls}" for name in names]
+  judged = ["judge"] if preset.sampled else []
+  return ["base", "law", "A0", *preset.runs, *judged, *after]
 
 
 def run_stage(study: store.Study, name: str) -> bool:

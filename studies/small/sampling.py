@@ -169,15 +169,9 @@ CONTINUOUS = (
   "soft-remask",
 )
 NAMES = DISCRETE + CONTINUOUS
-# The best of their kinds, whose texts a language model reads too.
-LEADERS = (
-  "masked",
-  "masked-0.9",
-  "remask",
-  "remask-0.9",
-  "early-hybrid",
-  "hybrid",
-)
+# What the report compares, and a language model reads too.
+RIVALS = ("masked", "masked-0.9", "remask", "remask-0.9")
+HYBRIDS = ("early-hybrid", "hybrid")
 
 
 class _Rewrites:

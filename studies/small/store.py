@@ -48,6 +48,12 @@ class Study(NamedTuple):
     kept = (self.results / f"{name}.npz").exists()
     return name == "A0" or kept or (self.work / name / "average.npz").exists()
 
+  def judge(self) -> dict:
+    """Returns the judge's averaged weights."""
+    path = self.results / "judge.npz"
+    assert path.exists(), "the stage `judge` comes first"
+    return train.load_params(str(path))
+
   def law(self) -> arms.Law:
     """Returns the measured log-normal law."""
     content = self.read("law")

@@ -1,18 +1,35 @@
 """Results as numbers and tables; every number of the report is read here."""
 
-import dataclasses
+import argparse
 import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from studies.small import arms, data, presets, sampling
+from studies.small import arms, presets, sampling
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parent / "results"  # of the preset `small`
 MISSING = "not run yet"
 _NUMBER = re.compile(r"\{(\w+) ([^{}]+)\}")
+
+
+def main(write: Callable[[pathlib.Path], None], doc: str | None) -> None:
+  """Reads the command line of a script that writes results down.
+
+  Args:
+    write: what writes into a folder.
+    doc: of the script.
+  """
+  global RESULTS
+  parser = argparse.ArgumentParser(description=doc)
+  parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+  parser.add_argument("--out", type=pathlib.Path, default="docs")
+  args = parser.parse_args()
+  RESULTS = args.results
+  args.out.mkdir(parents=True, exist_ok=True)
+  write(args.out)
 
 
 def read(name: str) -> dict | None:
@@ -142,20 +159,16 @@ def compute(names: Iterable[str]) -> str:
   for name in names:
     result = read(name)
     if result:
-      run = result["run"]
-      steps = run["steps"]
-      arm = arms.Arm(loss="masked") if name == "base" else arms.find(name)
-      step = arms.flops(arm, presets.SMALL.net, run["batch_size"], data.LENGTH)
-      flops = steps * step
-      seconds = result["cpu_seconds"]
-      lines.append(f"| {name} | {steps:,} | {flops:.3e} | {seconds:.0f} |")
+      cells = f"{result['run']['steps']:,}", f"{result['flops']:.3e}"
+      seconds = f"{result['cpu_seconds'] or 0:.0f}"
+      lines.append(f"| {name} | {' | '.join(cells)} | {seconds} |")
   return "\n".join(lines)
 
 
 def cells(name: str) -> list[dict]:
   """Returns the measured samples of a network at all budgets."""
   found: list[dict] = []
-  for calls in presets.SMALL.budgets:
+  for calls in presets.BUDGETS:
     result = read(f"samples-{name}-{calls}") or {"cells": []}
     again = read(f"smollm-{name}-{calls}") or {"cells": []}
     by_smollm = {cell["sampler"]: cell for cell in again["cells"]}
@@ -224,12 +237,62 @@ def leaders(masked: str, hybrid: str, kind: str = "") -> str:
     ["---"] * (3 + len(labels)),
     ["", "", "held-out text", *text],
   ]
-  for calls in presets.SMALL.budgets:
-    for sampler in sampling.LEADERS:
-      name = hybrid if sampler.endswith("hybrid") else masked
+  for calls in presets.BUDGETS:
+    for sampler in sampling.RIVALS + sampling.HYBRIDS:
+      name = hybrid if sampler in sampling.HYBRIDS else masked
       if row := found.get((name, sampler, calls)):
         lines.append([f"{calls}", name, sampler, *row])
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _at_entropy(hot: dict, cool: dict, entropy: float) -> list[float]:
+  """Returns the judge's bits of a sampler at an entropy, and their error.
+
+  On the line through two temperatures.
+
+  Args:
+    hot: cell at temperature 1.
+    cool: the same at 0.9.
+    entropy: in nats.
+  """
+  span = hot["entropy"][0] - cool["entropy"][0]
+  share = (hot["entropy"][0] - entropy) / span
+  bits = hot["judge"][0] + share * (cool["judge"][0] - hot["judge"][0])
+  error = np.hypot((1 - share) * hot["judge"][1], share * cool["judge"][1])
+  return [bits, float(error)]
+
+
+def matched(masked: str, hybrid: str, *samplers_of_hybrid: str) -> str:
+  """Returns the table of bits at equal entropy, a masked model subtracted.
+
+  Args:
+    masked: name of a masked network.
+    hybrid: of one that the other samplers draw from.
+    samplers_of_hybrid: whose bits and entropy are compared.
+  """
+  found = {
+    (name, cell["sampler"], cell["budget"]): cell
+    for name in (masked, hybrid)
+    for cell in cells(name)
+    if "judge" in cell
+  }
+  lines = [
+    f"| calls | sampler of {hybrid} | entropy | bits | - masked, {masked} "
+    f"| - remasking, {masked} |",
+    "|---|---|---|---|---|---|",
+  ]
+  for calls in presets.BUDGETS:
+    for sampler in samplers_of_hybrid:
+      cell = found.get((hybrid, sampler, calls))
+      if cell and (masked, "remask-0.9", calls) in found:
+        row = [f"{calls}", sampler, pair(cell["entropy"]), pair(cell["judge"])]
+        for other in ("masked", "remask"):
+          pairs = [found[masked, x, calls] for x in (other, f"{other}-0.9")]
+          bits, error = _at_entropy(*pairs, cell["entropy"][0])
+          less = [cell["judge"][0] - bits, np.hypot(cell["judge"][1], error)]
+          row.append(pair(less))
+        lines.append(f"| {' | '.join(row)} |")
+  return "\n".join(lines)
 
 
 def repair(names: Iterable[str]) -> str:
@@ -247,18 +310,6 @@ def repair(names: Iterable[str]) -> str:
         f"| {name} | {row['snr']} | {row['rate']} | {values} | {ece} |"
       )
   return "\n".join(lines) if len(lines) > 2 else f"{MISSING}."
-
-
-def history(name: str) -> tuple[dict, list[dict]]:
-  """Returns how a run was trained and its log, of unfinished runs as well."""
-  result = read(name)
-  if result:
-    return result["run"], result["log"]
-  path = RESULTS / "partial" / f"{name}.jsonl"
-  if not path.exists():
-    return {}, []
-  log = [json.loads(line) for line in path.read_text().splitlines()]
-  return dataclasses.asdict(presets.SMALL.scratch), log
 
 
 def law() -> dict:
@@ -295,7 +346,7 @@ def _value(kind, rest):
     name, sampler, budget, measure = parts
     for cell in cells(name):
       if (cell["sampler"], cell["budget"]) == (sampler, int(budget)):
-        return pair(cell[measure])
+        return pair(cell.get(measure)) or MISSING
     return MISSING
   if kind == "law":
     return f"{law().get(parts[0], MISSING)}"
@@ -325,6 +376,7 @@ _TABLES = {
   "compute": lambda: compute(["base", *arms.TABLE]),
   "seeds": lambda reference, *names: by_seed(reference, names),
   "leaders": leaders,
+  "matched": matched,
   "samples": samples,
   "repair": lambda *names: repair(names),
 }

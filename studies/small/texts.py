@@ -1,7 +1,5 @@
 """Samples of a network and their measures; repair and calibration."""
 
-import pathlib
-
 import jax
 import numpy as np
 
@@ -16,7 +14,6 @@ from studies.small import (
   model,
   sampling,
   store,
-  train,
 )
 
 TEXTS = 3  # samples of a cell that are kept as text
@@ -38,49 +35,46 @@ def samplers(name: str) -> tuple[str, ...]:
 def samples(study: store.Study, name: str, calls: int) -> None:
   """Draws and measures the samples of a network at one budget.
 
-  A cell that is drawn is kept in the work folder, and an interrupted stage
-  draws what is missing.
-
   Args:
     study: where.
     name: of the network.
     calls: of the network, at most.
+  """
+  drawn = _draw(study, name, samplers(name), calls)
+  stage = f"samples:{name}:{calls}"
+  content = {"name": stage, "cells": _measure(study, calls, drawn)}
+  study.write(stage.replace(":", "-"), content)
+
+
+def _draw(study, name, names, calls):
+  """Sampler -> tokens and cost, and "text", held-out rows.
+
+  A cell is kept in the work folder, so that an interrupted stage draws what is
+  missing.
   """
   params, denoiser = study.weights(name), _denoiser(study, name)
   result = study.read(name)
   curve = result["scores"].get("mmse") if result else None
-  for sampler in samplers(name):
-    path = _cell_path(study, name, sampler, calls)
-    if path.exists():
-      continue
-    drawn = sampling.draw(
-      params, denoiser, sampler, calls, study.preset.drawn, curve
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-      path,
-      tokens=drawn.tokens_NL.astype(np.uint16),
-      cost=[drawn.calls, drawn.cpu_seconds, drawn.rewrites],
-    )
-    print(f"{name} {sampler} {calls} {drawn.cpu_seconds:.2f} s", flush=True)
-  stage = f"samples:{name}:{calls}"
-  content = {"name": stage, "cells": measure(study, name, calls)}
-  study.write(stage.replace(":", "-"), content)
+  count = study.preset.drawn
+  cells = {"text": (evaluate.held_out(study.packed["test"], count), [0, 0, 0])}
+  for sampler in names:
+    path = study.work / name / "samples" / f"{sampler}-{calls}.npz"
+    if not path.exists():
+      drawn = sampling.draw(params, denoiser, sampler, calls, count, curve)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      np.savez_compressed(
+        path,
+        tokens=drawn.tokens_NL.astype(np.uint16),
+        cost=[drawn.calls, drawn.cpu_seconds, drawn.rewrites],
+      )
+      print(f"{name} {sampler} {calls} {drawn.cpu_seconds:.2f} s", flush=True)
+    with np.load(path) as file:
+      cells[sampler] = file["tokens"].astype(np.int32), file["cost"].tolist()
+  return cells
 
 
-def measure(study: store.Study, name: str, calls: int) -> list[dict]:
-  """Measures cells that are drawn, and the test text itself.
-
-  Args:
-    study: where.
-    name: of the network.
-    calls: of the network, at most.
-  """
-  rows_NL = evaluate.held_out(study.packed["test"], study.preset.drawn)
-  drawn = {"text": (rows_NL, [0, 0, 0])}
-  for sampler in samplers(name):
-    with np.load(_cell_path(study, name, sampler, calls)) as file:
-      drawn[sampler] = file["tokens"].astype(np.int32), file["cost"].tolist()
+def _measure(study, calls, drawn):
+  """Measures of cells, a list of what `results/` keeps."""
   train_NL = np.asarray(study.packed["train"].tokens_NL)
   known = measures.known_words(train_NL)
   every = np.concatenate([tokens for tokens, _ in drawn.values()])
@@ -92,21 +86,15 @@ def measure(study: store.Study, name: str, calls: int) -> list[dict]:
     content = {"sampler": sampler, "budget": calls, "calls": cost[0]}
     content |= {"cpu_seconds": round(cost[1], 4), "rewrites": round(cost[2], 4)}
     content |= measures.cheap(tokens_NL, nats_N, known)
-    content |= judged.get(sampler, {})
+    content |= judged[sampler]
     content["texts"] = data.texts(tokens_NL[:TEXTS])
     found.append(content)
   return found
 
 
-def _cell_path(study, name, sampler, calls):
-  return study.work / name / "samples" / f"{sampler}-{calls}.npz"
-
-
 def _judged(study, drawn):
-  """Perplexity and divergence of cells under the judge, if it is trained."""
-  if not pathlib.Path(study.work, "judge", "average.npz").exists():
-    return {}
-  params = train.load_params(str(study.work / "judge" / "average.npz"))
+  """Perplexity and divergence of cells under the judge."""
+  params = study.judge()
   heads = study.preset.net.heads
   # Other held-out rows than those that stand for text among the cells.
   human = evaluate.held_out(study.packed["validation"], study.preset.drawn)
@@ -125,7 +113,7 @@ def _judged(study, drawn):
 
 
 def read_by_smollm(study: store.Study, name: str, calls: int) -> None:
-  """Scores the leading samplers of a network with a real language model.
+  """Scores the samplers that the report compares with a real language model.
 
   Perplexity by ReMDM's protocol and MAUVE against validation rows, both by
   SmolLM2-135M: about a second a text on one core.
@@ -141,13 +129,10 @@ def read_by_smollm(study: store.Study, name: str, calls: int) -> None:
     rows_NL = evaluate.held_out(study.packed["validation"], study.preset.drawn)
     np.save(kept, perplexity.features(reader, data.texts(rows_NL)))
   human_ND = np.load(kept)
-  drawn = {"text": evaluate.held_out(study.packed["test"], study.preset.drawn)}
-  for sampler in sampling.LEADERS:
-    if sampler in samplers(name):
-      with np.load(_cell_path(study, name, sampler, calls)) as file:
-        drawn[sampler] = file["tokens"].astype(np.int32)
+  hybrids = sampling.HYBRIDS
+  names = hybrids if set(hybrids) <= set(samplers(name)) else sampling.RIVALS
   cells = []
-  for sampler, tokens_NL in drawn.items():
+  for sampler, (tokens_NL, _) in _draw(study, name, names, calls).items():
     texts = data.texts(tokens_NL)
     found = perplexity.remdm(reader, texts)
     score = mauve.score(human_ND, perplexity.features(reader, texts))
