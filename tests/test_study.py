@@ -223,7 +223,7 @@ def test_norms_are_unequal_with_mean_square_one():
 @pytest.mark.parametrize("name", sampling.NAMES)
 def test_samplers_keep_their_budget(name):
   """Calls are at most those asked for, and every token is committed."""
-  denoiser = arms.network(arms.Arm(), presets.QUICK.net)
+  denoiser = arms.network(arms.find("S"), presets.QUICK.net)
   params = denoiser.init(jax.random.key(0))
   mmse = np.linspace(1, 0, 32).tolist()
   drawn = sampling.draw(params, denoiser, name, 4, 2, mmse)
@@ -280,4 +280,4 @@ def test_bits_are_compared_at_equal_entropy(monkeypatch, tmp_path):
   write("A1", **masked, **remask)
   write("S", hybrid=(3.9, 2.7))
   row = tables.matched("A1", "S", "hybrid").splitlines()[-1]
-  assert "| -0.200 +- 0.367 | -0.100 +- 0.382 |" in row
+  assert row.endswith("| -0.200 +- 0.367 | -0.100 +- 0.382 |  |")

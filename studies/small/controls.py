@@ -58,6 +58,7 @@ def fixed_skip(denoiser: Denoiser) -> Denoiser:
     init=init,
     hidden=fix(denoiser.hidden),
     hidden_tokens=fix(denoiser.hidden_tokens),
+    embed=fix(denoiser.embed),
     trunk=fix(denoiser.trunk),
   )
 

@@ -12,16 +12,16 @@ from studies.small import arms, evaluate, presets, tables
 
 # Networks and samplers whose measures are drawn.
 _DRAWN = (
-  ("A1", "text"),
-  ("A1", "masked"),
-  ("A1", "remask"),
-  ("A1", "remask-0.9"),
-  ("A1", "random-order"),
-  ("S-0.75", "masked"),
-  ("S-0.75", "early-hybrid"),
-  ("S-0.75", "hybrid"),
-  ("S-0.75", "euler-information"),
-  ("S-0.75", "heun-information"),
+  ("first/A1", "text"),
+  ("first/A1", "masked"),
+  ("first/A1", "remask"),
+  ("first/A1", "remask-0.9"),
+  ("first/A1", "random-order"),
+  ("first/S-0.75", "masked"),
+  ("first/S-0.75", "early-hybrid"),
+  ("first/S-0.75", "hybrid"),
+  ("first/S-0.75", "euler-information"),
+  ("first/S-0.75", "heun-information"),
 )
 
 
@@ -148,11 +148,11 @@ def samples(measure: str, label: str) -> bytes:
       [x["budget"] * 1.02 ** (i - len(_DRAWN) / 2) for x in found],
       values[:, 0],
       yerr=2 * values[:, 1],
-      fmt="s--" if name == "A1" else "o-",
+      fmt="s--" if name.endswith("A1") else "o-",
       markersize=4,
       linewidth=1,
       color=f"C{i}",
-      label=f"{name} {sampler}",
+      label=f"{name.rpartition('/')[2]} {sampler}",
     )
   axes.margins(y=0.08)
   budgets = presets.BUDGETS
@@ -171,7 +171,7 @@ def write(out: pathlib.Path) -> None:
     "training": training(),
     "information": information(),
   }
-  if tables.cells("A1"):
+  if tables.cells("first/A1"):
     drawn["bits"] = samples("judge", "the judge's bits a character")
     drawn["words"] = samples("words", "share of real words")
     drawn["mauve"] = samples("mauve", "MAUVE on the judge's features")

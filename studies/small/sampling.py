@@ -151,6 +151,7 @@ DISCRETE = (
   "masked",
   "masked-0.9",
   "random-order",
+  "random-order-0.9",
   "confidence",
   "remask",
   "remask-0.9",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable
@@ -166,11 +167,17 @@ def compute(names: Iterable[str]) -> str:
 
 
 def cells(name: str) -> list[dict]:
-  """Returns the measured samples of a network at all budgets."""
+  """Returns the measured samples of a network at all budgets.
+
+  Args:
+    name: of the network; `first/NAME` if the first judge has read them.
+  """
   found: list[dict] = []
+  folder, _, network = name.rpartition("/")
   for calls in presets.BUDGETS:
-    result = read(f"samples-{name}-{calls}") or {"cells": []}
-    again = read(f"smollm-{name}-{calls}") or {"cells": []}
+    path = os.path.join(folder, f"samples-{network}-{calls}")
+    result = read(path) or {"cells": []}
+    again = read(f"smollm-{network}-{calls}") or {"cells": []}
     by_smollm = {cell["sampler"]: cell for cell in again["cells"]}
     found += [x | by_smollm.get(x["sampler"], {}) for x in result["cells"]]
   return found
@@ -182,10 +189,19 @@ def samples(measure: str) -> str:
   Args:
     measure: such as `ngram`.
   """
-  stems = [path.stem for path in sorted(RESULTS.glob("samples-*-*.json"))]
-  names = dict.fromkeys(x[len("samples-") : x.rindex("-")] for x in stems)
+  names = _sampled("")
+  for name in _sampled("first"):  # the texts of some are in both
+    if measure in ("judge", "mauve") or name.rpartition("/")[2] not in names:
+      names.append(name)
   found = [_samples(name, measure) for name in names]
   return "\n\n".join(filter(None, found)) or f"{MISSING}."
+
+
+def _sampled(folder):
+  """Names of networks that have samples in a folder of results."""
+  stems = [x.stem for x in sorted((RESULTS / folder).glob("samples-*-*.json"))]
+  names = dict.fromkeys(x[len("samples-") : x.rindex("-")] for x in stems)
+  return [os.path.join(folder, name) for name in names]
 
 
 def _samples(name, measure):
@@ -201,7 +217,7 @@ def _samples(name, measure):
   if not budgets:
     return ""
   lines = [
-    f"| {name} | {' | '.join(f'T = {budget}' for budget in budgets)} |",
+    f"| {_label(name)} | {' | '.join(f'T = {x}' for x in budgets)} |",
     "|---" * (len(budgets) + 1) + "|",
   ]
   for sampler in dict.fromkeys(sampler for sampler, _ in found):
@@ -241,25 +257,30 @@ def leaders(masked: str, hybrid: str, kind: str = "") -> str:
     for sampler in sampling.RIVALS + sampling.HYBRIDS:
       name = hybrid if sampler in sampling.HYBRIDS else masked
       if row := found.get((name, sampler, calls)):
-        lines.append([f"{calls}", name, sampler, *row])
+        lines.append([f"{calls}", _label(name), sampler, *row])
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _at_entropy(hot: dict, cool: dict, entropy: float) -> list[float]:
-  """Returns the judge's bits of a sampler at an entropy, and their error.
+def _less_at_entropy(
+  cell: dict, hot: dict | None, cool: dict | None
+) -> list[float] | None:
+  """Returns a cell's bits less those of a rival at its entropy, and the error.
 
-  On the line through two temperatures.
+  The rival is on the line through two temperatures.
 
   Args:
-    hot: cell at temperature 1.
+    cell: measures.
+    hot: of the rival at temperature 1.
     cool: the same at 0.9.
-    entropy: in nats.
   """
+  if not hot or not cool:
+    return None
+  (bits, error), (first, second) = cell["judge"], (hot["judge"], cool["judge"])
   span = hot["entropy"][0] - cool["entropy"][0]
-  share = (hot["entropy"][0] - entropy) / span
-  bits = hot["judge"][0] + share * (cool["judge"][0] - hot["judge"][0])
-  error = np.hypot((1 - share) * hot["judge"][1], share * cool["judge"][1])
-  return [bits, float(error)]
+  share = (hot["entropy"][0] - cell["entropy"][0]) / span
+  errors = error, (1 - share) * first[1], share * second[1]
+  rival = first[0] + share * (second[0] - first[0])
+  return [bits - rival, float(np.linalg.norm(errors))]
 
 
 def matched(masked: str, hybrid: str, *samplers_of_hybrid: str) -> str:
@@ -276,21 +297,19 @@ def matched(masked: str, hybrid: str, *samplers_of_hybrid: str) -> str:
     for cell in cells(name)
     if "judge" in cell
   }
-  lines = [
-    f"| calls | sampler of {hybrid} | entropy | bits | - masked, {masked} "
-    f"| - remasking, {masked} |",
-    "|---|---|---|---|---|---|",
-  ]
+  first, second = (name.rpartition("/")[2] for name in (hybrid, masked))
+  heads = [f"- {second} {rival}" for rival in _RIVALS]
+  heads = ["calls", f"sampler of {first}", "entropy", "bits", *heads]
+  lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
   for calls in presets.BUDGETS:
     for sampler in samplers_of_hybrid:
-      cell = found.get((hybrid, sampler, calls))
-      if cell and (masked, "remask-0.9", calls) in found:
+      if cell := found.get((hybrid, sampler, calls)):
         row = [f"{calls}", sampler, pair(cell["entropy"]), pair(cell["judge"])]
-        for other in ("masked", "remask"):
-          pairs = [found[masked, x, calls] for x in (other, f"{other}-0.9")]
-          bits, error = _at_entropy(*pairs, cell["entropy"][0])
-          less = [cell["judge"][0] - bits, np.hypot(cell["judge"][1], error)]
-          row.append(pair(less))
+        for rival in _RIVALS:
+          hot, cool = (
+            found.get((masked, x, calls)) for x in (rival, f"{rival}-0.9")
+          )
+          row.append(pair(_less_at_entropy(cell, hot, cool)))
         lines.append(f"| {' | '.join(row)} |")
   return "\n".join(lines)
 
@@ -362,6 +381,13 @@ def _differs(name):
   return text.replace("_", " ") or "the full mixture"
 
 
+def _label(name):
+  """A network's name, with the judge if it was the first one."""
+  folder, _, network = name.rpartition("/")
+  return f"{network} ({folder} judge)" if folder else network
+
+
+_RIVALS = ("masked", "remask", "random-order")
 _BY_JUDGE = {
   "judge": "bits",
   "mauve": "MAUVE",
