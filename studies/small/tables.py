@@ -120,9 +120,14 @@ def _range(values: Iterable[list[float] | None]) -> str:
 
 
 def differences(first: str, second: str, bound: str) -> str:
-  """Returns `difference` of runs with equal seeds: mean, least and largest."""
+  """Returns `difference` of runs with equal seeds: mean, least and largest.
+
+  The base A0 has one seed, which is subtracted from all.
+  """
   tails = [run.removeprefix(first) for run in seeds(first)]
-  return _range(difference(first + x, second + x, bound) for x in tails)
+  others = [second if second == "A0" else second + x for x in tails]
+  pairs = zip(tails, others)
+  return _range(difference(first + x, other, bound) for x, other in pairs)
 
 
 def by_seed(reference: str, names: Iterable[str]) -> str:
@@ -132,7 +137,7 @@ def by_seed(reference: str, names: Iterable[str]) -> str:
     reference: the run whose endpoint bound is subtracted.
     names: of the runs.
   """
-  label = f"- {reference} of the same seed"
+  label = f"- {reference}" + " of the same seed" * (reference != "A0")
   lines = [
     f"| run | seeds | endpoint | {label} | integral | gap |",
     "|---|---|---|---|---|---|",
@@ -291,27 +296,71 @@ def matched(masked: str, hybrid: str, *samplers_of_hybrid: str) -> str:
     hybrid: of one that the other samplers draw from.
     samplers_of_hybrid: whose bits and entropy are compared.
   """
-  found = {
-    (name, cell["sampler"], cell["budget"]): cell
-    for name in (masked, hybrid)
-    for cell in cells(name)
-    if "judge" in cell
-  }
   first, second = (name.rpartition("/")[2] for name in (hybrid, masked))
   heads = [f"- {second} {rival}" for rival in _RIVALS]
   heads = ["calls", f"sampler of {first}", "entropy", "bits", *heads]
   lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
   for calls in presets.BUDGETS:
     for sampler in samplers_of_hybrid:
-      if cell := found.get((hybrid, sampler, calls)):
+      if cell := _cell(hybrid, sampler, calls):
         row = [f"{calls}", sampler, pair(cell["entropy"]), pair(cell["judge"])]
         for rival in _RIVALS:
-          hot, cool = (
-            found.get((masked, x, calls)) for x in (rival, f"{rival}-0.9")
-          )
+          hot = _cell(masked, rival, calls)
+          cool = _cell(masked, f"{rival}-0.9", calls)
           row.append(pair(_less_at_entropy(cell, hot, cool)))
         lines.append(f"| {' | '.join(row)} |")
   return "\n".join(lines)
+
+
+def _cell(name, sampler, calls):
+  """The measures of one cell, or None."""
+  for cell in cells(name):
+    if (cell["sampler"], cell["budget"]) == (sampler, calls):
+      return cell
+  return None
+
+
+def versus(name: str, other: str, measure: str, *names: str) -> str:
+  """Returns the table of a measure's differences, samplers by budgets.
+
+  Args:
+    name: of a network.
+    other: of the network that is subtracted.
+    measure: such as `judge`.
+    names: of samplers of both.
+  """
+  heads = ["sampler", *(f"T = {calls}" for calls in presets.BUDGETS)]
+  lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+  for sampler in names:
+    row = [sampler]
+    for calls in presets.BUDGETS:
+      first, second = (_cell(x, sampler, calls) for x in (name, other))
+      row.append(pair(_less(first, second, measure)))
+    lines.append(f"| {' | '.join(row)} |")
+  return "\n".join(lines)
+
+
+def _less(first, second, measure):
+  """The difference of two cells, unpaired, or None."""
+  if not first or not second:
+    return None
+  (one, error), (two, other) = first[measure][:2], second[measure][:2]
+  return [one - two, float(np.hypot(error, other))]
+
+
+def gain(name: str, first: str, second: str) -> str:
+  """Returns the judge's bits of a sampler less another's, of all budgets.
+
+  Args:
+    name: of the network.
+    first: the sampler that is subtracted.
+    second: the other one.
+  """
+  found = (
+    _less(_cell(name, second, calls), _cell(name, first, calls), "judge")
+    for calls in presets.BUDGETS
+  )
+  return _range(found) or MISSING
 
 
 def repair(names: Iterable[str]) -> str:
@@ -331,6 +380,14 @@ def repair(names: Iterable[str]) -> str:
   return "\n".join(lines) if len(lines) > 2 else f"{MISSING}."
 
 
+def _repaired(name, snr, rate):
+  """The share of wrong tokens that a network repairs, as text."""
+  for row in (read(f"probes-{name}") or {"repair": []})["repair"]:
+    if (row["snr"], row["rate"]) == (snr, float(rate)):
+      return pair(row["repaired"])
+  return MISSING
+
+
 def law() -> dict:
   """Returns the measured law, or nothing."""
   return read("law") or {}
@@ -341,8 +398,10 @@ def fill(template: str) -> str:
 
   `{endpoint A3}` is a bound of a run, `{less A3 A1 endpoint}` a paired
   difference, `{mean A3 endpoint}` and `{seeds A3 A1 endpoint}` those of all
-  seeds, `{cell A3 masked 8 ngram}` a measure of samples, `{table NAME}` a table
-  of this module with its arguments. What has no result is `MISSING`.
+  seeds, `{cell A3 masked 8 ngram}` a measure of samples, `{gain A3 masked
+  remask}` the difference of two samplers, `{repair A3 inf 0.1}` a share of
+  repaired tokens, `{table NAME}` a table of this module with its arguments.
+  What has no result is `MISSING`.
 
   Args:
     template: the text.
@@ -363,10 +422,12 @@ def _value(kind, rest):
     return _TABLES[parts[0]](*parts[1:])
   if kind == "cell":
     name, sampler, budget, measure = parts
-    for cell in cells(name):
-      if (cell["sampler"], cell["budget"]) == (sampler, int(budget)):
-        return pair(cell.get(measure)) or MISSING
-    return MISSING
+    found = _cell(name, sampler, int(budget)) or {}
+    return pair(found.get(measure)) or MISSING
+  if kind == "gain":
+    return gain(*parts)
+  if kind == "repair":
+    return _repaired(*parts)
   if kind == "law":
     return f"{law().get(parts[0], MISSING)}"
   return pair(score(parts[0], kind)) or MISSING
@@ -376,9 +437,15 @@ def _differs(name):
   """What an arm changes, in words."""
   if name == "A0":
     return "the base, untouched"
-  changes = arms.TABLE[name.partition(".s")[0]]
-  text = ", ".join(f"{key} {value}" for key, value in changes.items())
-  return text.replace("_", " ") or "the full mixture"
+  changes, start = arms.TABLE[name.partition(".s")[0]], arms.GAP["S"]
+  words = []
+  if name != "S" and start.items() <= changes.items():
+    words = ["S"]
+    changes = {key: x for key, x in changes.items() if key not in start}
+  words += [
+    f"{key} {value}".replace("_", " ") for key, value in changes.items()
+  ]
+  return ", ".join(words) or "the full mixture"
 
 
 def _label(name):
@@ -403,6 +470,7 @@ _TABLES = {
   "seeds": lambda reference, *names: by_seed(reference, names),
   "leaders": leaders,
   "matched": matched,
+  "versus": versus,
   "samples": samples,
   "repair": lambda *names: repair(names),
 }
