@@ -63,9 +63,9 @@ SMALL = Preset(
   runs=(*_FIRST, *_ARMS, *arms.SCRATCH, *_GAP, *_SEEDS),
   sampled={
     **dict.fromkeys(("A1", "S-0.75"), BUDGETS),
-    **dict.fromkeys(("A0", "A3", "S"), (8, 32)),
+    **dict.fromkeys(("A0", "A3", "S", _LONG), (8, 32)),
     **dict.fromkeys(("A1.s1", "S-0.75.s1"), (8, 16, 32)),
-    **dict.fromkeys((_LONG, f"{_LONG}.s1", f"{_LONG}.s2"), (8, 32)),
+    **dict.fromkeys((f"{_LONG}.s1", f"{_LONG}.s2"), (8,)),
   },
   read={
     **dict.fromkeys(("A1", "S-0.75"), (8, 32)),
