@@ -6,8 +6,8 @@ Variants, --config=configs/finetune.py:NAME
   ""     the recipe of the study
   paper  the paper's, with the authors' converter init
 
-[P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe; [S]
-docs/study.md; [O] our choice.
+[P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe; [S] the
+named runs of docs/study.md; [O] our choice.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def get_config(arg=""):
     sphere_dim=16,  # [P] text8
     beta_init=1.0,  # [O] Bayes: reads soft evidence from the start
     mask_prior=0.99,  # [P] so that z = 0 reads as MDLM's mask
-    evidence_skip=True,  # [S] the mixture costs 0.066 bits, not 0.159
+    evidence_skip=True,  # [S] A3, skip: the mixture costs 0.066, not 0.159
   )
   base = config_lib.Config(
     name="finetune",
@@ -37,7 +37,7 @@ def get_config(arg=""):
     law=config_lib.TrainingLaw(
       mu=1.4,  # [P] text8
       sigma=0.55,  # [P] text8
-      endpoint_share=0.75,  # [S] 0.009 then (mask_prior 0.5, gain 1)
+      endpoint_share=0.75,  # [S] skip-0.75: 0.008 bits then
       smooth=True,  # [P]
     ),
     optim=config_lib.Optim(

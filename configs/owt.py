@@ -106,8 +106,8 @@ def short(base):
   return dataclasses.replace(
     base,
     name="owt_short",
-    # [S] masked bound of the mixture +0.159 bits a character without, +0.066
-    # with the skip, +0.009 with the share as well (mask_prior 0.5, gain 1)
+    # [S] masked bound of the mixture +0.159 bits a character without (A3),
+    # +0.066 with the skip (skip), +0.008 with the share as well (skip-0.75)
     net=dataclasses.replace(base.net, evidence_skip=True),
     law=dataclasses.replace(base.law, endpoint_share=0.75),
     train=dataclasses.replace(base.train, steps=10_000),  # [O]

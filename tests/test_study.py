@@ -80,13 +80,6 @@ DIFFERENT_FROM_S = {
     "net.width",
     "steps",
   },
-  "scratch-S-learned-narrow": {
-    "scratch",
-    "evidence_skip",
-    "width",
-    "net.width",
-    "steps",
-  },
 }
 
 

@@ -108,7 +108,6 @@ SCRATCH: dict[str, dict] = {
   # As much compute as the base, which is the masked model to compare with.
   "scratch-S-learned-long": _LEARNED | {"length": 2.56},
   "scratch-S-learned-wide": _LEARNED | {"length": 2.56, "width": 1.5},
-  "scratch-S-learned-narrow": _LEARNED | {"width": 0.5},
 }
 TABLE = ARMS | GAP | SCRATCH
 
