@@ -71,11 +71,15 @@ def gaps() -> bytes:
     and (gap := tables.score(name, "gap"))
   }
   alike = _alike(points)
-  for i, (name, (bound, gap)) in enumerate(points.items()):
+  for name, (bound, gap) in points.items():
     color = "C1" if name in arms.SCRATCH else "C0"
     axes.errorbar(bound[0], gap[0], yerr=2 * gap[1], fmt="o", color=color)
-    aside = {"xytext": (6, -3) if i % 2 else (-6, -3)}
-    aside |= {"ha": "left" if i % 2 else "right", "fontsize": 7}
+    crowded = any(
+      0 < x[0] - bound[0] < 0.03 and abs(y[0] / gap[0] - 1) < 0.07
+      for x, y in points.values()
+    )
+    aside = {"xytext": (-6, -3) if crowded else (6, -3), "fontsize": 7}
+    aside |= {"ha": "right" if crowded else "left"}
     place, label = (bound[0], gap[0]), alike.get(name, name)
     axes.annotate(label, place, textcoords="offset points", **aside)
   axes.set_yscale("log")
