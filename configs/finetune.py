@@ -6,8 +6,8 @@ Variants, --config=configs/finetune.py:NAME
   ""     the recipe of the study
   paper  the paper's, with the authors' converter init
 
-[P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe; [S] the
-named runs of docs/study.md; [O] our choice.
+[P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe; [S]
+runs of docs/study.md, by name; [O] our choice.
 """
 
 import dataclasses

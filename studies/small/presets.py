@@ -69,7 +69,7 @@ SMALL = Preset(
   },
   read={
     **dict.fromkeys(("A1", "S-0.75"), (8, 32)),
-    **dict.fromkeys(("A0", _LONG), (8,)),
+    **dict.fromkeys(("A0", _LONG, f"{_LONG}.s1", f"{_LONG}.s2"), (8,)),
   },
   probed=("A1", "A3", "S-0.75"),
 )

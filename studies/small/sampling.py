@@ -171,7 +171,14 @@ CONTINUOUS = (
 )
 NAMES = DISCRETE + CONTINUOUS
 # What the report compares, and a language model reads too.
-RIVALS = ("masked", "masked-0.9", "remask", "remask-0.9")
+RIVALS = (
+  "masked",
+  "masked-0.9",
+  "remask",
+  "remask-0.9",
+  "random-order",
+  "random-order-0.9",
+)
 HYBRIDS = ("early-hybrid", "hybrid")
 
 

@@ -266,49 +266,73 @@ def leaders(masked: str, hybrid: str, kind: str = "") -> str:
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _less_at_entropy(
-  cell: dict, hot: dict | None, cool: dict | None
+def lead(
+  masked: str, other: str, sampler: str, calls: int, rival: str
 ) -> list[float] | None:
-  """Returns a cell's bits less those of a rival at its entropy, and the error.
+  """Returns bits less those of a rival at the same entropy, and the error.
 
-  The rival is on the line through two temperatures.
+  The rival is on the line through its temperatures 1 and 0.9.
 
   Args:
-    cell: measures.
-    hot: of the rival at temperature 1.
-    cool: the same at 0.9.
+    masked: network of the rival.
+    other: network of the sampler.
+    sampler: of that network.
+    calls: of both.
+    rival: sampler of the masked network.
   """
-  if not hot or not cool:
+  cell = _cell(other, sampler, calls)
+  hot, cool = (_cell(masked, x, calls) for x in (rival, f"{rival}-0.9"))
+  if not cell or not hot or not cool:
     return None
-  (bits, error), (first, second) = cell["judge"], (hot["judge"], cool["judge"])
   span = hot["entropy"][0] - cool["entropy"][0]
   share = (hot["entropy"][0] - cell["entropy"][0]) / span
+  (one, error), (first, second) = cell["judge"], (hot["judge"], cool["judge"])
   errors = error, (1 - share) * first[1], share * second[1]
-  rival = first[0] + share * (second[0] - first[0])
-  return [bits - rival, float(np.linalg.norm(errors))]
+  bits = first[0] + share * (second[0] - first[0])
+  return [one - bits, float(np.linalg.norm(errors))]
 
 
-def matched(masked: str, hybrid: str, *samplers_of_hybrid: str) -> str:
-  """Returns the table of bits at equal entropy, a masked model subtracted.
+def matched(masked: str, other: str, *names: str) -> str:
+  """Returns the table of bits at equal entropy, a masked network subtracted.
 
   Args:
-    masked: name of a masked network.
-    hybrid: of one that the other samplers draw from.
-    samplers_of_hybrid: whose bits and entropy are compared.
+    masked: name of that network.
+    other: of the network that is compared.
+    names: of its samplers.
   """
-  first, second = (name.rpartition("/")[2] for name in (hybrid, masked))
+  first, second = (name.rpartition("/")[2] for name in (other, masked))
   heads = [f"- {second} {rival}" for rival in _RIVALS]
   heads = ["calls", f"sampler of {first}", "entropy", "bits", *heads]
   lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
   for calls in presets.BUDGETS:
-    for sampler in samplers_of_hybrid:
-      if cell := _cell(hybrid, sampler, calls):
+    for sampler in names:
+      if cell := _cell(other, sampler, calls):
         row = [f"{calls}", sampler, pair(cell["entropy"]), pair(cell["judge"])]
-        for rival in _RIVALS:
-          hot = _cell(masked, rival, calls)
-          cool = _cell(masked, f"{rival}-0.9", calls)
-          row.append(pair(_less_at_entropy(cell, hot, cool)))
+        row += [pair(lead(masked, other, sampler, calls, x)) for x in _RIVALS]
         lines.append(f"| {' | '.join(row)} |")
+  return "\n".join(lines)
+
+
+def leads(sampler: str, calls: str, *pairs: str) -> str:
+  """Returns the table of one sampler's `lead` and MAUVE in several networks.
+
+  Args:
+    sampler: of the networks.
+    calls: network calls.
+    pairs: `MASKED=OTHER`, names of networks as in `lead`.
+  """
+  heads = ["network", "entropy", "bits", *(f"- {x}" for x in _RIVALS)]
+  heads += ["MAUVE", *(f"MAUVE, {x}" for x in _RIVALS)]
+  lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+  for masked, _, other in (x.partition("=") for x in pairs):
+    if cell := _cell(other, sampler, int(calls)):
+      row = [_label(other), pair(cell["entropy"]), pair(cell["judge"])]
+      row += [
+        pair(lead(masked, other, sampler, int(calls), x)) for x in _RIVALS
+      ]
+      rivals = [_cell(masked, x, int(calls)) or {} for x in _RIVALS]
+      row += [pair(x.get("mauve")) for x in (cell, *rivals)]
+      lines.append(f"| {' | '.join(row)} |")
   return "\n".join(lines)
 
 
@@ -399,9 +423,10 @@ def fill(template: str) -> str:
   `{endpoint A3}` is a bound of a run, `{less A3 A1 endpoint}` a paired
   difference, `{mean A3 endpoint}` and `{seeds A3 A1 endpoint}` those of all
   seeds, `{cell A3 masked 8 ngram}` a measure of samples, `{gain A3 masked
-  remask}` the difference of two samplers, `{repair A3 inf 0.1}` a share of
-  repaired tokens, `{table NAME}` a table of this module with its arguments.
-  What has no result is `MISSING`.
+  remask}` the difference of two samplers, `{lead hybrid 8 masked A1=A3}` one
+  at equal entropy, `{repair A3 inf 0.1}` a share of repaired tokens, `{table
+  NAME}` a table of this module with its arguments. What has no result is
+  `MISSING`.
 
   Args:
     template: the text.
@@ -424,6 +449,11 @@ def _value(kind, rest):
     name, sampler, budget, measure = parts
     found = _cell(name, sampler, int(budget)) or {}
     return pair(found.get(measure)) or MISSING
+  if kind == "lead":
+    sampler, calls, rival, *names = parts
+    networks = [x.split("=") for x in names]
+    found = (lead(*x, sampler, int(calls), rival) for x in networks)
+    return _range(found) or MISSING
   if kind == "gain":
     return gain(*parts)
   if kind == "repair":
@@ -470,6 +500,7 @@ _TABLES = {
   "seeds": lambda reference, *names: by_seed(reference, names),
   "leaders": leaders,
   "matched": matched,
+  "leads": leads,
   "versus": versus,
   "samples": samples,
   "repair": lambda *names: repair(names),
