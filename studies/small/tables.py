@@ -452,8 +452,8 @@ def _value(kind, rest):
   if kind == "lead":
     sampler, calls, rival, *names = parts
     networks = [x.split("=") for x in names]
-    found = (lead(*x, sampler, int(calls), rival) for x in networks)
-    return _range(found) or MISSING
+    found = [lead(*x, sampler, int(calls), rival) for x in networks]
+    return (_range(found) if len(found) > 1 else pair(found[0])) or MISSING
   if kind == "gain":
     return gain(*parts)
   if kind == "repair":
