@@ -3,7 +3,7 @@
 python -m benchmarks.train_mdlm   trains such an MDLM first
 
 Variants, --config=configs/finetune.py:NAME
-  ""     the recipe of the study
+  ""     the skip and the share of the study, for masked paths
   paper  the paper's, with the authors' converter init
 
 [P] the paper, arXiv 2605.12836, or its authors' code; [M] MDLM's recipe; [S]

@@ -38,6 +38,7 @@ _LAW_GRID = np.geomspace(0.02, 400.0, 60)
 _LAW_DRAWS = 4000
 _RENEWED_ON = 64  # validation rows that a law is renewed on
 MASKED = ("endpoint", "masked:32")  # bounds of a masked model
+_PAUSE = 5.0  # seconds between looks at another process's work
 KEPT = ("A1", "A3", "S")  # whose weights go to results/
 
 
@@ -45,21 +46,16 @@ def base(study: store.Study) -> None:
   """Trains the masked model that every arm starts from."""
   run, net = study.preset.base, study.preset.net
   denoiser = make_denoiser(net)
-  path = str(study.results / "base.npz")
   watch = _watcher(study, model.masked_only(denoiser))
-
-  def watch_and_save(params):
-    train.save_params(path, params)
-    return watch(params)
-
-  diary = train.Diary(str(study.work / "base"), watch_and_save)
-  train.train(
+  diary = train.Diary(str(study.work / "base"), watch)
+  params = train.train(
     run,
     model.masked_loss(denoiser),
     denoiser.init(jax.random.key(run.seed)),
     study.packed["train"],
     diary,
   )
+  train.save_params(str(study.results / "base.npz"), params)
   log = train.read_log(diary.workdir)
   study.write("base", _content(arms.Arm(loss="masked"), run, net, log))
 
@@ -257,20 +253,36 @@ def run_stage(study: store.Study, name: str) -> bool:
 def _run(study, name):
   known = {"base": base, "law": law, "A0": untouched, "judge": train_judge}
   kind, _, of = name.partition(":")
+  before = {"base": (), "judge": (), "law": ("base",)}
+  for stage in before.get(kind, ("base", "law")):
+    _wait_for(study, stage)
   if name in known:
     known[name](study)
   elif kind not in ("samples", "smollm", "probes"):
     one_arm(study, name)
   else:
     network, _, calls = of.partition(":")
-    if not study.has_weights(network):  # few are in `results/`
-      one_arm(study, network)
+    while not study.has_weights(network):  # few are in `results/`
+      with store.Claim(study.work, network) as mine:
+        if mine:
+          one_arm(study, network)
+        else:
+          time.sleep(_PAUSE)
+    if kind == "samples":
+      _wait_for(study, "judge")
     if kind == "probes":
       texts.probe(study, network)
     elif kind == "samples":
       texts.samples(study, network, int(calls))
     else:
       texts.read_by_smollm(study, network, int(calls))
+
+
+def _wait_for(study, name):
+  """Runs a stage that has no result, or waits for the process that does."""
+  while study.read(name) is None:
+    if not run_stage(study, name):
+      time.sleep(_PAUSE)
 
 
 def _watcher(study, denoiser, clean_snr=model.CLEAN_SNR):

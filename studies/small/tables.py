@@ -119,6 +119,13 @@ def _range(values: Iterable[list[float] | None]) -> str:
   return f"{np.mean(found):.3f} ({min(found):.3f} to {max(found):.3f})"
 
 
+def _mean(values: list[list[float]]) -> str:
+  """Returns mean, least and largest, or a single value with its error."""
+  if not values:
+    return MISSING
+  return _range(values) if len(values) > 1 else pair(values[0])
+
+
 def differences(first: str, second: str, bound: str) -> str:
   """Returns `difference` of runs with equal seeds: mean, least and largest.
 
@@ -175,10 +182,12 @@ def cells(name: str) -> list[dict]:
   """Returns the measured samples of a network at all budgets.
 
   Args:
-    name: of the network; `first/NAME` if the first judge has read them.
+    name: of the network; `first/NAME` if the first judge has read them, where
+      there was one.
   """
   found: list[dict] = []
   folder, _, network = name.rpartition("/")
+  folder = folder if (RESULTS / folder).is_dir() else ""
   for calls in presets.BUDGETS:
     path = os.path.join(folder, f"samples-{network}-{calls}")
     result = read(path) or {"cells": []}
@@ -380,11 +389,11 @@ def gain(name: str, first: str, second: str) -> str:
     first: the sampler that is subtracted.
     second: the other one.
   """
-  found = (
+  every = (
     _less(_cell(name, second, calls), _cell(name, first, calls), "judge")
     for calls in presets.BUDGETS
   )
-  return _range(found) or MISSING
+  return _mean(list(filter(None, every)))
 
 
 def repair(names: Iterable[str]) -> str:
@@ -452,8 +461,8 @@ def _value(kind, rest):
   if kind == "lead":
     sampler, calls, rival, *names = parts
     networks = [x.split("=") for x in names]
-    found = [lead(*x, sampler, int(calls), rival) for x in networks]
-    return (_range(found) if len(found) > 1 else pair(found[0])) or MISSING
+    every = (lead(*x, sampler, int(calls), rival) for x in networks)
+    return _mean(list(filter(None, every)))
   if kind == "gain":
     return gain(*parts)
   if kind == "repair":
@@ -472,16 +481,21 @@ def _differs(name):
   if name != "S" and start.items() <= changes.items():
     words = ["S"]
     changes = {key: x for key, x in changes.items() if key not in start}
-  words += [
-    f"{key} {value}".replace("_", " ") for key, value in changes.items()
-  ]
+  for key, value in changes.items():
+    text = key.replace("_", " ")
+    if isinstance(value, bool):
+      words.append(text if value else f"no {text}")
+    else:
+      number = f"{value:.3g}" if isinstance(value, float) else value
+      words.append(f"{text} {number}")
   return ", ".join(words) or "the full mixture"
 
 
 def _label(name):
   """A network's name, with the judge if it was the first one."""
   folder, _, network = name.rpartition("/")
-  return f"{network} ({folder} judge)" if folder else network
+  read_by_first = folder and (RESULTS / folder).is_dir()
+  return f"{network} ({folder} judge)" if read_by_first else network
 
 
 _RIVALS = ("masked", "remask", "random-order")
