@@ -271,7 +271,8 @@ def leaders(masked: str, hybrid: str, kind: str = "") -> str:
     for sampler in sampling.RIVALS + sampling.HYBRIDS:
       name = hybrid if sampler in sampling.HYBRIDS else masked
       if row := found.get((name, sampler, calls)):
-        lines.append([f"{calls}", _label(name), sampler, *row])
+        network = name.rpartition("/")[2] if kind else _label(name)
+        lines.append([f"{calls}", network, sampler, *row])
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
