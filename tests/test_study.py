@@ -274,3 +274,8 @@ def test_bits_are_compared_at_equal_entropy(monkeypatch, tmp_path):
   write("S", hybrid=(3.9, 2.7))
   row = tables.matched("A1", "S", "hybrid").splitlines()[-1]
   assert row.endswith("| -0.200 +- 0.367 | -0.100 +- 0.382 |  |")
+
+
+def test_every_run_of_the_study_has_a_result():
+  missing = [x for x in presets.SMALL.runs if tables.read(x) is None]
+  assert not missing
