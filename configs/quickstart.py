@@ -30,7 +30,7 @@ def pieces():
     heads=4,  # [O]
     sphere_dim=32,  # [O] between text8's 16 and OpenWebText's 64
     cond_dim=64,  # [O]
-    evidence_skip=False,  # [O] its gain was not tried in so short a run
+    evidence_skip=False,  # [O] as in the shipped model
   )
   return config_lib.Config(
     name="quickstart",
