@@ -77,7 +77,7 @@ _S = {"evidence_skip": "yes", "mask_prior": 0.5}
 GAP: dict[str, dict] = {
   "skip": {"evidence_skip": "yes"},
   "prior-0.5": {"mask_prior": 0.5},
-  # As configs/finetune.py and configs/owt.py:short are.
+  # Skip, mask prior and share of configs/finetune.py and owt.py:short.
   "skip-0.75": {"evidence_skip": "learned from 1", "endpoint_share": 0.75},
   "S": _S,
   "S-0.5": _S | {"endpoint_share": 0.5},
@@ -102,7 +102,7 @@ SCRATCH: dict[str, dict] = {
   "scratch-masked": {"loss": "masked", "scratch": True},
   "scratch-dsl": {"scratch": True},
   "scratch-S": _S | {"scratch": True},
-  # As configs/text8.py, owt_scratch.py and lm1b.py are.
+  # Skip, mask prior and share of configs/text8.py, owt_scratch.py, lm1b.py.
   "scratch-learned": {"scratch": True, "evidence_skip": "learned"},
   "scratch-S-learned": _LEARNED,
   # As much compute as the base, which is the masked model to compare with.

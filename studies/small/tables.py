@@ -87,27 +87,31 @@ def seeds(name: str) -> list[str]:
   return [x for x in every if score(x, "endpoint")]
 
 
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+  """Returns a table in Markdown."""
+  heads = list(heads)
+  lines = [heads, ["---"] * len(heads), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def bounds(names: Iterable[str]) -> str:
   """Returns the table of bounds of runs; those not run yet are named below."""
-  lines = [
-    "| run | differs in | endpoint | - A1 | integral | gap | masked, 32 steps "
-    "| geometric, 32 steps |",
-    "|---|---|---|---|---|---|---|---|",
-  ]
-  missing = []
+  heads = ["run", "differs in", "endpoint", "- A1", "integral", "gap"]
+  heads += ["masked, 32 steps", "geometric, 32 steps"]
+  rows, missing = [], []
   for name in names:
     result = read(name)
     if result is None:
       missing.append(name)
     elif "diverged" in result:
-      lines.append(f"| {name} | {_differs(name)} | diverged | | | | | |")
+      rows.append([name, _differs(name), "diverged", *[""] * 5])
     else:
       cells = [name, _differs(name), pair(score(name, "endpoint"))]
       cells.append(pair(difference(name, "A1", "endpoint")))
       for bound in ("integral", "gap", "masked:32", "geometric:32"):
         cells.append(pair(score(name, bound)))
-      lines.append(f"| {' | '.join(cells)} |")
-  text = "\n".join(lines)
+      rows.append(cells)
+  text = _table(heads, rows)
   return text + (f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
 
 
@@ -145,10 +149,8 @@ def by_seed(reference: str, names: Iterable[str]) -> str:
     names: of the runs.
   """
   label = f"- {reference}" + " of the same seed" * (reference != "A0")
-  lines = [
-    f"| run | seeds | endpoint | {label} | integral | gap |",
-    "|---|---|---|---|---|---|",
-  ]
+  heads = ["run", "seeds", "endpoint", label, "integral", "gap"]
+  rows = []
   for name in names:
     runs = seeds(name)
     if len(runs) > 1:
@@ -156,26 +158,20 @@ def by_seed(reference: str, names: Iterable[str]) -> str:
         _range(score(run, bound) for run in runs)
         for bound in ("endpoint", "integral", "gap")
       )
-      row = [
-        name,
-        f"{len(runs)}",
-        endpoint,
-        differences(name, reference, "endpoint"),
-      ]
-      lines.append(f"| {' | '.join([*row, integral, gap])} |")
-  return "\n".join(lines)
+      less = differences(name, reference, "endpoint")
+      rows.append([name, f"{len(runs)}", endpoint, less, integral, gap])
+  return _table(heads, rows)
 
 
 def compute(names: Iterable[str]) -> str:
   """Returns the table of the compute of runs, scores not included."""
-  lines = ["| run | steps | FLOPs | CPU seconds |", "|---|---|---|---|"]
+  rows = []
   for name in names:
-    result = read(name)
-    if result:
-      cells = f"{result['run']['steps']:,}", f"{result['flops']:.3e}"
-      seconds = f"{result['cpu_seconds'] or 0:.0f}"
-      lines.append(f"| {name} | {' | '.join(cells)} | {seconds} |")
-  return "\n".join(lines)
+    if result := read(name):
+      steps, flops = result["run"]["steps"], result["flops"]
+      seconds = result["cpu_seconds"] or 0
+      rows.append([name, f"{steps:,}", f"{flops:.3e}", f"{seconds:.0f}"])
+  return _table(["run", "steps", "FLOPs", "CPU seconds"], rows)
 
 
 def cells(name: str) -> list[dict]:
@@ -230,18 +226,15 @@ def _samples(name, measure):
   budgets = sorted({budget for _, budget in found})
   if not budgets:
     return ""
-  lines = [
-    f"| {_label(name)} | {' | '.join(f'T = {x}' for x in budgets)} |",
-    "|---" * (len(budgets) + 1) + "|",
-  ]
+  rows = []
   for sampler in dict.fromkeys(sampler for sampler, _ in found):
     row = [found.get((sampler, budget), {}) for budget in budgets]
     if sampler == "text":  # the same at every budget
       row = row[:1] + [{}] * (len(budgets) - 1)
     texts = [pair(cell.get(measure)) for cell in row]
     label = "held-out text" if sampler == "text" else sampler
-    lines.append(f"| {label} | {' | '.join(texts)} |")
-  return "\n".join(lines)
+    rows.append([label, *texts])
+  return _table([_label(name), *(f"T = {x}" for x in budgets)], rows)
 
 
 def leaders(masked: str, hybrid: str, kind: str = "") -> str:
@@ -262,18 +255,14 @@ def leaders(masked: str, hybrid: str, kind: str = "") -> str:
   if not found:
     return f"{MISSING}."
   text = next(row for key, row in found.items() if key[1] == "text")
-  lines = [
-    ["calls", "network", "sampler", *labels.values()],
-    ["---"] * (3 + len(labels)),
-    ["", "", "held-out text", *text],
-  ]
+  rows = [["", "", "held-out text", *text]]
   for calls in presets.BUDGETS:
     for sampler in sampling.RIVALS + sampling.HYBRIDS:
       name = hybrid if sampler in sampling.HYBRIDS else masked
       if row := found.get((name, sampler, calls)):
         network = name.rpartition("/")[2] if kind else _label(name)
-        lines.append([f"{calls}", network, sampler, *row])
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([f"{calls}", network, sampler, *row])
+  return _table(["calls", "network", "sampler", *labels.values()], rows)
 
 
 def lead(
@@ -313,14 +302,14 @@ def matched(masked: str, other: str, *names: str) -> str:
   first, second = (name.rpartition("/")[2] for name in (other, masked))
   heads = [f"- {second} {rival}" for rival in _RIVALS]
   heads = ["calls", f"sampler of {first}", "entropy", "bits", *heads]
-  lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+  rows = []
   for calls in presets.BUDGETS:
     for sampler in names:
       if cell := _cell(other, sampler, calls):
         row = [f"{calls}", sampler, pair(cell["entropy"]), pair(cell["judge"])]
         row += [pair(lead(masked, other, sampler, calls, x)) for x in _RIVALS]
-        lines.append(f"| {' | '.join(row)} |")
-  return "\n".join(lines)
+        rows.append(row)
+  return _table(heads, rows)
 
 
 def leads(sampler: str, calls: str, *pairs: str) -> str:
@@ -333,7 +322,7 @@ def leads(sampler: str, calls: str, *pairs: str) -> str:
   """
   heads = ["network", "entropy", "bits", *(f"- {x}" for x in _RIVALS)]
   heads += ["MAUVE", *(f"MAUVE, {x}" for x in _RIVALS)]
-  lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+  rows = []
   for masked, _, other in (x.partition("=") for x in pairs):
     if cell := _cell(other, sampler, int(calls)):
       row = [_label(other), pair(cell["entropy"]), pair(cell["judge"])]
@@ -342,8 +331,8 @@ def leads(sampler: str, calls: str, *pairs: str) -> str:
       ]
       rivals = [_cell(masked, x, int(calls)) or {} for x in _RIVALS]
       row += [pair(x.get("mauve")) for x in (cell, *rivals)]
-      lines.append(f"| {' | '.join(row)} |")
-  return "\n".join(lines)
+      rows.append(row)
+  return _table(heads, rows)
 
 
 def _cell(name, sampler, calls):
@@ -363,15 +352,14 @@ def versus(name: str, other: str, measure: str, *names: str) -> str:
     measure: such as `judge`.
     names: of samplers of both.
   """
-  heads = ["sampler", *(f"T = {calls}" for calls in presets.BUDGETS)]
-  lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+  rows = []
   for sampler in names:
     row = [sampler]
     for calls in presets.BUDGETS:
       first, second = (_cell(x, sampler, calls) for x in (name, other))
       row.append(pair(_less(first, second, measure)))
-    lines.append(f"| {' | '.join(row)} |")
-  return "\n".join(lines)
+    rows.append(row)
+  return _table(["sampler", *(f"T = {x}" for x in presets.BUDGETS)], rows)
 
 
 def _less(first, second, measure):
@@ -399,19 +387,15 @@ def gain(name: str, first: str, second: str) -> str:
 
 def repair(names: Iterable[str]) -> str:
   """Returns the table of repair and calibration."""
-  lines = [
-    "| network | SNR | wrong | repaired | clean ones kept | ECE |",
-    "|---|---|---|---|---|---|",
-  ]
+  rows = []
   for name in names:
-    result = read(f"probes-{name}")
-    for i, row in enumerate(result["repair"] if result else []):
-      ece = f"{result['calibration']['ece']:.3f}" if result and not i else ""
-      values = f"{pair(row['repaired'])} | {pair(row['kept'])}"
-      lines.append(
-        f"| {name} | {row['snr']} | {row['rate']} | {values} | {ece} |"
-      )
-  return "\n".join(lines) if len(lines) > 2 else f"{MISSING}."
+    result = read(f"probes-{name}") or {"repair": []}
+    for i, row in enumerate(result["repair"]):
+      ece = "" if i else f"{result['calibration']['ece']:.3f}"
+      values = [pair(row["repaired"]), pair(row["kept"]), ece]
+      rows.append([name, f"{row['snr']}", f"{row['rate']}", *values])
+  heads = ["network", "SNR", "wrong", "repaired", "clean ones kept", "ECE"]
+  return _table(heads, rows) if rows else f"{MISSING}."
 
 
 def _repaired(name, snr, rate):
