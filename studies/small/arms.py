@@ -63,6 +63,8 @@ class Arm:
 
 
 ARMS: dict[str, dict] = {
+  # The base, of which every seed but the first is a run like any other.
+  "A0": {"loss": "masked", "scratch": True, "length": 2.56},
   "A1": {"loss": "masked"},
   "A2": {"endpoint_share": 1.0},
   "A3": {},
@@ -105,7 +107,7 @@ SCRATCH: dict[str, dict] = {
   # Skip, mask prior and share of configs/text8.py, owt_scratch.py, lm1b.py.
   "scratch-learned": {"scratch": True, "evidence_skip": "learned"},
   "scratch-S-learned": _LEARNED,
-  # As much compute as the base, which is the masked model to compare with.
+  # As much compute as A0, the masked model to compare with.
   "scratch-S-learned-long": _LEARNED | {"length": 2.56},
   "scratch-S-learned-wide": _LEARNED | {"length": 2.56, "width": 1.5},
 }

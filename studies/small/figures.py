@@ -27,7 +27,7 @@ _DRAWN = (
 
 def arms_bounds() -> bytes:
   """Draws the bounds of every arm, with two standard errors."""
-  names = [x for x in ["A0", *arms.ARMS] if tables.score(x, "endpoint")]
+  names = [x for x in arms.ARMS if tables.score(x, "endpoint")]
   fig, axes = pages.figure("bits a character", "")
   for bound, marker in (("endpoint", "o"), ("integral", "s")):
     found = [tables.score(name, bound) for name in names]

@@ -1,4 +1,4 @@
-"""Sizes of the study: the small one, a quick trial of the chain, one GPU."""
+"""Sizes: the study, the same from a longer base, a quick trial, one GPU."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ _FIRST = ("A1", "A3", "S", "skip", "S-0.75", "A2", "A4")
 _ARMS = ("A7", "A8", "A5", "A5t")
 _GAP = tuple(name for name in arms.GAP if name not in _FIRST)
 _SEVERAL = "A1", "A3", "S-0.75", "A2", "A4", *_ARMS
-_SCRATCH = "scratch-masked", "scratch-S-learned", "scratch-dsl", _LONG
+_SCRATCH = "A0", "scratch-masked", "scratch-S-learned", "scratch-dsl", _LONG
 _SEEDS = tuple(
   f"{name}.s{seed}" for seed in (1, 2) for name in (*_SEVERAL, *_SCRATCH)
 )
@@ -65,13 +65,22 @@ SMALL = Preset(
     **dict.fromkeys(("A1", "S-0.75"), BUDGETS),
     **dict.fromkeys(("A0", "A3", "S", _LONG), (8, 32)),
     **dict.fromkeys(("A1.s1", "S-0.75.s1"), (8, 16, 32)),
-    **dict.fromkeys((f"{_LONG}.s1", f"{_LONG}.s2"), (8,)),
+    **dict.fromkeys(("A0.s1", "A0.s2", f"{_LONG}.s1", f"{_LONG}.s2"), (8,)),
   },
   read={
     **dict.fromkeys(("A1", "S-0.75"), (8, 32)),
     **dict.fromkeys(("A0", _LONG, f"{_LONG}.s1", f"{_LONG}.s2"), (8,)),
   },
   probed=("A1", "A3", "S-0.75"),
+)
+LONG_BASE = dataclasses.replace(
+  SMALL,
+  base=dataclasses.replace(SMALL.base, steps=3 * SMALL.base.steps),
+  runs=("A1", "A3", "skip", "S-0.75", "A1.s1", "S-0.75.s1"),
+  sampled=dict.fromkeys(("A1", "S-0.75"), (8, 32)),
+  read={},
+  probed=(),
+  results="results/long-base",
 )
 _TOY = NetConfig(
   vocab_size=1024, width=32, depth=1, heads=2, sphere_dim=16, cond_dim=16
@@ -119,4 +128,10 @@ GPU_TOY = dataclasses.replace(
   every=dict.fromkeys(_EVERY, 1),
   results="results/quick/gpu",
 )
-PRESETS = {"small": SMALL, "quick": QUICK, "gpu": GPU, "gpu-toy": GPU_TOY}
+PRESETS = {
+  "small": SMALL,
+  "long-base": LONG_BASE,
+  "quick": QUICK,
+  "gpu": GPU,
+  "gpu-toy": GPU_TOY,
+}

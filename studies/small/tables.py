@@ -1,6 +1,7 @@
 """Results as numbers and tables; every number of the report is read here."""
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -59,14 +60,17 @@ def difference(first: str, second: str, bound: str) -> list[float] | None:
   """Returns first - second in bits a character, paired by rows, or None.
 
   Args:
-    first: name of a run.
-    second: name of a run.
+    first: name of a run, or `FOLDER/NAME` of one in a folder of results.
+    second: the same of another one on the same rows.
     bound: in both.
   """
-  paths = [RESULTS / "nats" / f"{name}.npz" for name in (first, second)]
+  paths = []
+  for name in (first, second):
+    folder, _, run = name.rpartition("/")
+    paths.append(RESULTS / folder / "nats" / f"{run}.npz")
   if not all(path.exists() for path in paths):
     return None
-  chars = RESULTS / "nats" / "characters.npy"
+  chars = paths[0].with_name("characters.npy")
   arrays = []
   for path in paths:
     with np.load(path) as file:
@@ -101,13 +105,15 @@ def bounds(names: Iterable[str]) -> str:
   rows, missing = [], []
   for name in names:
     result = read(name)
+    folder, _, run = name.rpartition("/")
     if result is None:
-      missing.append(name)
+      missing.append(run)
     elif "diverged" in result:
-      rows.append([name, _differs(name), "diverged", *[""] * 5])
+      rows.append([run, _differs(run), "diverged", *[""] * 5])
     else:
-      cells = [name, _differs(name), pair(score(name, "endpoint"))]
-      cells.append(pair(difference(name, "A1", "endpoint")))
+      cells = [run, _differs(run), pair(score(name, "endpoint"))]
+      masked = os.path.join(folder, "A1")
+      cells.append(pair(difference(name, masked, "endpoint")))
       for bound in ("integral", "gap", "masked:32", "geometric:32"):
         cells.append(pair(score(name, bound)))
       rows.append(cells)
@@ -131,14 +137,9 @@ def _mean(values: list[list[float]]) -> str:
 
 
 def differences(first: str, second: str, bound: str) -> str:
-  """Returns `difference` of runs with equal seeds: mean, least and largest.
-
-  The base A0 has one seed, which is subtracted from all.
-  """
+  """Returns `difference` of runs with equal seeds: mean, least and largest."""
   tails = [run.removeprefix(first) for run in seeds(first)]
-  others = [second if second == "A0" else second + x for x in tails]
-  pairs = zip(tails, others)
-  return _range(difference(first + x, other, bound) for x, other in pairs)
+  return _range(difference(first + x, second + x, bound) for x in tails)
 
 
 def by_seed(reference: str, names: Iterable[str]) -> str:
@@ -148,8 +149,8 @@ def by_seed(reference: str, names: Iterable[str]) -> str:
     reference: the run whose endpoint bound is subtracted.
     names: of the runs.
   """
-  label = f"- {reference}" + " of the same seed" * (reference != "A0")
-  heads = ["run", "seeds", "endpoint", label, "integral", "gap"]
+  heads = ["run", "seeds", "endpoint", f"- {reference} of the same seed"]
+  heads += ["integral", "gap"]
   rows = []
   for name in names:
     runs = seeds(name)
@@ -182,15 +183,22 @@ def cells(name: str) -> list[dict]:
       there was one.
   """
   found: list[dict] = []
+  if not _first_judge():
+    name = name.removeprefix("first/")
   folder, _, network = name.rpartition("/")
-  folder = folder if (RESULTS / folder).is_dir() else ""
   for calls in presets.BUDGETS:
-    path = os.path.join(folder, f"samples-{network}-{calls}")
-    result = read(path) or {"cells": []}
-    again = read(f"smollm-{network}-{calls}") or {"cells": []}
+    result, again = (
+      read(os.path.join(folder, f"{kind}-{network}-{calls}")) or {"cells": []}
+      for kind in ("samples", "smollm")
+    )
     by_smollm = {cell["sampler"]: cell for cell in again["cells"]}
     found += [x | by_smollm.get(x["sampler"], {}) for x in result["cells"]]
   return found
+
+
+def _first_judge():
+  """Whether there is what a first judge read."""
+  return (RESULTS / "first").is_dir()
 
 
 def samples(measure: str) -> str:
@@ -203,6 +211,7 @@ def samples(measure: str) -> str:
   for name in _sampled("first"):  # the texts of some are in both
     if measure in ("judge", "mauve") or name.rpartition("/")[2] not in names:
       names.append(name)
+  names += _sampled("long-base")
   found = [_samples(name, measure) for name in names]
   return "\n\n".join(filter(None, found)) or f"{MISSING}."
 
@@ -291,47 +300,25 @@ def lead(
   return [one - bits, float(np.linalg.norm(errors))]
 
 
-def matched(masked: str, other: str, *names: str) -> str:
-  """Returns the table of bits at equal entropy, a masked network subtracted.
+def leads(samplers: str, *pairs: str) -> str:
+  """Returns the table of samplers' bits, `lead` over rivals, and MAUVE.
 
   Args:
-    masked: name of that network.
-    other: of the network that is compared.
-    names: of its samplers.
+    samplers: names with commas between.
+    *pairs: `MASKED=OTHER`, names of networks as in `lead`.
   """
-  first, second = (name.rpartition("/")[2] for name in (other, masked))
-  heads = [f"- {second} {rival}" for rival in _RIVALS]
-  heads = ["calls", f"sampler of {first}", "entropy", "bits", *heads]
+  heads = ["calls", "network", "sampler", "entropy", "bits", "rival network"]
+  heads += [*(f"- {x}" for x in _RIVALS), "MAUVE"]
+  networks = [x.split("=") for x in pairs]
   rows = []
-  for calls in presets.BUDGETS:
-    for sampler in names:
-      if cell := _cell(other, sampler, calls):
-        row = [f"{calls}", sampler, pair(cell["entropy"]), pair(cell["judge"])]
-        row += [pair(lead(masked, other, sampler, calls, x)) for x in _RIVALS]
-        rows.append(row)
-  return _table(heads, rows)
-
-
-def leads(sampler: str, calls: str, *pairs: str) -> str:
-  """Returns the table of one sampler's `lead` and MAUVE in several networks.
-
-  Args:
-    sampler: of the networks.
-    calls: network calls.
-    pairs: `MASKED=OTHER`, names of networks as in `lead`.
-  """
-  heads = ["network", "entropy", "bits", *(f"- {x}" for x in _RIVALS)]
-  heads += ["MAUVE", *(f"MAUVE, {x}" for x in _RIVALS)]
-  rows = []
-  for masked, _, other in (x.partition("=") for x in pairs):
-    if cell := _cell(other, sampler, int(calls)):
-      row = [_label(other), pair(cell["entropy"]), pair(cell["judge"])]
-      row += [
-        pair(lead(masked, other, sampler, int(calls), x)) for x in _RIVALS
-      ]
-      rivals = [_cell(masked, x, int(calls)) or {} for x in _RIVALS]
-      row += [pair(x.get("mauve")) for x in (cell, *rivals)]
-      rows.append(row)
+  for calls, (masked, other), sampler in itertools.product(
+    presets.BUDGETS, networks, samplers.split(",")
+  ):
+    if cell := _cell(other, sampler, calls):
+      values = [pair(cell["entropy"]), pair(cell["judge"]), _label(masked)]
+      values += [pair(lead(masked, other, sampler, calls, x)) for x in _RIVALS]
+      values.append(pair(cell.get("mauve")))
+      rows.append([f"{calls}", _label(other), sampler, *values])
   return _table(heads, rows)
 
 
@@ -352,14 +339,15 @@ def versus(name: str, other: str, measure: str, *names: str) -> str:
     measure: such as `judge`.
     names: of samplers of both.
   """
+  budgets = [x for x in presets.BUDGETS if _cell(name, "text", x)]
   rows = []
   for sampler in names:
     row = [sampler]
-    for calls in presets.BUDGETS:
+    for calls in budgets:
       first, second = (_cell(x, sampler, calls) for x in (name, other))
       row.append(pair(_less(first, second, measure)))
     rows.append(row)
-  return _table(["sampler", *(f"T = {x}" for x in presets.BUDGETS)], rows)
+  return _table(["sampler", *(f"T = {x}" for x in budgets)], rows)
 
 
 def _less(first, second, measure):
@@ -477,10 +465,12 @@ def _differs(name):
 
 
 def _label(name):
-  """A network's name, with the judge if it was the first one."""
+  """A network's name, with what is special about it."""
   folder, _, network = name.rpartition("/")
-  read_by_first = folder and (RESULTS / folder).is_dir()
-  return f"{network} ({folder} judge)" if read_by_first else network
+  special = {"long-base": "long base"}
+  if _first_judge():
+    special["first"] = "first judge"
+  return f"{network} ({special[folder]})" if folder in special else network
 
 
 _RIVALS = ("masked", "remask", "random-order")
@@ -492,13 +482,15 @@ _BY_JUDGE = {
 }
 _BY_SMOLLM = {"smollm-perplexity": "perplexity", "smollm-mauve": "MAUVE"}
 _TABLES = {
-  "arms": lambda: bounds(["A0", *arms.ARMS]),
+  "arms": lambda: bounds(arms.ARMS),
   "gap": lambda: bounds(["A3", *arms.GAP]),
   "scratch": lambda: bounds(arms.SCRATCH),
-  "compute": lambda: compute(["base", *arms.TABLE]),
+  "long-base": lambda: bounds(
+    f"long-base/{name}" for name in ("A0", *presets.LONG_BASE.runs)
+  ),
+  "compute": lambda: compute(["base" if x == "A0" else x for x in arms.TABLE]),
   "seeds": lambda reference, *names: by_seed(reference, names),
   "leaders": leaders,
-  "matched": matched,
   "leads": leads,
   "versus": versus,
   "samples": samples,

@@ -28,7 +28,7 @@ def samplers(name: str) -> tuple[str, ...]:
   Args:
     name: of the network.
   """
-  masked = name == "A0" or arms.find(name).loss == "masked"
+  masked = arms.find(name).loss == "masked"
   return sampling.DISCRETE if masked else sampling.NAMES
 
 
@@ -193,6 +193,6 @@ def probe(study: store.Study, name: str) -> None:
 
 def _denoiser(study, name):
   """The network of a run; of a masked model, the one inside."""
-  arm = arms.Arm(loss="masked") if name == "A0" else arms.find(name)
+  arm = arms.find(name)
   denoiser = arms.network(arm, study.preset.net)
   return model.masked_only(denoiser) if arm.loss == "masked" else denoiser
