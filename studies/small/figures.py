@@ -95,17 +95,21 @@ def gaps() -> bytes:
 def training() -> bytes:
   """Draws the validation bound from scratch over compute."""
   fig, axes = pages.figure("FLOPs", "endpoint bound, validation")
-  for name in ("base", *arms.SCRATCH):
+  bases = "base", "A0.s1", "A0.s2", "long-base/base"
+  for i, name in enumerate([*bases, *arms.SCRATCH]):
     if result := tables.read(name):
       step = result["flops"] / result["run"]["steps"]
       log = [x for x in result["log"] if "endpoint" in x]
       axes.plot(
         [x["step"] * step for x in log],
         [x["endpoint"] for x in log],
-        ".-",
+        ".-" if name in arms.SCRATCH else ".--",
+        color=f"C{i - len(bases)}" if name in arms.SCRATCH else f"{i / 5}",
         label=name,
       )
-  axes.legend(frameon=False)
+  axes.set_xscale("log")
+  fig.set_size_inches(8, 4.5)
+  fig.legend(loc="outside right upper", frameon=False, fontsize=8)
   axes.set_title("From scratch")
   return pages.png(fig)
 

@@ -76,8 +76,11 @@ SMALL = Preset(
 LONG_BASE = dataclasses.replace(
   SMALL,
   base=dataclasses.replace(SMALL.base, steps=3 * SMALL.base.steps),
-  runs=("A1", "A3", "skip", "S-0.75", "A1.s1", "S-0.75.s1"),
-  sampled=dict.fromkeys(("A1", "S-0.75"), (8, 32)),
+  runs=(
+    *("A1", "S-0.75", "A3", "skip", "A4", "A2", "S"),
+    *(f"{run}.s{i}" for i in (1, 2) for run in ("A1", "S-0.75", "A3")),
+  ),
+  sampled=dict.fromkeys(("A1", "S-0.75"), BUDGETS),
   read={},
   probed=(),
   results="results/long-base",

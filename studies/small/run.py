@@ -39,7 +39,7 @@ _LAW_DRAWS = 4000
 _RENEWED_ON = 64  # validation rows that a law is renewed on
 MASKED = ("endpoint", "masked:32")  # bounds of a masked model
 _PAUSE = 5.0  # seconds between looks at another process's work
-KEPT = ("A1", "A3", "S")  # whose weights go to results/
+KEPT = ("A1", "A3", "S", "S-0.75")  # whose weights go to results/
 
 
 def base(study: store.Study) -> None:
