@@ -488,7 +488,9 @@ _TABLES = {
   "long-base": lambda: bounds(
     f"long-base/{name}" for name in ("A0", *presets.LONG_BASE.runs)
   ),
-  "compute": lambda: compute(["base" if x == "A0" else x for x in arms.TABLE]),
+  "compute": lambda: compute(
+    ["base", "long-base/base", *(x for x in arms.TABLE if x != "A0")]
+  ),
   "seeds": lambda reference, *names: by_seed(reference, names),
   "leaders": leaders,
   "leads": leads,
