@@ -92,6 +92,12 @@ def gaps() -> bytes:
   return pages.png(fig)
 
 
+def _legend_beside(fig):
+  """Puts a long legend to the right of a wider figure."""
+  fig.set_size_inches(8, 4.5)
+  fig.legend(loc="outside right upper", frameon=False, fontsize=8)
+
+
 def training() -> bytes:
   """Draws the validation bound from scratch over compute."""
   fig, axes = pages.figure("FLOPs", "endpoint bound, validation")
@@ -108,8 +114,7 @@ def training() -> bytes:
         label=name,
       )
   axes.set_xscale("log")
-  fig.set_size_inches(8, 4.5)
-  fig.legend(loc="outside right upper", frameon=False, fontsize=8)
+  _legend_beside(fig)
   axes.set_title("From scratch")
   return pages.png(fig)
 
@@ -166,8 +171,7 @@ def samples(measure: str, label: str) -> bytes:
   budgets = presets.BUDGETS
   axes.set_xscale("log", base=2)
   axes.set_xticks(budgets, [str(calls) for calls in budgets])
-  fig.set_size_inches(8, 4.5)
-  fig.legend(loc="outside right upper", frameon=False, fontsize=8)
+  _legend_beside(fig)
   return pages.png(fig)
 
 
