@@ -72,6 +72,7 @@ def path_nats(
   *,
   denoiser: denoiser_lib.Denoiser,
   clean_snr: float,
+  mask_BL: jax.Array | None = None,
 ) -> jax.Array:
   """One draw of the bound along a sampler's path, nats_BL, for that sampler.
 
@@ -133,7 +134,8 @@ def path_nats(
   keys = jax.random.split(key, len(path) - 1)
   carry = (z, jnp.zeros((B, L)))
   inputs = (keys, path[:-1], path[1:])
-  return jax.lax.scan(step_if_moving, carry, inputs)[0][1]
+  nats_BL = jax.lax.scan(step_if_moving, carry, inputs)[0][1]
+  return nats_BL if mask_BL is None else jnp.where(mask_BL, nats_BL, 0.0)
 
 
 def integral_nats(

@@ -34,8 +34,8 @@ MODES = {
   "analyze": command.Mode("analyze", "calibration, repair, information"),
   "reproduce": command.Mode("reproduce", "the tables of the papers"),
   "correct": command.Mode("correct", "marks and repairs tokens of a text"),
-  "demo": command.Mode("demo", "a page to write on, at 127.0.0.1"),
-  "report": command.Mode("report", "all of it on one page", ("workdir",)),
+  "demo": command.Mode("demo", "an interactive page, at 127.0.0.1"),
+  "report": command.Mode("report", "a page of all results", ("workdir",)),
   "plan": command.Mode(
     "plan", "memory and time on a topology", ("config",), required=()
   ),

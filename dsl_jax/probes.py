@@ -14,12 +14,10 @@ from dsl_jax.nets import denoiser as denoiser_lib
 def _best(params, h_BLM, denoiser):
   """The most probable token of every position and its probability."""
   head_VM, bias_V = denoiser.head(params)
-  h, head = h_BLM.astype(jnp.float32), head_VM.astype(jnp.float32)
-  if bias_V is not None:
-    h = jnp.concatenate([h, jnp.ones((*h.shape[:-1], 1))], axis=-1)
-    head = jnp.concatenate([head, bias_V[:, None]], axis=-1)
-  best_BL = vocab.argmax(h, head)
-  return best_BL, jnp.exp(-vocab.nll(h, head, best_BL))
+  h_BLM = h_BLM.astype(jnp.float32)
+  best_BL = vocab.argmax(h_BLM, head_VM, bias_V)
+  nll_BL = vocab.nll(h_BLM, head_VM, best_BL, bias_V=bias_V)
+  return best_BL, jnp.exp(-nll_BL)
 
 
 def hidden_predictions(

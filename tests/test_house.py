@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -91,3 +92,11 @@ def test_packages_have_no_cycle():
   for module in edges:
     if not module.endswith("__init__"):
       visit(module, [])
+
+
+def test_the_requirements_are_those_of_the_package():
+  setup = (HOUSE / "setup.py").read_text()
+  block = re.search(r"install_requires=\[(.*?)\]\,\n  extras", setup, re.DOTALL)
+  lines = (HOUSE / "requirements.txt").read_text().splitlines()
+  needed = re.findall(r'"([\w\[\]-]+)', block[1])
+  assert sorted(needed) == sorted(x for x in lines if x and x[0] != "#")

@@ -27,10 +27,21 @@ def test_a_stalled_loop_reports_what_it_waits_for(capsys):
   assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("first, written_after", [(3, 4), (0, None)])
-def test_a_profile_covers_its_steps(tmp_path, first, written_after):
-  with loop.profile(tmp_path, first, 2) as after:
-    for step in range(6):
+@pytest.mark.parametrize(
+  "start, stride, first, written_after",
+  [
+    (0, 1, 3, 4),
+    (0, 1, 0, None),  # not asked for
+    (3, 1, 3, 5),  # resumed inside
+    (4, 1, 3, None),  # resumed after it
+    (0, 3, 2, 6),  # three steps a program: steps 4 to 6
+  ],
+)
+def test_a_profile_covers_its_steps(
+  tmp_path, start, stride, first, written_after
+):
+  with loop.profile(tmp_path, start, first, 2) as after:
+    for step in range(start + stride, 10, stride):
       after(step)
       jnp.zeros(step).block_until_ready()
       written = bool(list(tmp_path.rglob("*.xplane.pb")))

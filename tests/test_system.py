@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 import dsl_jax
 from dsl_jax import main, paths
@@ -225,6 +226,9 @@ def test_an_export_in_16_bits_has_bounds_and_command(run, tmp_path):
   assert converter.main(["export", str(half), "--out", str(again)]) == 0
   sizes = [(x / "model.safetensors").stat().st_size for x in (half, again)]
   assert sizes[0] < 0.7 * sizes[1]  # 32 bits again
+  tensors = safetensors_numpy.load_file(half / "model.safetensors")
+  for name, array in tensors.items():
+    assert (array.dtype == np.float16) == (array.ndim > 1), name
   params = [dsl_jax.load(where).params for where in (again, run[0])]
   chex.assert_trees_all_close(*params, rtol=1e-3, atol=1e-6)
   card = (half / "README.md").read_text()

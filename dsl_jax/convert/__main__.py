@@ -90,9 +90,12 @@ def _with_options(run, args, clean_snr):
 
 def halve(params: dict) -> dict:
   """Rounds matrices to 16 bits; raises a UserError if one is too large."""
-  half = jax.tree.map(
-    lambda x: x.astype(np.float16) if x.ndim > 1 else x, params
-  )
+
+  def round_matrix(path, x):
+    stacked = jax.tree_util.DictKey("blocks") in path  # has an axis of blocks
+    return x.astype(np.float16) if x.ndim - stacked > 1 else x
+
+  half = jax.tree_util.tree_map_with_path(round_matrix, params)
   if not all(np.isfinite(x).all() for x in jax.tree.leaves(half)):
     raise errors.UserError("--half: weights are above 65,504; leave it out.")
   return half

@@ -178,7 +178,8 @@ def open_mdlm(
 ) -> Source:
   """Opens what `load` reads; the arguments are explained there."""
   container, config = _open(storage.to_path(path))
-  folder.check_model(path, {"": config} | container.settings)
+  for settings in (config, container.settings):
+    folder.check_model(path, settings)
   tensors = {
     re.sub(_PREFIXES, "", name.replace("_orig_mod.", "")): tensor
     for name, tensor in container.tensors.items()

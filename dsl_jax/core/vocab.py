@@ -454,10 +454,12 @@ def entropy(
   return _map_rows(entropy_rows, h_BLM, head_VM, bias_V)
 
 
-def argmax(q_BLK: jax.Array, keys_VK: jax.Array) -> jax.Array:
-  """Row of the largest inner product, [B, L], int32; the lowest of several."""
+def argmax(
+  q_BLK: jax.Array, keys_VK: jax.Array, bias_V: jax.Array | None = None
+) -> jax.Array:
+  """Row of the largest score, [B, L], int32; the lowest of several."""
 
   def argmax_rows(scores_NV):
     return jnp.argmax(scores_NV, axis=-1).astype(jnp.int32)
 
-  return _map_rows(argmax_rows, q_BLK, keys_VK, None)
+  return _map_rows(argmax_rows, q_BLK, keys_VK, bias_V)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -120,7 +121,7 @@ def open_rows(cfg: config_lib.Config, split: str) -> packing.Packed:
         f"eval.split is {split!r} but {folder} has no such rows; choose the "
         "other one, or add it with python -m dsl_jax.data.prepare --splits."
       )
-    flags = " ".join(f"--{key}={value}" for key, value in settings.items())
+    flags = shlex.join(f"--{key}={value}" for key, value in settings.items())
     raise errors.UserError(
       f"{folder} has no prepared {split} rows; run python -m "
       f"dsl_jax.data.prepare {flags}."

@@ -378,7 +378,7 @@ def train(documents: Iterable[str], spec: str) -> bytes:
   """Trains a SentencePiece model; the same documents give the same bytes.
 
   It restores every text (U+2581 as a space): rare characters become bytes.
-  Uses the first 20 million characters, about.
+  Uses the first 20,000 pieces of at most 1,000 characters.
   """
   library, model = errors.require("sentencepiece", "data"), io.BytesIO()
   sentences = itertools.chain.from_iterable(map(_SENTENCE.findall, documents))

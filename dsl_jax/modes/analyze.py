@@ -1,17 +1,14 @@
 """Analyses of a trained run: calibration, repair, information, changes, SNR."""
 
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from dsl_jax import probes
-from dsl_jax.data import packing, prepare
+from dsl_jax.data import prepare
 from dsl_jax.modes import named_samplers, pages, trained
 from dsl_jax.quality import estimate
 from dsl_jax.runtime import config as config_lib
@@ -25,20 +22,6 @@ _PLOTS = {  # plot: analysis, column, title
   "information": ("information", "bits_per_token", "Information on the text"),
   "invariance": ("invariance", "gain_by_snr", "Bits gained by seeing log SNR"),
 }
-
-
-class AnalyzedRun(NamedTuple):
-  """A trained run and the rows on which it is analysed."""
-
-  cfg: config_lib.Config
-  params: Any
-  rows: packing.Packed
-
-  def over_rows(self, stream: str, probe: Callable, **options) -> Any:
-    """Returns probe(params, key, tokens_BL, ...) of all rows, [N, ...]."""
-    probe = trained.jit(self.cfg, probe, self.rows.eos_id, **options)
-    function = functools.partial(probe, self.params)
-    return trained.map_rows(self.cfg, function, self.rows.tokens_NL, stream)
 
 
 class Changes:
@@ -77,7 +60,7 @@ def _mean(name, x_NT):
   return {name: x_NT.mean(axis=0).tolist(), f"{name}_stderr": stderr_T.tolist()}
 
 
-def calibration(run: AnalyzedRun) -> dict:
+def calibration(run: trained.Run) -> dict:
   """Compares confidence and accuracy on hidden tokens."""
   confidence, correct, hidden = run.over_rows(
     "calibration", probes.hidden_predictions, clean_snr=run.cfg.clean_snr
@@ -92,7 +75,7 @@ def calibration(run: AnalyzedRun) -> dict:
   return diagram(slice(None)) | {"ece_stderr": ece.stderr}
 
 
-def repair(run: AnalyzedRun) -> list[dict]:
+def repair(run: trained.Run) -> list[dict]:
   """Replaces tokens at random and predicts all in one call, at several SNRs."""
   c = run.cfg.sample
   snrs = [*np.geomspace(c.snr_min, c.snr_max, 6)[2:].tolist(), math.inf]
@@ -121,10 +104,10 @@ def repair(run: AnalyzedRun) -> list[dict]:
   return table
 
 
-def information(run: AnalyzedRun) -> dict:
+def information(run: trained.Run) -> dict:
   """Measures the mmse curve and its integral, the information."""
   grid = run.cfg.eval.snr_grid()
-  mmse_NT = trained.mmse_rows(*run, "information")
+  mmse_NT = run.mmse("information")
   mmse = _mean("mmse", mmse_NT)
   rate = grid * mmse["mmse"]  # per log SNR: the grid is geometric
   steps = np.diff(np.log(grid)) * (rate[1:] + rate[:-1]) / 2
@@ -132,7 +115,7 @@ def information(run: AnalyzedRun) -> dict:
   return {"snr": grid.tolist(), **mmse, "bits_per_token": bits.tolist()}
 
 
-def changes(run: AnalyzedRun) -> dict:
+def changes(run: trained.Run) -> dict:
   """Counts rewrites and remasks per token along paths, one batch each."""
   numbers = {}
   for section in _watched_sections(run.cfg):
@@ -150,7 +133,7 @@ def changes(run: AnalyzedRun) -> dict:
   return numbers
 
 
-def invariance(run: AnalyzedRun, control: AnalyzedRun) -> dict:
+def invariance(run: trained.Run, control: trained.Run) -> dict:
   """Measures the gain of a network that sees log SNR, on the same noise."""
   grid = run.cfg.eval.snr_grid()
 
@@ -230,7 +213,7 @@ def analyze(cfg: config_lib.Config, workdir: str) -> None:
     packed = prepare.open_rows(cfg, cfg.eval.split)
     rows_NL = trained.draw_rows(packed.tokens_NL, cfg.eval.sequences, cfg.seed)
     params, step = trained.open_weights(cfg, workdir)
-    run = AnalyzedRun(cfg, params, packed._replace(tokens_NL=rows_NL))
+    run = trained.Run(cfg, params, packed._replace(tokens_NL=rows_NL))
     if cfg.eval.control:
       control = _open_control(run)
 

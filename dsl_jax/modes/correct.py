@@ -96,11 +96,11 @@ def _score_windows(cfg, params, rows_NL, inner_L):
     clean_snr=cfg.clean_snr,
   )
   batches = []
-  for key, tokens_BL, valid_B in trained.batched(cfg, rows_NL, "correct"):
+  for key, tokens_BL, count in trained.batched(cfg, rows_NL, "correct"):
     key, fill_key, _ = jax.random.split(key, 3)
     p_BL, best_BL = jax.device_get(conditionals(params, key, tokens_BL))
-    marked_BL = (p_BL < cfg.eval.suspicion) & (best_BL != tokens_BL)
-    marked_BL &= valid_B[:, None] & inner_L
+    marked_BL = (p_BL < cfg.eval.suspicion) & (best_BL != tokens_BL) & inner_L
+    marked_BL[count:] = False
     filled_BL, after_BL = tokens_BL, p_BL
     if most := int(marked_BL.sum(axis=1).max()):
       steps = min(most, _REPAIRS)
@@ -118,7 +118,7 @@ def _score_windows(cfg, params, rows_NL, inner_L):
       ).tokens_BL
       after_BL = conditionals(params, key, filled_BL)[0]
     scores = TokenScores(marked_BL, p_BL, filled_BL, after_BL)
-    batches.append([x[valid_B] for x in jax.device_get(scores)])
+    batches.append([x[:count] for x in jax.device_get(scores)])
   return [np.concatenate(parts) for parts in zip(*batches)]
 
 

@@ -8,7 +8,6 @@ import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -100,12 +99,6 @@ def table(bounds: dict[str, dict]) -> str:
   return "\n".join(lines)
 
 
-def _path_nats(*arguments, mask_BL=None, **options):
-  """Returns `likelihood.path_nats`, of the tokens that count."""
-  nats_BL = likelihood.path_nats(*arguments, **options)
-  return nats_BL if mask_BL is None else jnp.where(mask_BL, nats_BL, 0.0)
-
-
 def _path_bound(cfg, path_nats, params, key, tokens_BL):
   """Scores along cfg.sample.path; draws the path again for every draw."""
   nats_SB = []
@@ -124,7 +117,7 @@ def _score(cfg, params, rows, sections):
   """Returns {bound: (nats_N, their stderr_N over draws)}."""
   grid, clean_snr, draws = cfg.eval.snr_grid(), cfg.clean_snr, cfg.eval.draws
   jit = functools.partial(trained.jit, cfg, eos_id=rows.eos_id)
-  path_nats = jit(_path_nats, clean_snr=clean_snr)
+  path_nats = jit(likelihood.path_nats, clean_snr=clean_snr)
   scorers = {
     "endpoint": jit(likelihood.endpoint_nats, clean_snr=clean_snr, draws=draws),
     "integral": jit(likelihood.integral_nats, snr_grid=grid, draws=draws),
@@ -201,12 +194,10 @@ def _description(cfg, name, section):
 
 
 def _units(cfg, rows):
-  """Units of a mean row, and the weights of all rows, by the names of bits."""
+  """{bits name: (units of a mean row, weights of the rows)}."""
   counts, scored_N = rows.manifest, rows.count_scored()
   text_N = scored_N - (cfg.data.length - cfg.data.inner)
   source = {name: counts.get(kind) for name, kind in _SOURCE.items()}
-  if str(counts.get("tokenizer")).startswith("text8"):
-    source = dict.fromkeys(_SOURCE, counts["tokens"])  # letters, one a token
   if None in source.values():
     logging.warning("no bits per character: prepare the rows again")
   sizes = {"bits_per_token": (float(scored_N.mean()), scored_N)}
@@ -282,7 +273,7 @@ def evaluate(cfg: config_lib.Config, workdir: str) -> None:
 
   rows_NL, counts = rows
   cfg, bounds = measure(cfg, params, rows)
-  mmse_NT = trained.mmse_rows(cfg, params, rows, "mmse")
+  mmse_NT = trained.Run(cfg, params, rows).mmse("mmse")
   if not c.text and train_rows.tokens_NL.size <= _NGRAM_TOKENS:
     name, score = _best_ngram(cfg, train_rows, test_rows)
     numbers = _numbers(score, _units(cfg, rows))

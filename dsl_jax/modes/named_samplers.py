@@ -284,7 +284,7 @@ def measure_curve(cfg: config_lib.Config, params: dict) -> Curve:
   with errors.user_errors():
     packed = prepare.open_rows(cfg, "validation")
   rows = packed._replace(tokens_NL=packed.tokens_NL[:_CURVE_SEQUENCES])
-  mmse_NT = trained.mmse_rows(cfg, params, rows, "mmse")
+  mmse_NT = trained.Run(cfg, params, rows).mmse("mmse")
   return Curve(cfg.eval.snr_grid(), mmse_NT.mean(axis=0))
 
 

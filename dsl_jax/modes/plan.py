@@ -97,10 +97,10 @@ def compile_inference(
     spec = jax.sharding.PartitionSpec(None, sharding_lib.AXES)
     inputs = jax.ShapeDtypeStruct((2, batch, length), jnp.float32)
   rows = jax.sharding.NamedSharding(mesh, spec)
-  everywhere = sharding_lib.replicated(mesh)
+  replicated = sharding_lib.replicated(mesh)
   run = jax.jit(
     functools.partial(function, denoiser=denoiser, clean_snr=cfg.clean_snr),
-    in_shardings=(everywhere, everywhere, rows),
+    in_shardings=(replicated, replicated, rows),
   )
   key = jax.eval_shape(jax.random.key, 0)
   params = jax.eval_shape(denoiser.init, key)

@@ -61,7 +61,7 @@ def make_loader(
 ) -> Callable:
   """Returns (first step, count) -> batches of one call, and the count."""
   c = cfg.train
-  whole = sharding_lib.replicated(mesh)
+  replicated = sharding_lib.replicated(mesh)
   by_rows = sharding_lib.batch_sharding(mesh, sharding_lib.ROWS)
 
   def load_batch(step):
@@ -83,7 +83,7 @@ def make_loader(
     tokens += tokens[-1:] * (c.steps_per_call - count)
     # device_put would synchronise the hosts, from a thread of its own.
     count = jax.make_array_from_callback(
-      (), whole, lambda _: np.asarray(count, np.int32)
+      (), replicated, lambda _: np.asarray(count, np.int32)
     )
     return tuple(tokens), count
 
@@ -99,11 +99,12 @@ def make_held_out_loss(
   is called after every batch; the result is None if it returns True.
   """
   loss_fn = state_lib.make_loss(cfg, dropout=False)
-  whole = sharding_lib.replicated(mesh)
+  replicated = sharding_lib.replicated(mesh)
 
-  @functools.partial(jax.jit, out_shardings=whole)
+  @functools.partial(jax.jit, out_shardings=replicated)
   def batch_sums(params, tokens_BL, mask_BL, number):
-    params = jax.lax.with_sharding_constraint(params, whole)  # gathers once
+    # Gathers the weights once.
+    params = jax.lax.with_sharding_constraint(params, replicated)
     key = jax.random.fold_in(state_lib.stream(cfg.seed, "eval"), number)
     key_B = jax.random.split(key, len(tokens_BL))
     return loss_fn(params, key_B, tokens_BL, mask_BL)[1]
@@ -113,7 +114,7 @@ def make_held_out_loss(
   rows_NL = held_out.tokens_NL[: size * cfg.train.eval_batches]
   for batch in batches.eval_batches(rows_NL, size, held_out.eos_id):
     tokens_BL, mask_BL = (sharding_lib.put_batch(mesh, x) for x in batch)
-    number = jax.device_put(np.int32(len(arguments)), whole)
+    number = jax.device_put(np.int32(len(arguments)), replicated)
     arguments.append((tokens_BL, mask_BL, number))
 
   def held_out_loss(params, stopped):
@@ -207,9 +208,8 @@ def train(cfg: config_lib.Config, workdir: str) -> None:
     stack.callback(recorder.close)
     note = stack.enter_context(loop.watch())
     profile = stack.enter_context(
-      loop.profile(workdir, c.profile_at, c.profile_steps)
+      loop.profile(workdir, start, c.profile_at, c.profile_steps)
     )
-    profile(start)
 
     def interrupted():  # hosts agree to stop after a step, not in between
       return jax.process_count() == 1 and stopping(start)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,14 +35,16 @@ def draw_rows(rows_NL: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def batched(
   cfg: config_lib.Config, rows_NL: np.ndarray, stream: str
-) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
-  """Yields a key of the stream, tokens_BL, and valid_B, false at padding."""
+) -> Iterator[tuple[jax.Array, np.ndarray, int]]:
+  """Yields a key of the stream, tokens_BL, and how many rows come first."""
   key = state_lib.stream(cfg.seed, stream)
   size = min(cfg.eval.batch_size, len(rows_NL))
-  pairs = list(batches.eval_batches(rows_NL, size))
-  progress = tqdm.tqdm(pairs, stream, unit="batch", leave=False)
-  for i, (tokens_BL, mask_BL) in enumerate(progress):
-    yield jax.random.fold_in(key, i), tokens_BL, mask_BL.any(axis=1)
+  num = -(-len(rows_NL) // size)
+  pairs = batches.eval_batches(rows_NL, size)
+  progress = tqdm.tqdm(pairs, stream, num, unit="batch", leave=False)
+  for i, (tokens_BL, _) in enumerate(progress):
+    count = min(size, len(rows_NL) - i * size)  # the rest fills up the batch
+    yield jax.random.fold_in(key, i), tokens_BL, count
 
 
 def with_mask(function: Callable, eos_id: int | None) -> Callable:
@@ -62,10 +64,10 @@ def jit(
 
   Its results are replicated over the devices. See `with_mask` for eos_id.
   """
-  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
+  replicated = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
   denoiser = denoiser_lib.make_denoiser(cfg.net)
   function = functools.partial(function, denoiser=denoiser, **options)
-  return jax.jit(with_mask(function, eos_id), out_shardings=everywhere)
+  return jax.jit(with_mask(function, eos_id), out_shardings=replicated)
 
 
 def map_rows(
@@ -74,22 +76,30 @@ def map_rows(
   """Returns function(key, tokens_BL), a tree of [B, ...], of all rows."""
   mesh = sharding_lib.make_mesh(cfg.mesh)
   trees = []
-  for key, tokens, valid_B in batched(cfg, rows_NL, stream):
+  for key, tokens, count in batched(cfg, rows_NL, stream):
     tree = function(key, sharding_lib.put_batch(mesh, tokens))
-    count = valid_B.sum()  # the rows that fill up the batch come last
     trees.append(jax.tree.map(lambda x, n=count: x[:n], jax.device_get(tree)))
   return jax.tree.map(lambda *arrays: np.concatenate(arrays), *trees)
 
 
-def mmse_rows(
-  cfg: config_lib.Config, params: dict, rows: packing.Packed, stream: str
-) -> np.ndarray:
-  """Returns mmse curves, [N, T], on eval's grid, see `estimate.per_token`."""
-  options = {"snr_grid": cfg.eval.snr_grid(), "by_sequence": True}
-  curves = jit(cfg, likelihood.mmse_curve, rows.eos_id, **options)
-  curves = functools.partial(curves, params)
-  mmse_NT = map_rows(cfg, curves, rows.tokens_NL, stream)
-  return estimate.per_token(mmse_NT, rows.count_scored())
+class Run(NamedTuple):
+  """A trained run and the rows on which it is measured."""
+
+  cfg: config_lib.Config
+  params: Any
+  rows: packing.Packed
+
+  def over_rows(self, stream: str, probe: Callable, **options) -> Any:
+    """Returns probe(params, key, tokens_BL, ...) of all rows, [N, ...]."""
+    probe = jit(self.cfg, probe, self.rows.eos_id, **options)
+    function = functools.partial(probe, self.params)
+    return map_rows(self.cfg, function, self.rows.tokens_NL, stream)
+
+  def mmse(self, stream: str) -> np.ndarray:
+    """Returns mmse curves, [N, T], on eval's grid, see `estimate.per_token`."""
+    options = {"snr_grid": self.cfg.eval.snr_grid(), "by_sequence": True}
+    mmse_NT = self.over_rows(stream, likelihood.mmse_curve, **options)
+    return estimate.per_token(mmse_NT, self.rows.count_scored())
 
 
 def load_mdlm(cfg: config_lib.Config, path: str) -> dict:
@@ -124,11 +134,11 @@ def open_weights(
       f"({run.data_hash[:12]}) than those here ({data_hash[:12]}); set "
       "data.dir to the folder of its rows."
     )
-  everywhere = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
+  replicated = sharding_lib.replicated(sharding_lib.make_mesh(cfg.mesh))
   if not run.is_exported:
-    return checkpoint.restore_params(where, sharding=everywhere)
+    return checkpoint.restore_params(where, sharding=replicated)
   params = load_mdlm(cfg, str(workdir_lib.find(where)))
-  return jax.device_put(params, everywhere), run.step
+  return jax.device_put(params, replicated), run.step
 
 
 def describe(

@@ -1,4 +1,4 @@
-"""Bidirectional attention behind one switch."""
+"""Bidirectional attention in several implementations."""
 
 import functools
 
@@ -22,7 +22,7 @@ def check(implementation: str, platform: str) -> None:
 
 
 def num_tiles(scores: int, queries: int, scores_of_query: int) -> int:
-  """Returns how many tiles of at most about so many scores queries make."""
+  """Returns how many tiles the queries need for about `scores` each."""
   if queries * scores_of_query <= scores:
     return 1
   step = MIN_QUERIES

@@ -18,7 +18,7 @@ ROW_SHARDED = (("embed", "embedding"), ("head", "kernel"))
 
 
 class Shards(NamedTuple):
-  """How one device takes part."""
+  """The mesh axis, and what a device along it does."""
 
   axis: str = ""  # of the mesh, "" for one device
 

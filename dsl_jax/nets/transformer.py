@@ -117,7 +117,7 @@ class Network(nn.Module):
       (rows, c.width), "kernel", zeros, bias_size=c.vocab_size
     )
     if c.evidence_skip:
-      # With 1 from the first step a random network stays at the unigrams.
+      # With 1 from the first step a random network learns no context.
       self.evidence_gain = self.param("evidence_gain", zeros, ())
 
   def __call__(self, z_BLD, snr_BL=None, key_B=None):

@@ -38,7 +38,7 @@ def ratio(total_N: ArrayLike, size_N: ArrayLike, *, group: int = 1) -> Estimate:
 
 
 def per_token(x_NT: np.ndarray, size_N: np.ndarray) -> np.ndarray:
-  """Weighs means of rows so that theirs is the mean over all tokens.
+  """Returns values of rows, [N, T], whose mean is the mean over all tokens.
 
   Mean and spread of w_i x_i + (1 - w_i) R, with w_i = size_i / mean(size), are
   those of the ratio R = sum_i size_i x_i / sum_i size_i.

@@ -121,7 +121,7 @@ def _suggest(name, defaults):
 
 
 def _stored(workdir, path):
-  """Returns the config of a model, None if --config stands in for it."""
+  """Returns the config of a model, None if there is --config instead."""
   try:
     cfg = workdir_lib.stored(workdir).config
   except errors.UserError:

@@ -172,7 +172,7 @@ class Sample(checks.Section):
   """The text to sample and the path along which it is sampled."""
 
   path: str = "masked"  # a name of modes/named_samplers.py
-  steps: int = _path_steps(64)  # rows of the path, about one network call each
+  steps: int = _path_steps(64)  # of the path, about one network call each
   num: int = _millions(16)  # samples, of every prompt
   batch_size: int = _millions(16)  # sequences at a time
   seed: int = _not_negative(0)  # of paths and draws

@@ -111,9 +111,9 @@ def _host_memory() -> int:
 
 
 def check_memory(params: Any, *others: Any) -> None:
-  """Rejects a network that cannot fit the devices here, before it is made.
+  """Rejects a network that cannot fit the devices here, before allocation.
 
-  Takes shapes with shardings, of parameters and of what is held besides.
+  Takes shapes with shardings, of parameters and of other arrays.
   """
   device, size = jax.local_devices()[0], device_bytes((params, *others))
   stats = device.memory_stats() or {}

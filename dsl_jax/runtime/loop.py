@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import itertools
+import math
 import pathlib
 import signal
 import sys
@@ -112,29 +113,34 @@ def watch(seconds: float = 300.0) -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def profile(
-  workdir: str, first: int, count: int
+  workdir: str, start: int, first: int, count: int
 ) -> Iterator[Callable[[int], None]]:
   """Writes WORKDIR/profile of `count` steps from step `first` (0: none) on.
 
-  Yields a function to call with the number of steps done, from 0 on.
+  Yields a function to call with the number of steps done, from `start` on; a
+  window before it is not profiled. Whole programs are: where one makes several
+  steps, from the next one on and to its end.
   """
-  running, folder = False, storage.to_path(workdir) / "profile"
+  waiting, end = first > 0 and start < first - 1 + count, None
+  folder = storage.to_path(workdir) / "profile"
   scratch = tempfile.TemporaryDirectory()  # JAX writes none to a bucket
   local = folder if storage.is_local(folder) else pathlib.Path(scratch.name)
 
   def after(step):
-    nonlocal running
-    inside = first > 0 and 0 <= step - (first - 1) < count
-    if inside and not running:
+    nonlocal waiting, end
+    if waiting and step >= first - 1:
       jax.profiler.start_trace(str(local))
-    elif running and not inside:
+      waiting, end = False, step + count
+    elif end is not None and step >= end:
       jax.profiler.stop_trace()
       if local != folder:
         storage.copy_folder(local, folder)
-    running = inside
+      end = None
 
+  after(start)
   try:
     yield after
   finally:
-    after(first + count)
+    waiting = False
+    after(math.inf)
     scratch.cleanup()

@@ -1,4 +1,4 @@
-"""Metrics: sums in, means out; a JSONL file and the console."""
+"""Means over steps of summed metrics, for a JSONL file and the console."""
 
 import collections
 import json

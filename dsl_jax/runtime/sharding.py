@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, and shardings from shapes.
+"""The mesh of devices, and shardings of arrays from their shapes.
 
 Rows of a training batch are sharded over data and fsdp, the positions of a row
 over model. Weights, averages and moments are replicated along data and sharded

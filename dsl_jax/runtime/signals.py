@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C before there is anything to save; imports nothing slow."""
 
+import io
 import os
 import re
 import signal
@@ -39,7 +40,8 @@ def end_at_once() -> None:
   """
   if signal.getsignal(signal.SIGTERM) is _leave_to_the_watch:
     return
-  sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(line_buffering=True)
   sys.excepthook = _report
   is_other = re.search(_OTHER_MODE, " ".join(sys.argv[1:]))
   reader, writer = os.pipe()

@@ -200,6 +200,6 @@ def jit_step(
     sum_over_devices=sharding_lib.sum_over_devices(mesh, abstract.params),
     eos_id=eos_id,
   )
-  there = sharding_lib.shardings(abstract), sharding_lib.replicated(mesh)
+  state, sums = sharding_lib.shardings(abstract), sharding_lib.replicated(mesh)
   step = functools.partial(step, recipe=recipe)
-  return jax.jit(step, donate_argnums=0, out_shardings=there)
+  return jax.jit(step, donate_argnums=0, out_shardings=(state, sums))

@@ -68,7 +68,7 @@ def is_local(path: Path) -> bool:
 
 
 def make_folder(path: Path) -> pathlib.Path:
-  """Makes a folder and those above it; a bucket has none."""
+  """Makes a folder and those above it; buckets need no folders."""
   path = to_path(path)
   if isinstance(path, pathlib.Path):
     path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def copies() -> pathlib.Path:
 
 
 def lock(folder: Path, *, wait: bool = True) -> IO | contextlib.nullcontext:
-  """Makes a folder and locks it until the result is closed; a bucket has none.
+  """Makes a folder and locks it until the result is closed; no lock in buckets.
 
   Waits for another process that holds the lock, or raises BlockingIOError.
   """
@@ -132,8 +132,8 @@ def local(path: Path) -> pathlib.Path:
 def find_files(pattern: str) -> list[str]:
   """Returns the files of a glob, sorted, those of a bucket as local copies.
 
-  A pattern that is right as it stands, such as `a [1]/*.txt`, is no character
-  class.
+  Brackets are literal where such files exist, as in `a [1]/*.txt`, otherwise a
+  character class.
   """
   path = to_path(pattern)
   for text in (str(path).replace("[", "[[]"), str(path)):

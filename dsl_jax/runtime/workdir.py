@@ -64,7 +64,7 @@ def stored(where: str | os.PathLike) -> Stored:
     content = storage.read_json(path, fix)
     if "config" not in content and RUN not in content:
       raise errors.UserError(
-        f"{path} lacks {RUN!r}, which tells the tokenizer and clean_snr; write "
+        f"{path} lacks {RUN!r}, which has the tokenizer and clean_snr; write "
         f"a folder that has it: python -m dsl_jax.convert export {where} --out "
         "FOLDER (a raw MDLM may need --tokenizer and --clean_snr)."
       )

@@ -71,8 +71,8 @@ class Keys(NamedTuple):
   down: jax.Array
 
 
-class Model(NamedTuple):
-  """Arguments of a run, and what the denoiser makes of params alone."""
+class BoundModel(NamedTuple):
+  """A model with a run's options, and what it makes of params alone."""
 
   params: dict
   options: Options
@@ -127,17 +127,17 @@ def _apply(
   return jax.lax.cond(2 * busiest > L, everywhere, gathered, old)
 
 
-def bind(params, options: Options) -> Model:
+def bind(params, options: Options) -> BoundModel:
   denoiser = options.denoiser
   table_VD, mask = denoiser.table(params), None
   if denoiser.embed is not None:
     mask = denoiser.embed(params, jnp.zeros((1, 1, table_VD.shape[1])))[0, 0]
   head_VM, bias_V = denoiser.head(params)
-  return Model(params, options, table_VD, head_VM, bias_V, mask)
+  return BoundModel(params, options, table_VD, head_VM, bias_V, mask)
 
 
 def embed(
-  model: Model, where_BL, snr_BL, z_BLD, embeddings_BLM
+  model: BoundModel, where_BL, snr_BL, z_BLD, embeddings_BLM
 ) -> jax.Array | None:
   """Input embeddings of z where asked; masks need no converter."""
   if embeddings_BLM is None or model.mask_M is None:
@@ -168,7 +168,7 @@ def _draws_token(options, snr_BL, next_BL):
   return rises & jnp.isinf(next_BL)
 
 
-def _call_network(model: Model, key_B, needed, draw_BL, state: State):
+def _call_network(model: BoundModel, key_B, needed, draw_BL, state: State):
   """Hidden states, and tokens drawn with their log-confidence where asked.
 
   Without need, nothing is computed: hidden states are zero and tokens stay.
@@ -206,7 +206,7 @@ def _call_network(model: Model, key_B, needed, draw_BL, state: State):
 
 
 def _move_up(
-  model: Model, key_B, state: State, next_BL, h_BLM, tokens_BL, z_BLD
+  model: BoundModel, key_B, state: State, next_BL, h_BLM, tokens_BL, z_BLD
 ):
   """Finite moves up from state.z_BLD; z and the network calls they took.
 
@@ -258,7 +258,9 @@ def _move_up(
   return up(0.5 * (mean_BLD + mean(h_BLM))), jnp.int32(1)
 
 
-def _move(model: Model, keys: Keys, state: State, next_BL, h_BLM, tokens_BL):
+def _move(
+  model: BoundModel, keys: Keys, state: State, next_BL, h_BLM, tokens_BL
+):
   """Moves every token; z after the step and the network calls it took."""
   snr_BL, clean_snr = state.snr_BL, model.options.clean_snr
   # Commitments and masks are free of noise.
@@ -289,7 +291,7 @@ def _move(model: Model, keys: Keys, state: State, next_BL, h_BLM, tokens_BL):
   return z_BLD, calls
 
 
-def step(model: Model, keys: Keys, state: State, next_snr, needs) -> State:
+def step(model: BoundModel, keys: Keys, state: State, next_snr, needs) -> State:
   """Calls the network if a token rises, then moves every token.
 
   Args:
