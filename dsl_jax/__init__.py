@@ -2,8 +2,8 @@
 
 Shape suffixes used everywhere, one capital per axis:
   B batch, L length, V vocabulary, D sphere dimension, M network width,
-  T path intervals, H heads, K features of a head or query, N tokens (B * L),
-  C chunks or channels, R rows of a chunk.
+  T path intervals, H heads, K features of a head or query, N tokens (B * L) or
+  rows of a corpus, S draws, C chunks or channels, R rows of a chunk or path.
 clean_snr is the SNR of a committed token, which is stored as clean_snr * e(v).
 Information is in nats; the signal-to-noise ratio (SNR, t) is linear.
 """

@@ -95,16 +95,16 @@ def test_rows_as_texts_score_as_themselves(tmp_path):
   lines = [{"text": mdlm.decode(row)} for row in rows]
   path.write_text("".join(json.dumps(x) + "\n" for x in lines))
   entries = reproduce.load_texts(str(path))
-  found = reproduce._their_texts(entries, mdlm).ids
+  found = reproduce._read_texts(entries, mdlm).ids
   np.testing.assert_array_equal(found, rows)
   # Texts of several encodings keep the ids that they were written from.
   entries = [{"text": "x", "ids": [1, 2], "tokenizer": mdlm.fingerprint}]
-  assert reproduce._their_texts(entries, mdlm).ids[0].tolist() == [1, 2]
+  assert reproduce._read_texts(entries, mdlm).ids[0].tolist() == [1, 2]
   for bad in ("ab", [10**30], {}, [[1, 2], [3]], [[1]], [-1], [34], [1.5], []):
     with pytest.raises(errors.UserError, match="ids of text 1 cannot be read"):
-      reproduce._their_texts([entries[0] | {"ids": bad}], mdlm)
+      reproduce._read_texts([entries[0] | {"ids": bad}], mdlm)
   entries[0]["tokenizer"] = "another"
-  assert len(reproduce._their_texts(entries, mdlm).ids[0]) == 1
+  assert len(reproduce._read_texts(entries, mdlm).ids[0]) == 1
 
 
 def test_bounds_are_parsed_with_their_steps():

@@ -48,7 +48,7 @@ def _load_run(args):
 
 
 def _load_mdlm(args):
-  """Does the same for an MDLM or a converted folder, whose notes are kept."""
+  """Returns the same of an MDLM or a converted folder, whose notes are kept."""
   options = {key: vars(args)[key] for key, *_ in _OPTIONS if key in args}
   options["use_ema"] = not args.raw
   params, net = mdlm.load(args.source, **options)

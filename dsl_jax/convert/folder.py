@@ -85,7 +85,7 @@ def check_config(path, config: dict, sizes: mapping.Sizes, heads: int) -> None:
 
 
 def check_free(path: str | pathlib.Path) -> None:
-  """Rejects a path where writing would overwrite somebody else's files."""
+  """Rejects a path where writing would overwrite files of another origin."""
   path = storage.to_path(path)
   with contextlib.suppress(ValueError):
     if EVIDENCE_SKIP in storage.read_json(path / "config.json"):

@@ -176,7 +176,7 @@ def open_mdlm(
   mask_id: int | None = None,
   heads: int | None = None,
 ) -> Source:
-  """Opens what `load` reads; the arguments are explained there."""
+  """Opens what `load` reads, with the same arguments."""
   container, config = _open(storage.to_path(path))
   for settings in (config, container.settings):
     folder.check_model(path, settings)

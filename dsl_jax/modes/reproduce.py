@@ -267,7 +267,7 @@ def _decode(cfg, tokens_NL, tokenizer):
   return Texts([tokenizer.decode(row) for row in tokens_NL], tokens_NL)
 
 
-def _their_texts(entries, tokenizer):
+def _read_texts(entries, tokenizer):
   """Texts of a file, with the ids that they were written from if it has them.
 
   Different ids may be the same text, and encoding it gives only one of them.
@@ -377,7 +377,7 @@ def reproduce(cfg: config_lib.Config, workdir: str) -> None:
       identity = {"texts": text, "texts_digest": digest, **judged}
       digest = storage.digest(identity)[:12]
       name = f"{pathlib.Path(text).stem}-{digest}-scores.json"
-      texts = _their_texts(entries, tokenizer)
+      texts = _read_texts(entries, tokenizer)
       job = Job(folder / name, identity, lambda: (texts, {}))
       jobs: dict = {text: job}
     else:

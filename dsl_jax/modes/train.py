@@ -132,7 +132,7 @@ def make_held_out_loss(
 
 
 def follow_clock(cfg: config_lib.Config, state, step: int, deadline: float):
-  """Lets the learning rate fall by the deadline of train.max_minutes, too."""
+  """Advances the schedule so that it ends at the deadline of max_minutes."""
   c, o = cfg.train, cfg.optim
   if o.schedule == "constant" or not c.max_minutes or step < o.warmup_steps:
     return state

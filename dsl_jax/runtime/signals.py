@@ -11,13 +11,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OTHER_MODE = r"(^|-mode[= ])(?!train\b)[a-z]"  # in a command line
 
 
-def _leave_to_the_watch(number, frame):
-  """A handler that does nothing: the watching thread ends the process."""
+def _ignore(number, frame):
+  """A handler that does nothing: the thread of `end_at_once` acts."""
 
 
 def restore() -> None:
   """Gives signals back to Python's own handlers, if `end_at_once` took them."""
-  if signal.getsignal(signal.SIGTERM) is not _leave_to_the_watch:
+  if signal.getsignal(signal.SIGTERM) is not _ignore:
     return
   signal.set_wakeup_fd(-1)
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -38,7 +38,7 @@ def end_at_once() -> None:
   The code is 0 if it was to train, otherwise 128 and the signal, as a shell has
   it. Python's own handlers would wait until a program is compiled.
   """
-  if signal.getsignal(signal.SIGTERM) is _leave_to_the_watch:
+  if signal.getsignal(signal.SIGTERM) is _ignore:
     return
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(line_buffering=True)
@@ -50,7 +50,7 @@ def end_at_once() -> None:
   def watch():
     while True:
       number = os.read(reader, 1)[0]
-      if signal.getsignal(number) is _leave_to_the_watch:
+      if signal.getsignal(number) is _ignore:
         name = signal.Signals(number).name
         os.write(1, f"stopped by {name}; there is nothing to save\n".encode())
         os._exit(128 + number if is_other else 0)
@@ -59,4 +59,4 @@ def end_at_once() -> None:
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   threading.Thread(target=watch, daemon=True).start()
   for number in SIGNALS:
-    signal.signal(number, _leave_to_the_watch)
+    signal.signal(number, _ignore)
