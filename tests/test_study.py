@@ -18,6 +18,7 @@ from studies.small import (
   model,
   presets,
   report,
+  run,
   sampling,
   tables,
   train,
@@ -279,6 +280,9 @@ def test_bits_are_compared_at_equal_entropy(monkeypatch, tmp_path):
   assert row.endswith("| -0.200 +- 0.367 | -0.100 +- 0.382 |  |  |")
 
 
-def test_every_run_of_the_study_has_a_result():
-  missing = [x for x in presets.SMALL.runs if tables.read(x) is None]
-  assert not missing
+@pytest.mark.parametrize(
+  "preset, folder", [(presets.SMALL, ""), (presets.LONG_BASE, "long-base/")]
+)
+def test_every_stage_of_the_study_has_a_result(preset, folder):
+  names = [folder + x.replace(":", "-") for x in run.stages(preset)]
+  assert not [name for name in names if tables.read(name) is None]

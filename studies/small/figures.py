@@ -12,16 +12,16 @@ from studies.small import arms, evaluate, presets, tables
 
 # Networks and samplers whose measures are drawn.
 _DRAWN = (
-  ("first/A1", "text"),
-  ("first/A1", "masked"),
-  ("first/A1", "remask"),
-  ("first/A1", "remask-0.9"),
-  ("first/A1", "random-order"),
-  ("first/S-0.75", "masked"),
-  ("first/S-0.75", "early-hybrid"),
-  ("first/S-0.75", "hybrid"),
-  ("first/S-0.75", "euler-information"),
-  ("first/S-0.75", "heun-information"),
+  ("long-base/A1", "text"),
+  ("long-base/A1", "masked"),
+  ("long-base/A1", "remask"),
+  ("long-base/A1", "remask-0.9"),
+  ("long-base/A1", "random-order"),
+  ("long-base/S-0.75", "masked"),
+  ("long-base/S-0.75", "early-hybrid"),
+  ("long-base/S-0.75", "hybrid"),
+  ("long-base/S-0.75", "euler-information"),
+  ("long-base/S-0.75", "heun-information"),
 )
 
 
@@ -183,7 +183,7 @@ def write(out: pathlib.Path) -> None:
     "training": training(),
     "information": information(),
   }
-  if tables.cells("first/A1"):
+  if tables.cells("long-base/A1"):
     drawn["bits"] = samples("judge", "the judge's bits a character")
     drawn["words"] = samples("words", "share of real words")
     drawn["mauve"] = samples("mauve", "MAUVE on the judge's features")

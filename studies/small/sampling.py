@@ -179,7 +179,7 @@ RIVALS = (
   "random-order",
   "random-order-0.9",
 )
-HYBRIDS = ("early-hybrid", "hybrid")
+CONTENDERS = ("early-hybrid", "hybrid", "euler-information")
 
 
 class _Rewrites:

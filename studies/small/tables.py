@@ -149,8 +149,8 @@ def by_seed(reference: str, names: Iterable[str]) -> str:
     reference: the run whose endpoint bound is subtracted.
     names: of the runs.
   """
-  heads = ["run", "seeds", "endpoint", f"- {reference} of the same seed"]
-  heads += ["integral", "gap"]
+  less = f"- {_label(reference)} of the same seed"
+  heads = ["run", "seeds", "endpoint", less, "integral", "gap"]
   rows = []
   for name in names:
     runs = seeds(name)
@@ -160,7 +160,7 @@ def by_seed(reference: str, names: Iterable[str]) -> str:
         for bound in ("endpoint", "integral", "gap")
       )
       less = differences(name, reference, "endpoint")
-      rows.append([name, f"{len(runs)}", endpoint, less, integral, gap])
+      rows.append([_label(name), f"{len(runs)}", endpoint, less, integral, gap])
   return _table(heads, rows)
 
 
@@ -179,12 +179,9 @@ def cells(name: str) -> list[dict]:
   """Returns the measured samples of a network at all budgets.
 
   Args:
-    name: of the network; `first/NAME` if the first judge has read them, where
-      there was one.
+    name: of the network, as in `difference`.
   """
   found: list[dict] = []
-  if not _first_judge():
-    name = name.removeprefix("first/")
   folder, _, network = name.rpartition("/")
   for calls in presets.BUDGETS:
     result, again = (
@@ -196,22 +193,13 @@ def cells(name: str) -> list[dict]:
   return found
 
 
-def _first_judge():
-  """Whether there is what a first judge read."""
-  return (RESULTS / "first").is_dir()
-
-
 def samples(measure: str) -> str:
   """Returns the tables of a measure, samplers by budgets, of every network.
 
   Args:
     measure: such as `ngram`.
   """
-  names = _sampled("")
-  for name in _sampled("first"):  # the texts of some are in both
-    if measure in ("judge", "mauve") or name.rpartition("/")[2] not in names:
-      names.append(name)
-  names += _sampled("long-base")
+  names = [*_sampled("long-base"), *_sampled("")]
   found = [_samples(name, measure) for name in names]
   return "\n\n".join(filter(None, found)) or f"{MISSING}."
 
@@ -246,18 +234,18 @@ def _samples(name, measure):
   return _table([_label(name), *(f"T = {x}" for x in budgets)], rows)
 
 
-def leaders(masked: str, hybrid: str, kind: str = "") -> str:
+def leaders(masked: str, other: str, kind: str = "") -> str:
   """Returns the table of the best samplers at equal calls.
 
   Args:
     masked: name of a masked network.
-    hybrid: of one that the hybrids sample from.
+    other: of the one that `sampling.CONTENDERS` sample from.
     kind: "smollm" for the measures of that language model.
   """
   labels = _BY_SMOLLM if kind else _BY_JUDGE
   found = {
     (name, cell["sampler"], cell["budget"]): [pair(cell[x]) for x in labels]
-    for name in (masked, hybrid)
+    for name in (masked, other)
     for cell in cells(name)
     if all(x in cell for x in labels)
   }
@@ -266,11 +254,10 @@ def leaders(masked: str, hybrid: str, kind: str = "") -> str:
   text = next(row for key, row in found.items() if key[1] == "text")
   rows = [["", "", "held-out text", *text]]
   for calls in presets.BUDGETS:
-    for sampler in sampling.RIVALS + sampling.HYBRIDS:
-      name = hybrid if sampler in sampling.HYBRIDS else masked
+    for sampler in sampling.RIVALS + sampling.CONTENDERS:
+      name = other if sampler in sampling.CONTENDERS else masked
       if row := found.get((name, sampler, calls)):
-        network = name.rpartition("/")[2] if kind else _label(name)
-        rows.append([f"{calls}", network, sampler, *row])
+        rows.append([f"{calls}", _label(name), sampler, *row])
   return _table(["calls", "network", "sampler", *labels.values()], rows)
 
 
@@ -467,10 +454,7 @@ def _differs(name):
 def _label(name):
   """A network's name, with what is special about it."""
   folder, _, network = name.rpartition("/")
-  special = {"long-base": "long base"}
-  if _first_judge():
-    special["first"] = "first judge"
-  return f"{network} ({special[folder]})" if folder in special else network
+  return f"{network} (long base)" if folder else network
 
 
 _RIVALS = ("masked", "remask", "random-order")
@@ -486,7 +470,9 @@ _TABLES = {
   "gap": lambda: bounds(["A3", *arms.GAP]),
   "scratch": lambda: bounds(arms.SCRATCH),
   "long-base": lambda: bounds(
-    f"long-base/{name}" for name in ("A0", *presets.LONG_BASE.runs)
+    f"long-base/{name}"
+    for name in ("A0", *presets.LONG_BASE.runs)
+    if ".s" not in name
   ),
   "compute": lambda: compute(
     ["base", "long-base/base", *(x for x in arms.TABLE if x != "A0")]

@@ -129,8 +129,8 @@ def read_by_smollm(study: store.Study, name: str, calls: int) -> None:
     rows_NL = evaluate.held_out(study.packed["validation"], study.preset.drawn)
     np.save(kept, perplexity.features(reader, data.texts(rows_NL)))
   human_ND = np.load(kept)
-  hybrids = sampling.HYBRIDS
-  names = hybrids if set(hybrids) <= set(samplers(name)) else sampling.RIVALS
+  ours = sampling.CONTENDERS
+  names = ours if set(ours) <= set(samplers(name)) else sampling.RIVALS
   cells = []
   for sampler, (tokens_NL, _) in _draw(study, name, names, calls).items():
     texts = data.texts(tokens_NL)
