@@ -156,6 +156,13 @@ def test_old_streams_are_rejected(tmp_path):
     convert.mdlm.load(path)
 
 
+def test_a_checkpoint_in_a_folder_does_not_hide_its_config(tmp_path):
+  torch.save(checkpoint(), tmp_path / "pytorch_model.bin")
+  (tmp_path / "config.json").write_text('{"parameterization": "sedd"}')
+  with pytest.raises(ValueError, match="with parameterization = 'sedd'"):
+    convert.mdlm.load(tmp_path)
+
+
 def damage_file(path, draw):
   """Changes a bit, or cuts the end off."""
   damaged = bytearray(path.read_bytes())
