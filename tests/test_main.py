@@ -63,7 +63,7 @@ def run(rows, tmp_path, monkeypatch, capsys):
     return code, capsys.readouterr().err
 
   yield run_main
-  denoiser_lib.make_denoiser.cache_clear()
+  denoiser_lib._make_denoiser.cache_clear()
 
 
 def assert_rejected(result, *words):

@@ -178,8 +178,7 @@ def open_mdlm(
 ) -> Source:
   """Opens what `load` reads, with the same arguments."""
   container, config = _open(storage.to_path(path))
-  for settings in (config, container.settings):
-    folder.check_model(path, settings)
+  folder.check_model(path, {"config": config} | container.settings)
   tensors = {
     re.sub(_PREFIXES, "", name.replace("_orig_mod.", "")): tensor
     for name, tensor in container.tensors.items()

@@ -36,7 +36,7 @@ def draw_rows(rows_NL: np.ndarray, count: int, seed: int) -> np.ndarray:
 def batched(
   cfg: config_lib.Config, rows_NL: np.ndarray, stream: str
 ) -> Iterator[tuple[jax.Array, np.ndarray, int]]:
-  """Yields a key of the stream, tokens_BL, and how many rows come first."""
+  """Yields a key of the stream, tokens_BL, and its number of rows of data."""
   key = state_lib.stream(cfg.seed, stream)
   size = min(cfg.eval.batch_size, len(rows_NL))
   num = -(-len(rows_NL) // size)

@@ -74,19 +74,7 @@ def _apply(net, method, params, *args):
 
 
 @functools.cache
-def make_denoiser(cfg: NetConfig, shards: Shards = ONE_DEVICE) -> Denoiser:
-  """Builds MDLM's diffusion transformer with DSL's converter in front.
-
-  Args:
-    cfg: the network; parameters are a nested dict of f32 arrays.
-    shards: within a `jax.shard_map`, the devices that share the work on a
-      sequence. Of the parameters `shards.ROW_SHARDED` a device then has its own
-      vocabulary rows. z and hidden states are those of all positions.
-
-  Returns:
-    The denoiser, the same object for the same arguments, so that programs
-    compiled for it are reused.
-  """
+def _make_denoiser(cfg, shards):
   net = transformer.Network(cfg, shards)
 
   def init(key):
@@ -123,6 +111,22 @@ def make_denoiser(cfg: NetConfig, shards: Shards = ONE_DEVICE) -> Denoiser:
     shards=shards,
     sees_snr=cfg.snr_condition,
   )
+
+
+def make_denoiser(cfg: NetConfig, shards: Shards = ONE_DEVICE) -> Denoiser:
+  """Builds MDLM's diffusion transformer with DSL's converter in front.
+
+  Args:
+    cfg: the network; parameters are a nested dict of f32 arrays.
+    shards: within a `jax.shard_map`, the devices that share the work on a
+      sequence. Of the parameters `shards.ROW_SHARDED` a device then has its own
+      vocabulary rows. z and hidden states are those of all positions.
+
+  Returns:
+    The denoiser, the same object for the same arguments, so that programs
+    compiled for it are reused.
+  """
+  return _make_denoiser(cfg, shards)
 
 
 def as_tuple(denoiser) -> Denoiser:

@@ -1,5 +1,0 @@
-import sys
-
-from dsl_jax.main import main
-
-sys.exit(main())
