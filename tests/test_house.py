@@ -21,6 +21,7 @@ FLOORS = {
   "quality": 4,
   "modes": 5,
   "main": 6,
+  "__main__": 6,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 SMALL = ("dsl_jax", "tests", "benchmarks", "configs", "launch")

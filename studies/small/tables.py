@@ -452,7 +452,7 @@ def _differs(name):
 
 
 def _label(name):
-  """A network's name, with what is special about it."""
+  """A network's name, and its base unless that is the short one."""
   folder, _, network = name.rpartition("/")
   return f"{network} (long base)" if folder else network
 
